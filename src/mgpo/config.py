@@ -1,0 +1,100 @@
+"""Settings of a run: flat fields, as in TRL; a YAML recipe or the command line sets them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import GRPOConfig
+
+from mgpo.grounding import BoxRules, Coordinates
+from mgpo.imaging import PixelBudget
+from mgpo.protocol import CropFrame, Method, Protocol
+
+SFT = "sft"
+METHODS = (Method.MGPO, Method.GRPO, SFT)
+
+
+@dataclass
+class DataArguments:
+    """Which model, which questions.
+
+    Attributes are flat so that a recipe reads like a TRL configuration.
+    """
+
+    model_name_or_path: str = field(default="mgpo-tiny", metadata={"help": "mgpo-tiny, a folder, or a hub id."})
+    dtype: str = field(default="auto", metadata={"help": "Weights: auto, float32, bfloat16."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa, flash_attention_2, ..."})
+    dataset_name: str = field(default="needle", metadata={"help": "needle, a JSONL file, a folder, or a hub id."})
+    dataset_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_seed: int = field(default=0, metadata={"help": "needle: seed of the questions."})
+    dataset_size: int = field(default=2000, metadata={"help": "needle: number of questions."})
+    use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters instead of all weights."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of LoRA."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scale of LoRA."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of LoRA."})
+    lora_target_modules: str = field(
+        default=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
+        metadata={"help": "Regular expression of the modules that get adapters."},
+    )
+
+
+@dataclass
+class MGPOConfig(GRPOConfig):
+    """TRL's `GRPOConfig` with the settings of the method. Everything of TRL's works as it does there.
+
+    `max_completion_length` is computed from the limits of the turns unless it is set; if it is set too small for the
+    longest possible episode, the trainer refuses to start and says what would fit.
+    """
+
+    method: str = field(default="mgpo", metadata={"help": "mgpo (two turns), grpo (single turn) or sft (short answer)."})
+    max_turns: int = field(default=2, metadata={"help": "K: the model's turns per rollout."})
+    crop_frame: str = field(default="latest", metadata={"help": "K > 2: a box refers to the latest or original image."})
+    min_pixels: int | None = field(default=None, metadata={"help": "Pixel budget: smaller images are enlarged."})
+    max_pixels: int | None = field(default=None, metadata={"help": "Pixel budget: larger images are shrunk."})
+    min_box_side: float = field(default=28, metadata={"help": "A box's sides must be longer, in input pixels."})
+    max_box_aspect: float = field(default=100, metadata={"help": "A box's long side over its short side must be less."})
+    coordinates: str = field(default="auto", metadata={"help": "auto (by model family), absolute or relative_1000."})
+    max_grounding_tokens: int = field(default=128, metadata={"help": "Limit of a turn that names a region."})
+    max_answer_tokens: int = field(default=512, metadata={"help": "Limit of the last turn."})
+    max_reply_tokens: int = field(default=640, metadata={"help": "Limit of the text of one user turn."})
+    freeze_vision_tower: bool = field(default=False, metadata={"help": "Train the language model only."})
+    extra_reward_funcs: list[str] = field(
+        default_factory=list, metadata={"help": "Further rewards in TRL's convention, as dotted paths."}
+    )
+    trajectories_every: int = field(default=20, metadata={"help": "Save rollouts every so many steps; 0 never."})
+    trajectories_kept: int = field(default=8, metadata={"help": "Rollouts to save each time."})
+    max_completion_length: int | None = field(default=None, metadata={"help": "Computed unless it is set."})
+    report_to: Any = field(default="none", metadata={"help": "trackio, wandb, tensorboard or none."})
+    bf16: bool | None = field(default=False, metadata={"help": "Autocast to bfloat16."})
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method={self.method!r} is unknown. Choose one of: {', '.join(METHODS)}.")
+        CropFrame(self.crop_frame)
+        if self.max_completion_length is None:
+            self.max_completion_length = 0
+        super().__post_init__()
+
+    def protocol(self, own_budget: PixelBudget, own_coordinates: Coordinates) -> Protocol:
+        """The turn protocol; what is not set comes from the model's processor and family."""
+        coordinates = own_coordinates if self.coordinates == "auto" else Coordinates(self.coordinates)
+        budget = PixelBudget(
+            self.min_pixels or min(own_budget.min_pixels, self.max_pixels or own_budget.max_pixels),
+            self.max_pixels or own_budget.max_pixels,
+            own_budget.factor,
+        )
+        return Protocol(
+            method=Method.DIRECT if self.method == SFT else Method(self.method),
+            max_turns=self.max_turns,
+            crop_frame=CropFrame(self.crop_frame),
+            box=BoxRules(self.min_box_side, self.max_box_aspect, coordinates=coordinates),
+            budget=budget,
+        )
+
+    def episode_tokens(self, protocol: Protocol) -> int:
+        """Most tokens after the first user turn that an episode can take: all later turns, images included."""
+        later_images = (protocol.turns - 1) * (protocol.budget.max_tokens + 2)
+        replies = (protocol.turns - 1) * self.max_reply_tokens
+        grounding = (protocol.turns - 1) * self.max_grounding_tokens
+        return grounding + replies + later_images + self.max_answer_tokens

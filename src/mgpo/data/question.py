@@ -1,0 +1,80 @@
+"""The one question type that training, evaluation, inference and serving share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+LETTERS = "ABCDEF"
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about an image.
+
+    Attributes:
+        image: a path, bytes, a Hugging Face `{"bytes", "path"}` row or a PIL image; opened by `mgpo.imaging` only.
+        question: the question, without choices.
+        choices: texts of 2 to 6 choices, lettered A to F in this order; empty for an open question.
+        answer: the right letter, or the answer's text for an open question; empty if unknown.
+        gold_boxes_px_original: boxes (x1, y1, x2, y2) of what must be seen, for metrics only: they reach neither prompt
+            nor reward.
+        category: what kind of question it is, for tables.
+        id: names the row in logs and errors.
+    """
+
+    image: Any
+    question: str
+    choices: tuple[str, ...] = ()
+    answer: str = ""
+    gold_boxes_px_original: tuple[Box, ...] = ()
+    category: str = ""
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        where = f"Question {self.id!r}" if self.id else "A question"
+        if not isinstance(self.question, str) or not isinstance(self.answer, str):
+            raise ValueError(f"{where} needs a question and an answer that are text.")
+        if not self.question.strip():
+            raise ValueError(f"{where} has no text.")
+        if self.choices and not 2 <= len(self.choices) <= len(LETTERS):
+            raise ValueError(f"{where} has {len(self.choices)} choices; 2 to {len(LETTERS)} are supported.")
+        if self.choices and self.answer and self.answer not in tuple(LETTERS[: len(self.choices)]):
+            raise ValueError(
+                f"{where} has the answer {self.answer!r}, which is none of its letters {LETTERS[: len(self.choices)]}."
+            )
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Question:
+        """From a dataset row with this class' fields as columns (`gold_boxes` is accepted for the boxes).
+
+        Raises:
+            ValueError: the row has no image or no question; the message names the row's id.
+        """
+        name = str(row.get("id", ""))
+        for field in ("image", "question"):
+            if row.get(field) is None:
+                raise ValueError(f"Row {name!r} has no {field!r} column. Needed are: image, question, choices, answer.")
+        boxes = row.get("gold_boxes_px_original") or row.get("gold_boxes") or ()
+        choices, answer = row.get("choices") or (), row.get("answer")
+        if isinstance(choices, str):
+            raise ValueError(f"Row {name!r} has text as 'choices'. Needed is a list of texts.")
+        try:
+            boxes = tuple((int(x1), int(y1), int(x2), int(y2)) for x1, y1, x2, y2 in boxes)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"Row {name!r} has a gold box that is not four numbers (x1, y1, x2, y2).") from error
+        return cls(
+            image=row["image"],
+            question=row["question"],
+            choices=tuple(choices),
+            answer="" if answer is None else answer,
+            gold_boxes_px_original=boxes,
+            category=row.get("category") or "",
+            id=name,
+        )
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of guessing: one over the number of choices, 0 for an open question."""
+        return 1 / len(self.choices) if self.choices else 0.0

@@ -1,0 +1,122 @@
+"""Loading of a policy: model and processor, with and without torchvision.
+
+`mgpo-tiny` names the checkpoint that the package ships; everything else is a folder or a hub id.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor as _FullProcessor
+
+from mgpo.grounding import Coordinates
+from mgpo.imaging import PixelBudget
+
+TINY = "mgpo-tiny"
+
+RELATIVE_FAMILIES = {"qwen3_vl", "qwen3_vl_moe", "internvl"}
+"""Model types that write boxes in thousandths of the image; all others write pixels."""
+
+
+class Qwen2_5_VLProcessor(_FullProcessor):
+    """Qwen2.5-VL's processor without its video half, which cannot be built where torchvision is missing.
+
+    It keeps the upstream name, so that a folder it saves is loaded by plain transformers.
+    """
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **_: Any) -> None:
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+def resolve(name_or_path: str) -> str:
+    """Folder or hub id of a policy; `mgpo-tiny` is the shipped checkpoint."""
+    if name_or_path == TINY:
+        return str(files("mgpo") / "assets" / TINY)
+    return name_or_path
+
+
+def has_torchvision() -> bool:
+    """Whether torchvision is there and works (a CUDA build beside CPU torch is there and does not)."""
+    if importlib.util.find_spec("torchvision") is None:
+        return False
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError, OSError):
+        return False
+    return True
+
+
+def load_processor(name_or_path: str, budget: PixelBudget | None = None) -> Any:
+    """The processor of a policy.
+
+    Args:
+        name_or_path: `mgpo-tiny`, a folder or a hub id. A LoRA folder without a processor falls back to its base's.
+        budget: pixel budget to set in the processor, so that a processor that is called directly agrees with
+            `mgpo.imaging`.
+    """
+    path = resolve(name_or_path)
+    adapter = Path(path) / "adapter_config.json"
+    if adapter.is_file() and not (Path(path) / "tokenizer_config.json").is_file():
+        path = resolve(json.loads(adapter.read_text())["base_model_name_or_path"])
+    if has_torchvision():
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+    else:
+        model_type = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
+        if model_type not in {"qwen2_5_vl", "qwen2_vl"}:
+            raise ImportError(
+                f"The processor of a {model_type} model needs torchvision, which is missing or does not fit the "
+                "installed torch. Install the torchvision that belongs to your torch."
+            )
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        images = AutoImageProcessor.from_pretrained(path, trust_remote_code=False, backend="pil")
+        processor = Qwen2_5_VLProcessor(images, tokenizer, chat_template=tokenizer.chat_template)
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    if budget is not None:
+        processor.image_processor.size = {"shortest_edge": budget.min_pixels, "longest_edge": budget.max_pixels}
+    return processor
+
+
+def load_model(name_or_path: str, dtype: str | torch.dtype = "auto", device: str | None = None) -> PreTrainedModel:
+    """The model of a policy, in evaluation mode; a LoRA folder is merged into its base.
+
+    Only safetensors are read: a pickled checkpoint is refused.
+    """
+    path = resolve(name_or_path)
+    adapter = Path(path) / "adapter_config.json"
+    base = resolve(json.loads(adapter.read_text())["base_model_name_or_path"]) if adapter.is_file() else path
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    if adapter.is_file():
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, path, use_safetensors=True).merge_and_unload()
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+
+
+def default_budget(processor: Any) -> PixelBudget:
+    """The pixel budget that a policy's own image processor has."""
+    size = dict(processor.image_processor.size)
+    factor = processor.image_processor.patch_size * processor.image_processor.merge_size
+    return PixelBudget(size["shortest_edge"], size["longest_edge"], factor)
+
+
+def default_coordinates(model_type: str) -> Coordinates:
+    """How a model family writes boxes."""
+    return Coordinates.RELATIVE_1000 if model_type in RELATIVE_FAMILIES else Coordinates.ABSOLUTE

@@ -1,0 +1,94 @@
+"""A policy in this process: a transformers model that continues conversations given as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from mgpo.engines.loading import load_model, load_processor
+from mgpo.engines.tokens import TurnTokens
+from mgpo.imaging import PixelBudget
+
+
+@dataclass
+class Conversation:
+    """What was said so far: token ids and the images behind their placeholders, in order."""
+
+    ids: list[int]
+    images: list[Image.Image]
+
+
+@dataclass(frozen=True)
+class Said:
+    """One turn of the model. `truncated`: it hit its token limit before it ended."""
+
+    ids: list[int]
+    text: str
+    truncated: bool
+
+
+class LocalPolicy:
+    """A transformers model and its processor.
+
+    Args:
+        model: a loaded vision-language model.
+        processor: its processor.
+    """
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model, processor
+        self.tokens = TurnTokens(processor)
+        self._banned = self.tokens.banned_ids()
+
+    @classmethod
+    def load(cls, name_or_path: str, budget: PixelBudget | None = None, dtype: str = "auto") -> LocalPolicy:
+        """From `mgpo-tiny`, a folder or a hub id."""
+        return cls(load_model(name_or_path, dtype), load_processor(name_or_path, budget))
+
+    @torch.no_grad()
+    def say(
+        self, conversations: Sequence[Conversation], max_new_tokens: int, temperature: float = 0.0
+    ) -> list[Said]:
+        """The model's next turn in each conversation, generated as one batch.
+
+        Args:
+            conversations: they may differ in length and number of images.
+            max_new_tokens: limit of the turn.
+            temperature: 0 decodes greedily.
+        """
+        width = max(len(c.ids) for c in conversations)
+        device = self.model.device
+        ids = torch.full((len(conversations), width), self.tokens.tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for row, conversation in enumerate(conversations):
+            self.tokens.check(conversation.ids, conversation.images, f"number {row} of the batch")
+            ids[row, width - len(conversation.ids) :] = torch.tensor(conversation.ids)
+            mask[row, width - len(conversation.ids) :] = 1
+        images = [image for c in conversations for image in c.images]
+        vision = self.tokens.pixels(images) if images else {}
+        sampling: dict[str, Any] = {"do_sample": temperature > 0}
+        if temperature > 0:
+            sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+        out = self.model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            mm_token_type_ids=(ids == self.tokens.image_token_id).int().to(device),
+            **{name: value.to(device) for name, value in vision.items()},
+            max_new_tokens=max_new_tokens,
+            suppress_tokens=self._banned,
+            eos_token_id=self.tokens.eos_id,
+            pad_token_id=self.tokens.tokenizer.pad_token_id,
+            **sampling,
+        )
+        return [self._said(row[width:].tolist()) for row in out]
+
+    def _said(self, ids: list[int]) -> Said:
+        ended = self.tokens.eos_id in ids
+        if ended:
+            ids = ids[: ids.index(self.tokens.eos_id) + 1]
+        text = self.tokens.tokenizer.decode(ids, skip_special_tokens=True)
+        return Said(ids, text, not ended)

@@ -1,0 +1,242 @@
+"""From what the model wrote to a region of the original image: text -> JSON -> box -> validity -> original pixels.
+
+Pure and total: any text gives a `Grounding`, never an exception. A bad box is data, not a crash: its `status` says why
+it was rejected, the environment tells the model, and the metrics count it.
+
+Frames. The model speaks in the frame of the image it was *given* (`input_size`, after the pixel budget). Qwen2.5-VL names
+absolute pixels of that image, Qwen3-VL names 0..1000 of each side: the `Coordinates` of a model family. The crop is cut
+from the original, so `original = box / input_size * original_size` per axis (paper, Eq. 3).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+MAX_JSON_CHARS = 4_000
+"""A longer JSON block is no box; it also bounds the time that any text can cost."""
+
+_FENCE = re.compile(r"```[ \t]*(?:json|JSON)?[ \t]*\r?\n?(.*?)(?:```|\Z)", re.DOTALL)
+
+
+class Coordinates(StrEnum):
+    """How a model family writes a box."""
+
+    ABSOLUTE = "absolute"
+    """Pixels of the image it was given (Qwen2-VL, Qwen2.5-VL)."""
+    RELATIVE_1000 = "relative_1000"
+    """Thousandths of each side (Qwen3-VL, InternVL)."""
+
+
+class BoxStatus(StrEnum):
+    """Why a turn's box is used or not. One sentence each; all are counted in the metrics."""
+
+    VALID = "valid"
+    """A box that the environment crops."""
+    NO_JSON = "no_json"
+    """The turn holds no fenced JSON and no bare list of objects."""
+    TOO_LONG = "too_long"
+    """The JSON block is longer than any list of boxes needs to be."""
+    BAD_JSON = "bad_json"
+    """The block is not JSON (cut off, trailing comma, NaN, nested without end)."""
+    NOT_A_LIST = "not_a_list"
+    """JSON, but not a list of objects."""
+    EMPTY = "empty"
+    """An empty list."""
+    NO_BOX = "no_box"
+    """The object has no `bbox_2d` with four entries."""
+    WRONG_TYPES = "wrong_types"
+    """The four entries are not integers."""
+    NO_LABEL = "no_label"
+    """The label is missing or not text."""
+    INVERTED = "inverted"
+    """x2 is not right of x1, or y2 not below y1."""
+    OUTSIDE = "outside"
+    """The box leaves the image."""
+    TOO_SMALL = "too_small"
+    """A side is not longer than the minimum."""
+    TOO_NARROW = "too_narrow"
+    """The longer side is too many times the shorter one."""
+
+
+@dataclass(frozen=True)
+class BoxRules:
+    """When a box is valid. Defaults are the paper's.
+
+    Attributes:
+        min_side_px: both sides must be longer than this, in pixels of the image given to the model.
+        max_aspect: the longer side must be less than this many times the shorter one.
+        require_label: the object must carry a text `label`.
+        coordinates: how the model family writes a box.
+    """
+
+    min_side_px: float = 28
+    max_aspect: float = 100
+    require_label: bool = True
+    coordinates: Coordinates = Coordinates.ABSOLUTE
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """What one turn said about where to look.
+
+    Attributes:
+        status: VALID, or the reason why there is no usable box.
+        box_px_input: (x1, y1, x2, y2) in pixels of the image given to the model; set if a box could be read at all.
+        box_px_original: the same region in pixels of the original image, rounded outwards; only if VALID.
+        label: what the model says is there.
+    """
+
+    status: BoxStatus
+    box_px_input: tuple[float, float, float, float] | None = None
+    box_px_original: tuple[int, int, int, int] | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """An image that the model was given, and the region of the original that it shows.
+
+    Attributes:
+        input_size: (width, height) in pixels as given to the model.
+        region_px_original: (x1, y1, x2, y2) of the original that the image shows; the whole original for an overview.
+    """
+
+    input_size: tuple[int, int]
+    region_px_original: tuple[int, int, int, int]
+
+    def to_original(self, box_px_input: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
+        """Map a box from this frame to original pixels, outwards to whole pixels, inside the region (Eq. 3)."""
+        left, top, right, bottom = self.region_px_original
+        sx, sy = (right - left) / self.input_size[0], (bottom - top) / self.input_size[1]
+        x1, y1, x2, y2 = box_px_input
+        near = 1e-9  # 3.0000000001 is 3: rounding outwards must not grow an exact box
+        return (
+            max(left, left + math.floor(x1 * sx + near)),
+            max(top, top + math.floor(y1 * sy + near)),
+            min(right, left + math.ceil(x2 * sx - near)),
+            min(bottom, top + math.ceil(y2 * sy - near)),
+        )
+
+    def to_input(self, box_px_original: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+        """Map a box from original pixels into this frame (not rounded, not clipped)."""
+        left, top, right, bottom = self.region_px_original
+        sx, sy = self.input_size[0] / (right - left), self.input_size[1] / (bottom - top)
+        x1, y1, x2, y2 = box_px_original
+        return (x1 - left) * sx, (y1 - top) * sy, (x2 - left) * sx, (y2 - top) * sy
+
+
+def read_grounding(text: str, frame: Frame, rules: BoxRules = BoxRules()) -> Grounding:
+    """The first valid box that a turn names; if none is valid, why the first candidate is not.
+
+    Args:
+        text: what the model wrote.
+        frame: the image that the model speaks about.
+        rules: when a box is valid.
+
+    Returns:
+        A `Grounding`; this function does not raise.
+    """
+    first: Grounding | None = None
+    for block in _json_blocks(text):
+        grounding = _read_block(block, frame, rules)
+        if grounding.status is BoxStatus.VALID:
+            return grounding
+        first = first or grounding
+    return first or Grounding(BoxStatus.NO_JSON)
+
+
+def box_as_json(box_px_input: tuple[float, ...], label: str) -> str:
+    """A box the way the model family writes it: the inverse of `read_grounding`, for demonstrations and tests."""
+    numbers = ", ".join(str(round(v)) for v in box_px_input)
+    return f'```json\n[{{"bbox_2d": [{numbers}], "label": {json.dumps(label, ensure_ascii=False)}}}]\n```'
+
+
+def iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    """Intersection over union of two boxes (x1, y1, x2, y2) in one frame."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    overlap = max(0.0, width) * max(0.0, height)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - overlap
+    return overlap / union if union > 0 else 0.0
+
+
+def holds_centre(box: tuple[float, ...], target: tuple[float, ...]) -> bool:
+    """Whether `box` holds the centre of `target` (same frame): a hit."""
+    x, y = (target[0] + target[2]) / 2, (target[1] + target[3]) / 2
+    return box[0] <= x <= box[2] and box[1] <= y <= box[3]
+
+
+def _json_blocks(text: str) -> list[str]:
+    """Fenced blocks; without any, the text from the first bare list of objects on."""
+    fenced = [match.group(1).strip() for match in _FENCE.finditer(text)]
+    if fenced:
+        return fenced
+    bare = re.search(r"\[\s{0,20}\{", text)
+    if bare is None:
+        return []
+    rest = text[bare.start() :]
+    try:
+        _, end = json.JSONDecoder().raw_decode(rest[:MAX_JSON_CHARS])  # brackets in the text after it do not matter
+    except (ValueError, RecursionError):
+        end = rest.rfind("]") + 1 or len(rest)
+    return [rest[:end]]
+
+
+def _read_block(block: str, frame: Frame, rules: BoxRules) -> Grounding:
+    if len(block) > MAX_JSON_CHARS:
+        return Grounding(BoxStatus.TOO_LONG)
+    try:
+        value = json.loads(block, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return Grounding(BoxStatus.BAD_JSON)
+    if not isinstance(value, list):
+        return Grounding(BoxStatus.NOT_A_LIST)
+    if not value:
+        return Grounding(BoxStatus.EMPTY)
+    if not isinstance(value[0], dict):
+        return Grounding(BoxStatus.NOT_A_LIST)
+    return _read_object(value[0], frame, rules)
+
+
+def _read_object(item: dict, frame: Frame, rules: BoxRules) -> Grounding:
+    numbers = item.get("bbox_2d")
+    if not isinstance(numbers, list) or len(numbers) != 4:
+        return Grounding(BoxStatus.NO_BOX)
+    if not all(type(v) is int and abs(v) < 10**9 for v in numbers):
+        return Grounding(BoxStatus.WRONG_TYPES)
+    label = item.get("label")
+    if rules.require_label and not isinstance(label, str):
+        return Grounding(BoxStatus.NO_LABEL)
+    width, height = frame.input_size
+    x1, y1, x2, y2 = numbers
+    if rules.coordinates is Coordinates.RELATIVE_1000:
+        x1, x2 = x1 * width / 1000, x2 * width / 1000
+        y1, y2 = y1 * height / 1000, y2 * height / 1000
+    box = (x1, y1, x2, y2)
+    label = label if isinstance(label, str) else None
+    status = _judge(box, frame.input_size, rules)
+    if status is not BoxStatus.VALID:
+        return Grounding(status, box, None, label)
+    return Grounding(status, box, frame.to_original(box), label)
+
+
+def _judge(box: tuple[float, float, float, float], input_size: tuple[int, int], rules: BoxRules) -> BoxStatus:
+    x1, y1, x2, y2 = box
+    if x2 <= x1 or y2 <= y1:
+        return BoxStatus.INVERTED
+    if x1 < 0 or y1 < 0 or x2 > input_size[0] or y2 > input_size[1]:
+        return BoxStatus.OUTSIDE
+    short, long = sorted((x2 - x1, y2 - y1))
+    if short <= rules.min_side_px:
+        return BoxStatus.TOO_SMALL
+    if long >= rules.max_aspect * short:
+        return BoxStatus.TOO_NARROW
+    return BoxStatus.VALID
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,230 @@
+"""The only place that opens, limits, resizes and crops images.
+
+A vision-language model has a pixel budget: an image with more pixels is shrunk before the model sees it. Here that
+shrinking happens *before* the model's own image processor, to a size that the processor leaves unchanged, so that every
+engine (transformers, vLLM, a remote endpoint) sees the same pixels and the coordinates of a box mean the same thing.
+
+Sizes are always `(width, height)`, as Pillow gives them. No torch here.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+DEFAULT_MAX_IMAGE_PIXELS = 300_000_000
+"""A 100-megapixel photograph passes with room to spare, a decompression bomb does not."""
+
+MAX_ASPECT_RATIO = 200
+"""Qwen's own limit for an image's longer over its shorter side."""
+
+
+class ImageError(ValueError):
+    """An image that cannot be used. The message says which one, why, and what would be accepted."""
+
+
+@dataclass(frozen=True)
+class PixelBudget:
+    """How many pixels of one image the model may see.
+
+    Attributes:
+        min_pixels: smaller images are enlarged to at least this many pixels.
+        max_pixels: larger images are shrunk to at most this many pixels.
+        factor: both sides become multiples of this, in pixels (patch size times merge size: 28 for Qwen2.5-VL).
+    """
+
+    min_pixels: int = 256 * 28 * 28
+    max_pixels: int = 1280 * 28 * 28
+    factor: int = 28
+
+    def __post_init__(self) -> None:
+        unit = self.factor**2
+        if not 0 < self.min_pixels <= self.max_pixels:
+            raise ValueError(
+                f"A pixel budget needs 0 < min_pixels <= max_pixels, but got {self.min_pixels} and {self.max_pixels}."
+            )
+        if self.max_pixels < 4 * unit:
+            raise ValueError(f"max_pixels={self.max_pixels} is below four visual tokens ({4 * unit} pixels). Raise it.")
+
+    @property
+    def max_tokens(self) -> int:
+        """Most visual tokens that one image can cost."""
+        return self.max_pixels // self.factor**2
+
+    def fit(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Size in pixels, (width, height), at which an image of `size` is shown to the model.
+
+        The rule of Qwen's `smart_resize`, applied until it changes nothing more: the result is a fixed point, so the
+        model's own processor does not resize again. Very long images are the reason to repeat: their short side is
+        rounded up to one token, after which the area can be over the budget. Where the rule never settles (a tight
+        budget makes it swing between shrinking and growing) or settles beyond Qwen's own aspect limit, the size within
+        the budget that is nearest in aspect ratio is taken.
+
+        Raises:
+            ImageError: the image is longer than 200 times its width (or the other way round).
+        """
+        width, height = size
+        if min(size) < 1 or max(size) > MAX_ASPECT_RATIO * min(size):
+            raise ImageError(f"An image of {width}x{height} px is too narrow: at most {MAX_ASPECT_RATIO}:1 is accepted.")
+        for _ in range(8):
+            fitted = self._smart_resize(width, height)
+            if fitted == (width, height) and max(fitted) <= MAX_ASPECT_RATIO * min(fitted):
+                return fitted
+            width, height = fitted
+        return self._nearest_in_aspect(*size)
+
+    def _smart_resize(self, width: int, height: int) -> tuple[int, int]:
+        f = self.factor
+        fitted_w, fitted_h = round(width / f) * f, round(height / f) * f
+        if fitted_w * fitted_h > self.max_pixels:
+            shrink = math.sqrt(width * height / self.max_pixels)
+            fitted_w = max(f, math.floor(width / shrink / f) * f)
+            fitted_h = max(f, math.floor(height / shrink / f) * f)
+        elif fitted_w * fitted_h < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / (width * height))
+            fitted_w = math.ceil(width * grow / f) * f
+            fitted_h = math.ceil(height * grow / f) * f
+        return fitted_w, fitted_h
+
+    def _nearest_in_aspect(self, width: int, height: int) -> tuple[int, int]:
+        """Of all sizes within the budget, the one nearest to width:height; the largest where several are."""
+        fewest = math.ceil(self.min_pixels / self.factor**2)
+        sizes = []
+        for rows in range(1, self.max_tokens + 1):
+            low, high = math.ceil(fewest / rows), self.max_tokens // rows
+            columns = min(max(round(rows * width / height), low), high)
+            if low <= high and max(rows, columns) <= MAX_ASPECT_RATIO * min(rows, columns):
+                distortion = abs(math.log(columns * height / (rows * width)))
+                sizes.append((round(distortion, 9), -rows * columns, columns * self.factor, rows * self.factor))
+        if not sizes:
+            raise ImageError(f"An image of {width}x{height} px does not fit into {self.max_pixels} pixels.")
+        return min(sizes)[2:]
+
+
+def open_image(source: Any, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> Image.Image:
+    """An upright RGB image from a path, bytes, a Hugging Face `{"bytes", "path"}` row or a PIL image.
+
+    The header is read first: an image above the limit is refused before a pixel of it is decoded. EXIF orientation is
+    applied, so that coordinates mean what a person sees.
+
+    Args:
+        source: `str | Path | bytes | dict | PIL.Image.Image`. URLs are refused: fetch them yourself.
+        max_image_pixels: limit for width times height of the file.
+
+    Raises:
+        ImageError: the file is missing, is no image, is truncated, is over the limit or comes as a URL.
+    """
+    name = _name_of(source)
+    try:
+        image = _lazy_open(source, name)
+        if image.width * image.height > max_image_pixels:
+            raise ImageError(
+                f"{name} has {image.width}x{image.height} px, over the limit of {max_image_pixels:,} pixels. "
+                "Raise max_image_pixels if you trust it."
+            )
+        with _without_pillow_limit():  # some formats (TIFF) check it again while decoding
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{name} could not be read as an image: {error}") from error
+
+
+def overview(image: Image.Image, budget: PixelBudget) -> Image.Image:
+    """The whole image, at the size at which the model sees it."""
+    return resize(image, budget.fit(image.size))
+
+
+def crop(image: Image.Image, box_px_original: tuple[int, int, int, int], budget: PixelBudget) -> Image.Image:
+    """The region `box_px_original` (x1, y1, x2, y2 in pixels of `image`), resized into the budget."""
+    with _without_pillow_limit():  # Pillow would refuse a region of over 179 megapixels
+        region = image.crop(box_px_original)
+    return resize(region, budget.fit(region.size))
+
+
+def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """High-quality resize (bicubic, antialiased when shrinking)."""
+    if image.size == size:
+        return image
+    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+
+
+def _name_of(source: Any) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        return f"Image {str(source)!r}"
+    if isinstance(source, dict) and source.get("path"):
+        return f"Image {source['path']!r}"
+    return "The image"
+
+
+def _lazy_open(source: Any, name: str) -> Image.Image:
+    """Open without decoding."""
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, dict):
+        source = source["bytes"] if source.get("bytes") is not None else source.get("path")
+    if isinstance(source, (bytes, bytearray)):
+        if not source:
+            raise ImageError(f"{name} is empty (zero bytes).")
+        return _open_limited(io.BytesIO(source))
+    if isinstance(source, (str, os.PathLike)):
+        if str(source).split(":", 1)[0].lower() in {"http", "https", "ftp", "s3", "gs"}:
+            raise ImageError(f"{name} is a URL. URLs are not fetched: download the file and give its path.")
+        if not Path(source).is_file():
+            raise ImageError(f"{name} does not exist.")
+        return _open_limited(source)
+    raise ImageError(f"An image must be a path, bytes or a PIL image, not {type(source).__name__}.")
+
+
+def _open_limited(file: Any) -> Image.Image:
+    with _without_pillow_limit():
+        return Image.open(file)
+
+
+@contextmanager
+def _without_pillow_limit() -> Iterator[None]:
+    """Pillow warns or raises by its own global limit; ours is explicit and comes from the caller.
+
+    The limit is one global of Pillow's: the first to enter takes it away, the last to leave puts it back, so that
+    threads do not restore it under one another.
+    """
+    global _inside, _pillow_limit
+    with _pillow_lock:
+        if not _inside:
+            _pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _pillow_lock:
+            _inside -= 1
+            if not _inside:
+                Image.MAX_IMAGE_PIXELS = _pillow_limit
+
+
+_pillow_lock, _inside, _pillow_limit = threading.Lock(), 0, None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """RGB, with transparency laid on white and 16-bit grey scaled instead of clipped."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        image.load()
+        return image
+    if image.mode.startswith(("I;16", "I", "F")):
+        low, high = image.getextrema()
+        scale = 255.0 / (high if high > 255 else 255)
+        return image.point(lambda value: value * scale).convert("L").convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")

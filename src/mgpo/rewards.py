@@ -1,0 +1,86 @@
+"""The reward: is the final answer right? One or zero, nothing else.
+
+The last `\\boxed{}` of the last turn decides. For a question with choices it may hold the letter ("B", "(b)", "B."), the
+letter with its text ("B. red") or the text of a choice; for an open question its text must match.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from mgpo.data.question import LETTERS
+
+_LETTER = re.compile(r"\(?([A-Za-z])\)?[.:)]?\s*")
+
+
+def boxed(text: str) -> str | None:
+    r"""Content of the last complete `\boxed{...}` of a text, braces balanced; None if there is none."""
+    begin = end = -1
+    opened: list[int] = []  # one pass over all braces: model text may hold thousands of unclosed ones
+    for brace in re.finditer(r"[{}]", text):
+        if brace.group() == "{":
+            opened.append(brace.end())
+        elif opened:
+            start = opened.pop()
+            if start > begin and text.endswith("\\boxed{", 0, start):
+                begin, end = start, brace.start()
+    return text[begin:end].strip() if begin >= 0 else None
+
+
+def chosen_letter(answer: str, choices: Sequence[str]) -> str | None:
+    """Which choice an answer names: its letter, or None if it names none or cannot be told."""
+    answer = unicodedata.normalize("NFKC", _strip_markup(answer))  # full-width letters and parentheses
+    letters = LETTERS[: len(choices)]
+    match = _LETTER.match(answer)
+    if match is not None and match.group(1).upper() in letters:
+        letter, rest = match.group(1).upper(), answer[match.end() :]
+        glued = match.end() == match.end(1)  # "A1" is no "A. 1"
+        if not rest or not glued and _plain(rest) == _plain(choices[letters.index(letter)]):
+            return letter  # the prompt asks for a letter, so "A" is the letter even where a choice reads "A"
+    named = [letter for letter, choice in zip(letters, choices) if _plain(choice) == _plain(answer)]
+    return named[0] if len(named) == 1 else None
+
+
+def is_correct(text: str, choices: Sequence[str], answer: str) -> bool:
+    """Whether the boxed answer of a turn's text is the right one.
+
+    Args:
+        text: the last turn.
+        choices: texts of the choices, empty for an open question.
+        answer: right letter, or text.
+    """
+    given = boxed(text)
+    if given is None or not answer:
+        return False
+    if choices:
+        return chosen_letter(given, choices) == answer
+    return _plain(_strip_markup(given)) == _plain(answer)
+
+
+def accuracy_reward(completions: list[Any], answer: list[str], choices: list[Any] | None = None, **_: Any) -> list[float]:
+    """The reward in TRL's convention: 1.0 if the last turn of a completion answers right, else 0.0."""
+    options = choices if choices is not None else [()] * len(completions)
+    return [float(is_correct(last_text(c), o or (), a)) for c, o, a in zip(completions, options, answer, strict=True)]
+
+
+def last_text(completion: Any) -> str:
+    """Text of a completion's last message; a completion is a string or a list of messages."""
+    if isinstance(completion, str):
+        return completion
+    if not completion or completion[-1]["role"] != "assistant":
+        return ""
+    content = completion[-1]["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+def _strip_markup(text: str) -> str:
+    wrapped = re.fullmatch(r"\\(?:text|mathrm|textbf|mathbf)\{(.*)\}", text.strip(), re.DOTALL)
+    return (wrapped.group(1) if wrapped else text).strip().strip("*").strip()
+
+
+def _plain(text: str) -> str:
+    """For comparison: width, case, spaces and a closing full stop do not matter."""
+    return " ".join(unicodedata.normalize("NFKC", str(text)).casefold().split()).rstrip(".")

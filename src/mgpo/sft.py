@@ -1,0 +1,60 @@
+"""The supervised baseline: TRL's `SFTTrainer` on the short answer, with the prompt that `direct` evaluation uses."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from trl import SFTConfig, SFTTrainer
+
+from mgpo.config import DataArguments, MGPOConfig
+from mgpo.data.question import Question
+from mgpo.engines.loading import default_budget, default_coordinates, load_processor, resolve
+from mgpo.imaging import open_image, overview
+from mgpo.protocol import Protocol, opening_text
+from mgpo.trainer import freeze_vision_tower, model_type_of
+
+
+class ShortAnswers:
+    """Dataset transform: question rows -> `prompt`, `completion`, `images` as `SFTTrainer` wants them."""
+
+    def __init__(self, protocol: Protocol, draw: Any = None) -> None:
+        self.protocol, self.draw = protocol, draw
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        batch = self.draw(batch) if self.draw else batch
+        rows = [dict(zip(batch, values)) for values in zip(*batch.values())]
+        questions = [Question.from_row(row) for row in rows]
+        shown = [overview(open_image(q.image), self.protocol.budget) for q in questions]
+        return {
+            "prompt": [[{"role": "user", "content": opening_text(q, self.protocol)}] for q in questions],
+            "completion": [[{"role": "assistant", "content": f"\\boxed{{{q.answer}}}"}] for q in questions],
+            "images": [[image] for image in shown],
+        }
+
+
+def build_sft_trainer(data: DataArguments, config: MGPOConfig, questions: Any) -> SFTTrainer:
+    """The trainer of the supervised baseline, from the same settings as MGPO's."""
+    from mgpo.training import model_kwargs, peft_config
+
+    name = data.model_name_or_path
+    processor = load_processor(name)
+    protocol = config.protocol(default_budget(processor), default_coordinates(model_type_of(name)))
+    processor.image_processor.size = {
+        "shortest_edge": protocol.budget.min_pixels,
+        "longest_edge": protocol.budget.max_pixels,
+    }
+    shared = {f.name for f in dataclasses.fields(SFTConfig) if f.init} & {f.name for f in dataclasses.fields(config)}
+    settings = {key: getattr(config, key) for key in shared - {"max_length", "model_init_kwargs", "loss_type"}}
+    args = SFTConfig(**settings, max_length=None, model_init_kwargs=model_kwargs(data))
+    draw = questions.format["format_kwargs"].get("transform") if questions.format["type"] == "custom" else None
+    trainer = SFTTrainer(
+        model=resolve(name),
+        args=args,
+        train_dataset=questions.with_transform(ShortAnswers(protocol, draw)),
+        processing_class=processor,
+        peft_config=peft_config(data),
+    )
+    if config.freeze_vision_tower:
+        freeze_vision_tower(trainer.model)
+    return trainer

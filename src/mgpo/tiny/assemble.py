@@ -1,0 +1,49 @@
+"""Last step of making `mgpo-tiny`: weights, tokenizer, image processor and card into one ordinary checkpoint folder.
+
+    python -m mgpo.tiny.assemble --weights /tmp/mgpo-tiny --out src/mgpo/assets/mgpo-tiny
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from mgpo.engines.loading import Qwen2_5_VLProcessor
+from mgpo.tiny.model import IMAGE_MEAN, IMAGE_STD, MERGE, PATCH, TEMPORAL
+from mgpo.tiny.pool import BUDGET
+from mgpo.tiny.tokenizer import CHAT_TEMPLATE, build_tokenizer
+
+
+def build_processor() -> Qwen2_5_VLProcessor:
+    """The processor of `mgpo-tiny`: its tokenizer and Qwen2-VL's image processor at the tiny pixel budget."""
+    images = Qwen2VLImageProcessorPil(
+        size={"shortest_edge": BUDGET.min_pixels, "longest_edge": BUDGET.max_pixels},
+        patch_size=PATCH,
+        merge_size=MERGE,
+        temporal_patch_size=TEMPORAL,
+        image_mean=list(IMAGE_MEAN),
+        image_std=list(IMAGE_STD),
+    )
+    return Qwen2_5_VLProcessor(images, build_tokenizer(), chat_template=CHAT_TEMPLATE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(args.weights)
+    processor = build_processor()
+    tokenizer = processor.tokenizer
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True, temperature=1.0
+    )
+    model.save_pretrained(args.out)
+    processor.save_pretrained(args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Eye charts: views full of fine print, for teaching `mgpo-tiny` to read.
+
+A crop of the world holds one print; a chart holds sixteen, of the same size and drawing, so that reading is learned
+from a tenth of the images.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from mgpo.imaging import resize
+from mgpo.tiny.labels import NEIGHBOURS, NO_PRINT, PRINTS, SKIP, Labels
+from mgpo.worlds.render import panel
+from mgpo.worlds.scene import LOOKS
+
+SIZE = 168
+CELLS = 4
+
+
+def draw_chart(index: int, print_style: str = "fine") -> tuple[np.ndarray, np.ndarray]:
+    """Chart `index`: pixels uint8 (168, 168, 3), and the print in each of the 36 merged tokens."""
+    rng = np.random.default_rng([77, index])
+    look = replace(LOOKS["pretrain"], print_style=print_style)
+    scale = rng.uniform(1.0, 1.45)  # a crop is drawn at the canvas' scale and shrunk
+    side = round(SIZE * scale)
+    canvas = Image.new("RGB", (side, side), tuple(int(v) for v in rng.integers(0, 256, 3)))
+    draw = ImageDraw.Draw(canvas)
+    tokens = SIZE // 28
+    prints = np.full((tokens, tokens), NO_PRINT)
+    cell = side / CELLS
+    for row in range(CELLS):
+        for col in range(CELLS):
+            cx, cy = (col + 0.5) * cell + rng.uniform(-5, 5), (row + 0.5) * cell + rng.uniform(-5, 5)
+            plate = tuple(int(v) for v in rng.integers(0, 256, 3))
+            draw.rectangle((col * cell, row * cell, (col + 1) * cell, (row + 1) * cell), fill=plate)
+            half = rng.uniform(1.25, 1.75) * 0.065 * 200 * scale / 1.22
+            number, light = int(rng.integers(len(PRINTS))), bool(rng.integers(2))
+            shades = (int(rng.integers(205, 256)), int(rng.integers(0, 40)))
+            height = half / rng.uniform(1.3, 1.8)
+            panel(rng, canvas, draw, (cx, cy), half, shades if light else shades[::-1], look, *PRINTS[number], height)
+            prints[int(cy / scale // 28), int(cx / scale // 28)] = number
+    return np.asarray(resize(canvas, (SIZE, SIZE))), prints.reshape(-1)
+
+
+def chart_labels(prints: np.ndarray) -> Labels:
+    """Dense labels of a chart: only its prints are asked for."""
+    nothing = np.full((prints.size, 4), np.nan)
+    return Labels(
+        colour=np.full(prints.size, SKIP),
+        print=prints,
+        edges=nothing,
+        neighbours=np.full((prints.size, NEIGHBOURS), np.nan),
+        box=np.full((prints.size, 4), -1),
+    )
+
+
+def write_charts(folder: Path, count: int, workers: int, print_style: str = "fine") -> None:
+    """Draw `count` charts into `folder` (charts.npy, chart_prints.npy)."""
+    with ProcessPoolExecutor(workers) as pool:
+        drawn = list(pool.map(draw_chart, range(count), repeat(print_style), chunksize=64))
+    np.save(folder / "charts.npy", np.stack([pixels for pixels, _ in drawn]))
+    np.save(folder / "chart_prints.npy", np.stack([prints for _, prints in drawn]))

@@ -1,0 +1,152 @@
+"""First stage of making `mgpo-tiny`: its eyes, taught densely.
+
+    python -m mgpo.tiny.dense --pool /tmp/pool --out /tmp/eyes.safetensors
+
+Learning to see from answers alone stays at chance for tens of thousands of samples at this size. Here every merged
+vision token is told what it shows: the colour of the plate under it, what is printed if the print's centre lies in it
+(crops only: in an overview nobody can read it), where the plate's edges are, and of which plate it is a neighbour.
+The heads that ask are thrown away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from mgpo.tiny.charts import chart_labels
+from mgpo.tiny.labels import NEIGHBOURS, NO_COLOUR, NO_PRINT, SKIP, Labels, labels_of
+from mgpo.tiny.model import HIDDEN, build, patches
+from mgpo.tiny.pool import View, view_pixels, views_of
+
+class Heads(nn.Module):
+    """Questions to the merged tokens, (T, HIDDEN) -> logits or edges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(HIDDEN)
+        self.colour = nn.Linear(HIDDEN, NO_COLOUR + 1)
+        self.print = nn.Linear(HIDDEN, NO_PRINT + 1)
+        self.edges = nn.Linear(HIDDEN, 4)
+        self.neighbours = nn.Linear(HIDDEN, NEIGHBOURS)
+
+    def losses(self, tokens: torch.Tensor, labels: list[Labels]) -> tuple[torch.Tensor, dict[str, float]]:
+        """Sum of the four losses, and the share of right colours and prints."""
+        x = self.norm(tokens.float())
+        colour = torch.from_numpy(np.concatenate([row.colour for row in labels]))
+        prints = torch.from_numpy(np.concatenate([row.print for row in labels]))
+        edges = torch.from_numpy(np.concatenate([row.edges for row in labels])).float()
+        near = torch.from_numpy(np.concatenate([row.neighbours for row in labels])).float()
+        colour_logits, print_logits = self.colour(x), self.print(x)
+        weight = torch.ones(NO_PRINT + 1)
+        weight[NO_PRINT] = 0.03
+        on_plate, related = ~edges[:, 0].isnan(), ~near[:, 0].isnan()
+        loss = (
+            F.cross_entropy(colour_logits, colour, ignore_index=SKIP)
+            + 2 * F.cross_entropy(print_logits, prints, weight, ignore_index=SKIP)
+            + F.smooth_l1_loss(self.edges(x)[on_plate], edges[on_plate], beta=0.1)
+            + F.binary_cross_entropy_with_logits(
+                self.neighbours(x)[related], near[related], pos_weight=torch.tensor(8.0)
+            )
+        )
+        printed = (prints != SKIP) & (prints != NO_PRINT)
+        related_yes = near[related] > 0
+        return loss, {
+            "colour": (colour_logits.argmax(-1) == colour)[colour != SKIP].float().mean().item(),
+            "print": (print_logits.argmax(-1) == prints)[printed].float().mean().item(),
+            "edges_px": 28 * (self.edges(x)[on_plate] - edges[on_plate]).abs().mean().item(),
+            "neighbour": (self.neighbours(x)[related] > 0)[related_yes].float().mean().item(),
+        }
+
+
+class Pool:
+    """Views and labels by scene index, labels computed once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pixels = np.load(folder / "views.npy", mmap_mode="r")
+        self.charts = np.load(folder / "charts.npy", mmap_mode="r")
+        self.chart_prints = np.load(folder / "chart_prints.npy")
+        self.cache: dict[int, tuple[list[View], list[Labels]]] = {}
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def scene(self, index: int) -> tuple[list[View], list[np.ndarray], list[Labels]]:
+        """All views of a scene (overview first), their pixels and their labels."""
+        if index not in self.cache:
+            views = views_of(index)
+            self.cache[index] = (views, [labels_of(v, i == 0) for i, v in enumerate(views)])
+        views, labels = self.cache[index]
+        return views, [view_pixels(row, v.size) for row, v in zip(self.pixels[index], views)], labels
+
+    def chart(self, index: int) -> tuple[np.ndarray, Labels]:
+        """Pixels and labels of an eye chart."""
+        return self.charts[index], chart_labels(self.chart_prints[index])
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Warm-up over 3 %, flat, then linear decay over the last 30 %."""
+    return peak * min(1.0, (step + 1) / (0.03 * steps), (steps - step) / (0.3 * steps) + 0.01)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pool", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--scenes", type=int, default=14, help="scenes per step; each gives four views")
+    parser.add_argument("--charts", type=int, default=12, help="eye charts per step")
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--init", type=Path, help="go on from the eyes of an earlier stage")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    rng = np.random.default_rng(args.seed)
+    pool = Pool(args.pool)
+    names = ("<|endoftext|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    model = build({name: i for i, name in enumerate(names)})
+    model.set_attn_implementation("eager")  # faster than SDPA's backward for images this small
+    eyes, heads = model.model.visual, Heads()
+    if args.init:
+        eyes.load_state_dict(load_file(args.init))
+    parameters = [*eyes.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=0.05, betas=(0.9, 0.98))
+    started, held_out = time.time(), 256
+    for step in range(args.steps + 1):
+        last = step == args.steps
+        chosen = range(held_out) if last else rng.integers(held_out, len(pool), args.scenes)
+        scenes = [pool.scene(int(i)) for i in chosen]
+        images = [image for _, drawn, _ in scenes for image in drawn]
+        labels = [label for *_, rows in scenes for label in rows]
+        if not last:
+            charts = [pool.chart(int(i)) for i in rng.integers(0, len(pool.charts), args.charts)]
+            images += [pixels for pixels, _ in charts]
+            labels += [label for _, label in charts]
+        pixel_values, grid = patches(images)
+        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(not last):
+            tokens = eyes(pixel_values, grid_thw=grid).pooler_output
+        loss, shares = heads.losses(tokens, labels)
+        if not last:
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.param_groups[0]["lr"] = learning_rate(step, args.steps, args.lr)
+            optimizer.step()
+        if step % 25 == 0 or last:
+            told = " ".join(f"{k} {v:.3f}" for k, v in shares.items())
+            print(f"{'held out' if last else step} loss {loss.item():.3f} {told} {time.time() - started:.0f}s", flush=True)
+        if step % 250 == 0 or last:
+            save_file({k: v.contiguous() for k, v in eyes.state_dict().items()}, args.out)
+    if not math.isfinite(loss.item()):
+        raise SystemExit("The loss is not finite.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""Second stage of making `mgpo-tiny`: its language model, over the frozen eyes of the first stage.
+
+    python -m mgpo.tiny.pretrain --pool /tmp/pool --eyes /tmp/eyes.safetensors --out /tmp/mgpo-tiny
+
+Saying where something is in digits is what comes slowest: the token that a word names must be found, and its place
+turned into numbers. So the hidden states at the image's tokens are asked, after the second layer, for the box of the
+plate they lie on; what remains for the later layers is to copy the right one. That head is thrown away too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from mgpo.tiny.dense import Pool, learning_rate
+from mgpo.tiny.dialogues import MARGIN_PX, Sequence, Writer, write_scene
+from mgpo.tiny.model import HIDDEN, build, patches
+from mgpo.tiny.tokenizer import build_tokenizer, special_ids
+
+HELD_OUT = 256
+KINDS = ("boxes", "read", "zoom", "region", "single")
+WEIGHT = {"boxes": 1.0, "read": 0.6, "zoom": 0.6, "region": 0.6, "single": 0.3}
+PLACE_LAYER = 1
+"""Hidden states after this layer (from 0) are asked for places."""
+
+
+def encode_pool(model: Qwen2_5_VLForConditionalGeneration, pool: Pool, file: Path) -> np.ndarray:
+    """Features of all views, float16 (scenes, views, 36, HIDDEN), zero-padded; computed once."""
+    if not file.exists():
+        from rich.progress import track
+
+        views = pool.pixels.shape[1]
+        features = np.lib.format.open_memmap(file, "w+", np.float16, (len(pool), views, 36, HIDDEN))
+        for first in track(range(0, len(pool), 16), description="encoding views"):
+            indices = range(first, min(first + 16, len(pool)))
+            images = [image for i in indices for image in pool.scene(i)[1]]
+            pixel_values, grid = patches(images)
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                tokens = model.model.visual(pixel_values, grid_thw=grid).pooler_output.float().numpy()
+            ends = np.cumsum([(g[1] * g[2]).item() // 4 for g in grid])
+            for number, (stop, start) in enumerate(zip(ends, [0, *ends[:-1]])):
+                features[first + number // views, number % views, : stop - start] = tokens[start:stop]
+        features.flush()
+    return np.load(file, mmap_mode="r")
+
+
+def positions(seq: Sequence, image_id: int, grids: list[tuple[int, int]]) -> np.ndarray:
+    """M-RoPE positions (3, tokens) of a sequence; `grids` are (rows, columns) of its images' merged tokens."""
+    ids = np.asarray(seq.ids)
+    out, here, at, images = np.zeros((3, ids.size), np.int64), 0, 0, iter(grids)
+    while at < ids.size:
+        if ids[at] == image_id:
+            rows, cols = next(images)
+            r, c = np.divmod(np.arange(rows * cols), cols)
+            out[:, at : at + rows * cols] = here + np.stack([np.zeros_like(r), r, c])
+            at, here = at + rows * cols, here + max(rows, cols)
+        else:
+            out[:, at] = here
+            at, here = at + 1, here + 1
+    return out
+
+
+class Dialogues(IterableDataset):
+    """Endless batches: kind -> dict of arrays, for `scenes` random scenes at a time."""
+
+    def __init__(self, pool_folder: Path, features: Path, scenes: int, seed: int, held_out: bool = False) -> None:
+        self.pool_folder, self.features_file = pool_folder, features
+        self.scenes, self.seed, self.held_out = scenes, seed, held_out
+
+    def __iter__(self) -> Iterator[dict[str, dict[str, torch.Tensor]]]:
+        torch.set_num_threads(1)
+        pool, features = Pool(self.pool_folder), np.load(self.features_file, mmap_mode="r")
+        tokenizer = build_tokenizer()
+        writer, rng = Writer(tokenizer), np.random.default_rng(self.seed)
+        while True:
+            low, high = (0, HELD_OUT) if self.held_out else (HELD_OUT, len(pool))
+            rows: dict[str, list] = {kind: [] for kind in KINDS}
+            for index in rng.integers(low, high, self.scenes):
+                views, _, labels = pool.scene(int(index))
+                for kind, seq in write_scene(writer, rng, views, labels).items():
+                    rows[kind].append((int(index), seq, views, labels))
+            yield {kind: self._collate(batch, features, writer) for kind, batch in rows.items() if batch}
+
+    def _collate(self, batch: list, features: np.ndarray, writer: Writer) -> dict[str, torch.Tensor]:
+        longest = max(len(seq.ids) for _, seq, _, _ in batch)
+        ids = np.zeros((len(batch), longest), np.int64)
+        learned = np.zeros((len(batch), longest), bool)
+        place = np.zeros((3, len(batch), longest), np.int64)
+        vision, boxes = [], []
+        for row, (index, seq, views, labels) in enumerate(batch):
+            n = len(seq.ids)
+            ids[row, :n], learned[row, :n] = seq.ids, seq.learned
+            grids = [(views[v].size[1] // 28, views[v].size[0] // 28) for v in seq.views]
+            place[:, row, :n] = positions(seq, writer.image[1], grids)
+            for v in seq.views:
+                count = labels[v].colour.size
+                vision.append(features[index, v, :count])
+                box = labels[v].box.copy()
+                on = box[:, 0] >= 0
+                limit = [*views[v].size, *views[v].size]
+                box[on] = np.clip(box[on] + [-MARGIN_PX, -MARGIN_PX, MARGIN_PX, MARGIN_PX], 0, limit)
+                boxes.append(box if v == 0 else np.full_like(box, -1))
+        return {
+            "ids": torch.from_numpy(ids),
+            "learned": torch.from_numpy(learned),
+            "positions": torch.from_numpy(place),
+            "vision": torch.from_numpy(np.concatenate(vision)).float(),
+            "boxes": torch.from_numpy(np.concatenate(boxes)),
+        }
+
+
+class Places(nn.Module):
+    """Asks hidden states (N, HIDDEN) for four coordinates of three digits each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.digits = nn.LayerNorm(HIDDEN), nn.Linear(HIDDEN, 4 * 3 * 10)
+
+    def loss(self, hidden: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        on = boxes[:, 0] >= 0
+        digits = torch.stack([boxes[on] // 100, boxes[on] // 10 % 10, boxes[on] % 10], -1)
+        return F.cross_entropy(self.digits(self.norm(hidden[on].float())).view(-1, 10), digits.reshape(-1))
+
+
+def step_loss(
+    model: Qwen2_5_VLForConditionalGeneration, places: Places, kind: str, batch: dict[str, torch.Tensor], image_id: int
+) -> tuple[torch.Tensor, float]:
+    """Loss of one kind of dialogue and the share of learned tokens that would be said right."""
+    ids, learned = batch["ids"], batch["learned"]
+    embeds = model.get_input_embeddings()(ids)
+    at_image = ids == image_id
+    embeds = embeds.masked_scatter(at_image.unsqueeze(-1), batch["vision"].to(embeds.dtype))
+    kept: list[torch.Tensor] = []
+    hook = model.model.language_model.layers[PLACE_LAYER].register_forward_hook(lambda *a: kept.append(a[2]))
+    hidden = model.model.language_model(
+        inputs_embeds=embeds, position_ids=batch["positions"], use_cache=False
+    ).last_hidden_state
+    hook.remove()
+    logits = model.lm_head(hidden[:, :-1][learned[:, 1:]]).float()
+    target = ids[:, 1:][learned[:, 1:]]
+    loss = WEIGHT[kind] * F.cross_entropy(logits, target)
+    if kind == "boxes":
+        middle = kept[0][0] if isinstance(kept[0], tuple) else kept[0]
+        loss = loss + 0.5 * places.loss(middle[at_image], batch["boxes"])
+    return loss, (logits.argmax(-1) == target).float().mean().item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pool", type=Path, required=True)
+    parser.add_argument("--eyes", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--scenes", type=int, default=40)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    tokenizer = build_tokenizer()
+    names = special_ids(tokenizer)
+    model, places = build(names), Places()
+    model.set_attn_implementation("eager")
+    model.model.visual.load_state_dict(load_file(args.eyes))
+    model.model.visual.requires_grad_(False)
+    features = args.pool / "features.npy"
+    encode_pool(model, Pool(args.pool), features)
+    parameters = [p for p in [*model.parameters(), *places.parameters()] if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=0.02, betas=(0.9, 0.98))
+    held_out = next(iter(Dialogues(args.pool, features, 128, 7, held_out=True)))
+    batches = DataLoader(Dialogues(args.pool, features, args.scenes, args.seed), batch_size=None, num_workers=1)
+    started = time.time()
+    image_id = names["<|image_pad|>"]
+    for step, batch in zip(range(args.steps + 1), batches):
+        if step % 200 == 0 or step == args.steps:
+            with torch.no_grad():
+                shares = {kind: step_loss(model, places, kind, rows, image_id)[1] for kind, rows in held_out.items()}
+            told = " ".join(f"{kind} {share:.3f}" for kind, share in shares.items())
+            print(f"held out at {step}: {told} {time.time() - started:.0f}s", flush=True)
+            args.out.mkdir(parents=True, exist_ok=True)
+            model.save_pretrained(args.out)
+        optimizer.zero_grad()
+        told = []
+        for kind, rows in batch.items():
+            with torch.autocast("cpu", torch.bfloat16):
+                loss, share = step_loss(model, places, kind, rows, image_id)
+            loss.backward()
+            told.append(f"{kind} {loss.item():.3f}/{share:.2f}")
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.param_groups[0]["lr"] = learning_rate(step, args.steps, args.lr)
+        optimizer.step()
+        if step % 25 == 0:
+            print(f"{step} {' '.join(told)} {time.time() - started:.0f}s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""MGPO on TRL: `GRPOTrainer` with an environment that answers in user turns.
+
+Thin on purpose. TRL samples, scores, normalises and updates; this class says what the turns are. It overrides four
+methods of TRL 1.16 (`tests/test_seam.py` fails loudly if an upgrade changes them):
+
+- `_generate_and_score_completions`: opens an `Episode` per rollout; each image is opened once per question.
+- `_tokenize_prompts`: the first user turn as token ids.
+- `_generate_single_turn`: a token limit per turn.
+- `_tool_call_loop`: the environment. It returns what TRL needs to train on several turns: which tokens the model
+  sampled (mask 1) and which it did not (mask 0), and the images that arose on the way.
+
+TRL runs that loop only for trainers with tools. We have none, so `self.tools` holds a marker that is hidden while
+prompts are written, lest a tool schema be rendered.
+
+    python -m mgpo train --config recipes/tiny_mgpo.yaml
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl import GRPOTrainer
+
+from mgpo.config import MGPOConfig
+from mgpo.data.question import Question
+from mgpo.engines.loading import default_budget, default_coordinates, load_processor, resolve
+from mgpo.engines.tokens import TurnTokens
+from mgpo.imaging import open_image, overview
+from mgpo.metrics import episode_metrics
+from mgpo.protocol import Episode, Method
+from mgpo.rewards import accuracy_reward
+from mgpo.trajectories import save_trajectories
+
+
+def _environment() -> None:
+    """Marks the trainer as multi-turn for TRL; never called, never shown to the model."""
+
+
+class MGPOTrainer(GRPOTrainer):
+    """Trains a policy to look twice.
+
+    Args:
+        model: `mgpo-tiny`, a folder, a hub id or a loaded model.
+        args: settings; see `MGPOConfig`.
+        train_dataset: rows with `image`, `question`, `choices`, `answer` and optionally `gold_boxes`, `category`, `id`
+            (see `mgpo.data.question.Question`).
+        processing_class: the model's processor; loaded from `model` if missing.
+        kwargs: passed on to `GRPOTrainer` (`eval_dataset`, `peft_config`, `callbacks`, `optimizers`, ...).
+
+    Raises:
+        ValueError: the longest possible episode does not fit; the message says what would.
+    """
+
+    def __init__(
+        self, model: Any, args: MGPOConfig, train_dataset: Any, processing_class: Any = None, **kwargs: Any
+    ) -> None:
+        name = model if isinstance(model, str) else model.config._name_or_path
+        processor = processing_class or load_processor(name)
+        model_type = model_type_of(model)
+        self.protocol = args.protocol(default_budget(processor), default_coordinates(model_type))
+        processor.image_processor.size = {
+            "shortest_edge": self.protocol.budget.min_pixels,
+            "longest_edge": self.protocol.budget.max_pixels,
+        }
+        self.turn_tokens = TurnTokens(processor)
+        _fit_budget(args, self.protocol)
+        args.generation_kwargs = {"suppress_tokens": self.turn_tokens.banned_ids(), **(args.generation_kwargs or {})}
+        rewards = [accuracy_reward, *(load_dotted(path) for path in args.extra_reward_funcs)]
+        self._episodes: list[Episode] = []
+        self._turn_limit = args.max_grounding_tokens
+        super().__init__(
+            model=resolve(model) if isinstance(model, str) else model,
+            reward_funcs=rewards,
+            args=args,
+            train_dataset=train_dataset,
+            processing_class=processor,
+            **kwargs,
+        )
+        if self.protocol.method is Method.MGPO:
+            self.tools = [_environment]
+        _check_context(self.model, args)
+        if args.freeze_vision_tower:
+            freeze_vision_tower(self.model)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Open the episodes, let TRL do its work, then check, measure and log."""
+        self._episodes, rows = [], []
+        originals: dict[int, Any] = {}
+        for row in inputs:
+            question = Question.from_row(row)
+            key = id(row["image"])
+            if key not in originals:
+                original = open_image(row["image"])
+                originals[key] = (original, overview(original, self.protocol.budget))
+            original, shown = originals[key]
+            episode = Episode(question, original, self.protocol)
+            turn = episode.opening(shown)
+            self._episodes.append(episode)
+            # Gold boxes stay behind: they reach neither prompt nor reward.
+            rows.append(
+                {key: value for key, value in row.items() if key not in ("image", "gold_boxes", "gold_boxes_px_original")}
+                | {"prompt": [{"role": "user", "content": turn.text}], "images": [shown]}
+            )
+        output = super()._generate_and_score_completions(rows)
+        if "pixel_values" not in output:
+            raise RuntimeError("TRL dropped the images of this batch: image tokens and image features disagreed.")
+        self._save_trajectories()
+        return output
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
+        """Metrics are taken here: every episode has ended, and TRL averages what is logged now over all processes."""
+        if self.protocol.method is not Method.MGPO:
+            for episode, completion, ids in zip(self._episodes, completions, completion_ids_list, strict=True):
+                episode.reply(completion[-1]["content"], truncated=ids[-1] not in self.eos_token_ids)
+        for episode in self._episodes:
+            for name, value in episode_metrics(episode).items():
+                self._log_metric(name, value)
+        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], list[list[Any]], dict[str, Any]]:
+        """First user turns as ids, their images, and the pixel values (processed once per unique image)."""
+        turns = [episode.user_turns[0] for episode in self._episodes]
+        prompt_ids = [self.turn_tokens.opening(turn) for turn in turns]
+        for episode, ids in zip(self._episodes, prompt_ids):
+            self._check_reply(episode, len(ids) - self.turn_tokens.image_tokens(episode.user_turns[0].image))
+        images = [[turn.image] for turn in turns]
+        return prompt_ids, images, self._vision_fields(prompt_ids, images)
+
+    def _generate_single_turn(self, prompt_ids: list, images: Any, multimodal_fields: Any, *args: Any, **kwargs: Any):
+        """TRL's generation, with the limit of this turn instead of the whole episode's."""
+        previous, self.generation_config.max_new_tokens = self.generation_config.max_new_tokens, self._turn_limit
+        try:
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
+        finally:
+            self.generation_config.max_new_tokens = previous
+
+    def _generate(self, prompts: list) -> Any:
+        single = self.protocol.turns == 1
+        self._turn_limit = self.args.max_answer_tokens if single else self.args.max_grounding_tokens
+        return super()._generate(prompts)
+
+    def _tool_call_loop(
+        self, prompts: Any, prompt_ids: Any, completion_ids: Any, completions: Any, logprobs: Any, images: Any, fields: Any
+    ) -> tuple:
+        """The environment's side of the episode: reply, let the model speak again, until the last turn.
+
+        Every episode takes part in every generation call until all have ended, on every rank: a call is collective
+        under ZeRO-3 and FSDP.
+        """
+        mask = [[1] * len(ids) for ids in completion_ids]
+        shown: list[list[Any]] = [[] for _ in completion_ids]
+        spoken = [list(ids) for ids in completion_ids]
+        for number in range(1, self.protocol.turns + 1):
+            replies = self._reply_to(spoken, completions)
+            if number == self.protocol.turns:
+                break
+            self._turn_limit = self._limit_of(number + 1)
+            for i, turn in enumerate(replies):
+                if turn is None:
+                    continue
+                ids = self.turn_tokens.reply(turn, closed=spoken[i][-1:] == [self.turn_tokens.eos_id])
+                self._check_reply(self._episodes[i], len(ids) - self.turn_tokens.image_tokens(turn.image))
+                completion_ids[i] += ids
+                mask[i] += [0] * len(ids)
+                if logprobs is not None:
+                    logprobs[i] += [0.0] * len(ids)
+                shown[i].append(turn.image)
+                completions[i].append(_as_message(turn))
+            spoken = self._speak_again(prompt_ids, completion_ids, images, shown, mask, logprobs, replies)
+        for i, episode in enumerate(self._episodes):
+            self.turn_tokens.check(prompt_ids[i] + completion_ids[i], images[i] + shown[i], episode.question.id)
+        failures = sum(1 for episode in self._episodes if episode.first_grounding.box_px_original is None)
+        return mask, completions, completion_ids, logprobs, len(completions), failures, shown
+
+    def _reply_to(self, spoken: list[list[int]], completions: list) -> list:
+        """Hand every running episode what the model said; collect the environment's turns."""
+        replies = []
+        for episode, ids, messages in zip(self._episodes, spoken, completions, strict=True):
+            if episode.end is not None:
+                replies.append(None)
+                continue
+            self._log_metric(f"turns/{len(episode.model_turns) + 1}_tokens", len(ids))
+            text = self._tokenizer.decode(ids, skip_special_tokens=True)
+            if messages[-1]["role"] != "assistant":
+                messages.append({"role": "assistant", "content": text})
+            replies.append(episode.reply(text, truncated=ids[-1:] != [self.turn_tokens.eos_id]))
+        return replies
+
+    def _speak_again(
+        self, prompt_ids: Any, completion_ids: Any, images: Any, shown: Any, mask: Any, logprobs: Any, replies: list
+    ) -> list:
+        """One more turn of the model for all; what an ended episode says is thrown away."""
+        ids = [prompt + completion for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
+        pictures = [first + later for first, later in zip(images, shown, strict=True)]
+        new_ids, new_logprobs = self._generate_single_turn(
+            ids, pictures, self._vision_fields(ids, pictures), 1, has_tool_images=True
+        )
+        for i, reply in enumerate(replies):
+            if reply is None:
+                continue
+            completion_ids[i] += new_ids[i]
+            mask[i] += [1] * len(new_ids[i])
+            if logprobs is not None:
+                logprobs[i] += new_logprobs[i]
+        return new_ids
+
+    def _vision_fields(self, ids: list[list[int]], images: list[list[Any]]) -> dict[str, Any]:
+        """Pixel values of all images in order, each unique image preprocessed once, and the token types."""
+        flat = [image for row in images for image in row]
+        unique = {id(image): image for image in flat}
+        fields = self.turn_tokens.pixels(list(unique.values()))
+        rows = dict(zip(unique, fields["pixel_values"].split(fields["image_grid_thw"].prod(-1).tolist())))
+        grids = dict(zip(unique, fields["image_grid_thw"]))
+        image_id = self.turn_tokens.image_token_id
+        return {
+            "pixel_values": torch.cat([rows[id(image)] for image in flat]),
+            "image_grid_thw": torch.stack([grids[id(image)] for image in flat]),
+            "mm_token_type_ids": [[int(token == image_id) for token in row] for row in ids],
+        }
+
+    def _limit_of(self, turn: int) -> int:
+        last = turn == self.protocol.turns
+        return self.args.max_answer_tokens if last else max(self.args.max_answer_tokens, self.args.max_grounding_tokens)
+
+    def _check_reply(self, episode: Episode, text_tokens: int) -> None:
+        if text_tokens > self.args.max_reply_tokens:
+            raise ValueError(
+                f"Question {episode.question.id!r} takes {text_tokens} tokens of text in a user turn, more than "
+                f"max_reply_tokens={self.args.max_reply_tokens}. Raise it, or leave the question out."
+            )
+
+    def _save_trajectories(self) -> None:
+        every, mode = self.args.trajectories_every, "train" if self.model.training else "eval"
+        if mode == "train" and every and self.state.global_step % every == 0 and self.accelerator.is_main_process:
+            chosen = self._episodes[:: self.num_generations][: self.args.trajectories_kept]
+            folder = Path(self.args.output_dir) / "trajectories"
+            save_trajectories(chosen, folder / f"step_{self.state.global_step:06d}.jsonl", self.state.global_step)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's log, and one line in `metrics.jsonl` of the run folder."""
+        super().log(logs, start_time)
+        if self.accelerator.is_main_process and self.state.log_history:
+            file = Path(self.args.output_dir) / "metrics.jsonl"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("a") as out:
+                out.write(json.dumps(self.state.log_history[-1]) + "\n")
+
+
+def freeze_vision_tower(model: Any) -> None:
+    """Train the language model only: no gradient for what turns pixels into tokens."""
+    found = [module for name, module in model.named_modules() if name.split(".")[-1] in ("visual", "vision_tower")]
+    if not found:
+        raise ValueError(f"freeze_vision_tower: {type(model).__name__} has no module named visual or vision_tower.")
+    for module in found:
+        module.requires_grad_(False)
+
+
+def load_dotted(path: str) -> Any:
+    """A function by its dotted path, e.g. `my_project.rewards.brevity`.
+
+    Raises:
+        ValueError: nothing is found under the path; the message says where it looked.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"extra_reward_funcs: {path!r} was not found ({error}). Write package.module.function.") from error
+
+
+def model_type_of(model: Any) -> str:
+    """Model type of a loaded model, a folder or a hub id."""
+    if not isinstance(model, str):
+        return model.config.model_type
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(resolve(model), trust_remote_code=False).model_type
+
+
+def _as_message(turn: Any) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": turn.text}]}
+
+
+def _fit_budget(args: MGPOConfig, protocol: Any) -> None:
+    """Prove that the longest possible episode fits into `max_completion_length`."""
+    needed = args.episode_tokens(protocol)
+    if not args.max_completion_length:
+        args.max_completion_length = needed
+    elif args.max_completion_length < needed:
+        turns = protocol.turns
+        raise ValueError(
+            f"max_completion_length={args.max_completion_length} cannot hold the longest episode: {turns - 1} x "
+            f"({args.max_grounding_tokens} grounding + {args.max_reply_tokens} reply + {protocol.budget.max_tokens + 2} "
+            f"crop) + {args.max_answer_tokens} answer = {needed} tokens. Set max_completion_length to {needed}, or leave "
+            "it out to have it computed."
+        )
+
+
+def _check_context(model: Any, args: MGPOConfig) -> None:
+    config = model.config.get_text_config()
+    most = getattr(config, "max_position_embeddings", None)
+    if most is not None and args.max_completion_length > most:
+        raise ValueError(
+            f"The longest episode takes {args.max_completion_length} tokens after the first turn, but the model holds "
+            f"{most}. Lower max_answer_tokens, max_grounding_tokens, max_reply_tokens or max_pixels."
+        )
