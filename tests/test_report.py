@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from mgpo.report import IMAGE_BYTES, OOD_MEAN, draw_curves, print_results, results_table, write_report
+from mgpo.curves import draw_curves
+from mgpo.report import IMAGE_BYTES, OOD_MEAN, print_results, results_table, write_report
 
 EVIL = "<script>alert(1)</script>"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from trl import GRPOConfig
 
@@ -64,8 +63,9 @@ class MGPOConfig(GRPOConfig):
     )
     trajectories_every: int = field(default=20, metadata={"help": "Save rollouts every so many steps; 0 never."})
     trajectories_kept: int = field(default=8, metadata={"help": "Rollouts to save each time."})
+    log_multimodal: bool = field(default=False, metadata={"help": "Gather all images of a batch for TRL's log."})
     max_completion_length: int | None = field(default=None, metadata={"help": "Computed unless it is set."})
-    report_to: Any = field(default="none", metadata={"help": "trackio, wandb, tensorboard or none."})
+    report_to: None | str | list[str] = field(default="none", metadata={"help": "trackio, wandb, tensorboard or none."})
     bf16: bool | None = field(default=False, metadata={"help": "Autocast to bfloat16."})
 
     def __post_init__(self) -> None:
@@ -92,9 +92,18 @@ class MGPOConfig(GRPOConfig):
             budget=budget,
         )
 
-    def episode_tokens(self, protocol: Protocol) -> int:
+    def episode_parts(self, protocol: Protocol) -> dict[str, int]:
+        """Tokens of the longest episode, part by part, in order. Images count with their two delimiters."""
+        image, further = protocol.budget.max_tokens + 2, protocol.turns - 1
+        parts = {"question": self.max_reply_tokens, "overview": image}
+        if further:
+            parts["grounding"] = self.max_grounding_tokens
+            if further > 1:  # turns in between may ground again or answer
+                parts["turns in between"] = (further - 1) * max(self.max_grounding_tokens, self.max_answer_tokens)
+            parts |= {"reply": further * self.max_reply_tokens, "crop": further * image}
+        return parts | {"answer": self.max_answer_tokens}
+
+    def completion_tokens(self, protocol: Protocol) -> int:
         """Most tokens after the first user turn that an episode can take: all later turns, images included."""
-        later_images = (protocol.turns - 1) * (protocol.budget.max_tokens + 2)
-        replies = (protocol.turns - 1) * self.max_reply_tokens
-        grounding = (protocol.turns - 1) * self.max_grounding_tokens
-        return grounding + replies + later_images + self.max_answer_tokens
+        parts = self.episode_parts(protocol)
+        return sum(parts.values()) - parts["question"] - parts["overview"]

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -23,8 +21,10 @@ from typing import Any
 
 from PIL import Image
 
+from mgpo.curves import curves_png, draw_curves, read_curves
 from mgpo.grounding import BoxStatus, holds_centre
 from mgpo.imaging import ImageError, open_image
+from mgpo.jsonl import read_jsonl
 
 METHODS = ("base", "sft", "grpo", "mgpo")
 OOD_MEAN = "OOD mean"
@@ -32,14 +32,6 @@ RATES = {
     "valid_box_rate": ("Valid box", "share of questions whose first box can be cropped"),
     "hit_rate": ("Hit", "share of questions whose box holds the centre of a gold box"),
     "crop_only_accuracy": ("Crop only", "accuracy when the model sees the crop alone"),
-}
-CURVES = {  # metric key -> (title, whether it is a share)
-    "reward": ("Reward", True),
-    "grounding/valid_share": ("Valid boxes", True),
-    "grounding/hit_rate": ("Boxes that hit", True),
-    "completions/mean_length": ("Length (tokens)", False),
-    "entropy": ("Entropy (nats per token)", False),
-    "frac_reward_zero_std": ("Groups without signal", True),
 }
 SCREENS = {"wide_light": (3, False), "wide_dark": (3, True), "narrow_light": (1, False), "narrow_dark": (1, True)}
 """The learning curves are embedded once for each kind of screen: columns, dark."""
@@ -152,19 +144,6 @@ def print_results(results: list[dict], console: Any = None) -> None:
     (console or Console()).print(view)
 
 
-def draw_curves(curves: dict[str, Path], out_png: Path) -> list[str]:
-    """Draw the learning curves of several runs as small multiples into `out_png`.
-
-    Returns:
-        Notes about files and lines that were skipped. With nothing to draw, no file is written.
-    """
-    runs, notes = _read_curves(curves)
-    if runs:
-        out_png.parent.mkdir(parents=True, exist_ok=True)
-        out_png.write_bytes(_figure(runs, columns=3, dark=False))
-    return notes
-
-
 def write_report(
     out: Path,
     title: str,
@@ -193,7 +172,7 @@ def write_report(
     environment.filters["percent"] = _percent
     out.parent.mkdir(parents=True, exist_ok=True)
     curve_notes = draw_curves(curves, out.parent / "figures" / "curves.png")
-    runs, _ = _read_curves(curves)
+    runs, _ = read_curves(curves)
     cards, found, gallery_notes = _cards(galleries, max_cards)
     page = environment.get_template("report.html.j2").render(
         title=title,
@@ -201,7 +180,7 @@ def write_report(
         table=results_table(results),
         rates=[(*words, rate) for key, words in RATES.items() if (rate := results_table(results, key)).rows],
         runs=list(runs),
-        figures={kind: _data_uri(_figure(runs, *how), "png") for kind, how in SCREENS.items()} if runs else {},
+        figures={kind: _data_uri(curves_png(runs, *how), "png") for kind, how in SCREENS.items()} if runs else {},
         curve_notes=curve_notes,
         cards=cards,
         found=found,
@@ -233,102 +212,12 @@ def _percent(fraction: float | None) -> str:
     return "–" if fraction is None else f"{100 * fraction:.1f}"
 
 
-def _read_jsonl(path: Path) -> tuple[list[dict], list[str]]:
-    """The JSON objects of a file that may be missing or still being written, and notes about what was skipped."""
-    if not path.is_file():
-        return [], [f"{path} is missing."]
-    rows, bad = [], []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        try:
-            value = json.loads(line) if line.strip() else None
-        except (ValueError, RecursionError):
-            value = "half"
-        if isinstance(value, dict):
-            rows.append(value)
-        elif line.strip():
-            bad.append(number)
-    lines = f"line {bad[0]}" if len(bad) == 1 else f"{len(bad)} lines, the first is line {bad[0]}" if bad else ""
-    return rows, [f"{path}: skipped {lines} (half-written or not a JSON object)."] if bad else []
-
-
-def _read_curves(curves: dict[str, Path]) -> tuple[dict[str, dict[str, dict[float, float]]], list[str]]:
-    """Run -> metric -> {step: value}, and notes. After a resume a step can come twice: the later line counts."""
-    runs: dict[str, dict[str, dict[float, float]]] = {}
-    notes: list[str] = []
-    for name, path in curves.items():
-        rows, skipped = _read_jsonl(Path(path))
-        notes += [f"{name}: {note}" for note in skipped]
-        rows = [r for r in rows if _finite(r.get("step"))]
-        series = {key: {r["step"]: r[key] for r in rows if _finite(r.get(key))} for key in CURVES}
-        if any(series.values()):
-            runs[name] = {key: dict(sorted(points.items())) for key, points in series.items() if points}
-        elif rows or not skipped:
-            notes.append(f"{name}: {path} holds none of the metrics that are drawn.")
-    return runs, notes
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _smooth(values: list[float]) -> list[float]:
-    """Centred running mean over about a tenth of the run (a trailing one would lag behind the raw values)."""
-    half = len(values) // 20
-    return [fmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
-
-
-def _figure(runs: dict[str, dict[str, dict[float, float]]], columns: int, dark: bool) -> bytes:
-    """PNG with one panel per metric that any run logged."""
-    from matplotlib.figure import Figure  # slow to import, and without pyplot there is no global state and no window
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import PercentFormatter
-
-    keys = [key for key in CURVES if any(key in series for series in runs.values())]
-    lines = -(-len(keys) // columns)
-    ink, faint, ground = ("#dfe5e6", "#333c40", "#181d20") if dark else ("#2a3236", "#e2e6e7", "#ffffff")
-    styles = _styles(list(runs), dark)
-    figure = Figure(figsize=(3.5 * columns, 2.35 * lines + 0.45), dpi=150, facecolor=ground, layout="constrained")
-    for axes, key in zip(figure.subplots(lines, columns, squeeze=False).flat, keys + [None] * columns):
-        if key is None:
-            axes.set_axis_off()
-            continue
-        for name, series in runs.items():
-            if points := series.get(key):
-                steps, values = list(points), list(points.values())
-                axes.plot(steps, values, color=styles[name][0], alpha=0.22, linewidth=0.9)
-                axes.plot(steps, _smooth(values), color=styles[name][0], linestyle=styles[name][1], linewidth=1.9)
-        axes.set_title(CURVES[key][0], loc="left", fontsize=10.5, color=ink)
-        if CURVES[key][1]:
-            axes.set_ylim(-0.02, 1.02)
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.set_facecolor(ground)
-        axes.grid(color=faint, linewidth=0.7)
-        axes.tick_params(colors=ink, labelsize=8.5, length=0)
-        axes.spines[:].set_visible(False)
-        axes.set_xlabel("step", fontsize=8.5, color=ink)
-    handles = [Line2D([], [], color=c, linestyle=dash, linewidth=2.2, label=name) for name, (c, dash) in styles.items()]
-    figure.legend(handles=handles, loc="outside upper left", ncols=columns, frameon=False, labelcolor=ink, fontsize=9.5)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor=ground)
-    return buffer.getvalue()
-
-
-def _styles(names: list[str], dark: bool) -> dict[str, tuple[str, str]]:
-    """Colour by method, dashes for further runs of it: a method keeps its colour in every figure."""
-    colours = {"mgpo": ("#0b6e94", "#5cc4ea"), "grpo": ("#c4501b", "#f3976a"), "sft": ("#4d7c2a", "#9ccb73")}
-    methods = [next((method for method in colours if method in name.lower()), "") for name in names]
-    return {
-        name: (colours.get(method, ("#7a6a2f", "#d3be6c"))[dark], ("-", "--", ":", "-.")[methods[:i].count(method) % 4])
-        for i, (name, method) in enumerate(zip(names, methods))
-    }
-
-
 def _cards(galleries: list[tuple[str, Path]], max_cards: int) -> tuple[list[list[dict]], int, list[str]]:
     """Trajectories grouped by question, those in most galleries first; how many questions there are; notes."""
     notes: list[str] = []
     cards: dict[str, list[dict]] = {}
     for caption, path in galleries:
-        rows, skipped = _read_jsonl(Path(path))
+        rows, skipped = read_jsonl(Path(path))
         notes += [f"{caption}: {note}" for note in skipped]
         for row in rows:
             try:

@@ -12,6 +12,7 @@ from mgpo.data.question import Question
 from mgpo.engines.loading import default_budget, default_coordinates, load_processor, resolve
 from mgpo.imaging import open_image, overview
 from mgpo.protocol import Protocol, opening_text
+from mgpo.resuming import Resuming
 from mgpo.trainer import freeze_vision_tower, model_type_of
 
 
@@ -33,6 +34,10 @@ class ShortAnswers:
         }
 
 
+class ShortAnswerTrainer(Resuming, SFTTrainer):
+    """TRL's `SFTTrainer`, able to go on from a checkpoint."""
+
+
 def build_sft_trainer(data: DataArguments, config: MGPOConfig, questions: Any) -> SFTTrainer:
     """The trainer of the supervised baseline, from the same settings as MGPO's."""
     from mgpo.training import model_kwargs, peft_config
@@ -48,7 +53,7 @@ def build_sft_trainer(data: DataArguments, config: MGPOConfig, questions: Any) -
     settings = {key: getattr(config, key) for key in shared - {"max_length", "model_init_kwargs", "loss_type"}}
     args = SFTConfig(**settings, max_length=None, model_init_kwargs=model_kwargs(data))
     draw = questions.format["format_kwargs"].get("transform") if questions.format["type"] == "custom" else None
-    trainer = SFTTrainer(
+    trainer = ShortAnswerTrainer(
         model=resolve(name),
         args=args,
         train_dataset=questions.with_transform(ShortAnswers(protocol, draw)),

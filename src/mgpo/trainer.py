@@ -29,9 +29,11 @@ from mgpo.config import MGPOConfig
 from mgpo.data.question import Question
 from mgpo.engines.loading import default_budget, default_coordinates, load_processor, resolve
 from mgpo.engines.tokens import TurnTokens
+from mgpo.engines.vision_cache import remember_images
 from mgpo.imaging import open_image, overview
 from mgpo.metrics import episode_metrics
-from mgpo.protocol import Episode, Method
+from mgpo.protocol import Episode, Method, Protocol
+from mgpo.resuming import EpochSampler, Resuming
 from mgpo.rewards import accuracy_reward
 from mgpo.trajectories import save_trajectories
 
@@ -40,7 +42,7 @@ def _environment() -> None:
     """Marks the trainer as multi-turn for TRL; never called, never shown to the model."""
 
 
-class MGPOTrainer(GRPOTrainer):
+class MGPOTrainer(Resuming, GRPOTrainer):
     """Trains a policy to look twice.
 
     Args:
@@ -82,17 +84,17 @@ class MGPOTrainer(GRPOTrainer):
         )
         if self.protocol.method is Method.MGPO:
             self.tools = [_environment]
-        _check_context(self.model, args)
+        _check_context(self.model, args, self.protocol)
         if args.freeze_vision_tower:
             freeze_vision_tower(self.model)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Open the episodes, let TRL do its work, then check, measure and log."""
         self._episodes, rows = [], []
-        originals: dict[int, Any] = {}
+        originals: dict[Any, Any] = {}
         for row in inputs:
             question = Question.from_row(row)
-            key = id(row["image"])
+            key = _image_key(row["image"])
             if key not in originals:
                 original = open_image(row["image"])
                 originals[key] = (original, overview(original, self.protocol.budget))
@@ -240,6 +242,12 @@ class MGPOTrainer(GRPOTrainer):
             folder = Path(self.args.output_dir) / "trajectories"
             save_trajectories(chosen, folder / f"step_{self.state.global_step:06d}.jsonl", self.state.global_step)
 
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        """TRL's sampler, as the one whose order does not depend on whether the run was interrupted."""
+        sampler = super()._get_train_sampler(dataset)
+        sampler.__class__ = EpochSampler
+        return sampler
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's log, and one line in `metrics.jsonl` of the run folder."""
         super().log(logs, start_time)
@@ -257,6 +265,7 @@ def freeze_vision_tower(model: Any) -> None:
         raise ValueError(f"freeze_vision_tower: {type(model).__name__} has no module named visual or vision_tower.")
     for module in found:
         module.requires_grad_(False)
+        remember_images(module)
 
 
 def load_dotted(path: str) -> Any:
@@ -272,6 +281,13 @@ def load_dotted(path: str) -> Any:
         raise ValueError(f"extra_reward_funcs: {path!r} was not found ({error}). Write package.module.function.") from error
 
 
+def _image_key(image: Any) -> Any:
+    """Equal for rows that show the same image: the rollouts of a question share one decoded original."""
+    if isinstance(image, dict):
+        return image.get("path"), hash(image.get("bytes"))
+    return image if isinstance(image, (str, Path, bytes)) else id(image)
+
+
 def model_type_of(model: Any) -> str:
     """Model type of a loaded model, a folder or a hub id."""
     if not isinstance(model, str):
@@ -285,26 +301,26 @@ def _as_message(turn: Any) -> dict[str, Any]:
     return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": turn.text}]}
 
 
-def _fit_budget(args: MGPOConfig, protocol: Any) -> None:
+def _fit_budget(args: MGPOConfig, protocol: Protocol) -> None:
     """Prove that the longest possible episode fits into `max_completion_length`."""
-    needed = args.episode_tokens(protocol)
+    needed = args.completion_tokens(protocol)
     if not args.max_completion_length:
         args.max_completion_length = needed
     elif args.max_completion_length < needed:
-        turns = protocol.turns
+        parts = {k: v for k, v in args.episode_parts(protocol).items() if k not in ("question", "overview")}
+        told = " + ".join(f"{tokens} {name}" for name, tokens in parts.items())
         raise ValueError(
-            f"max_completion_length={args.max_completion_length} cannot hold the longest episode: {turns - 1} x "
-            f"({args.max_grounding_tokens} grounding + {args.max_reply_tokens} reply + {protocol.budget.max_tokens + 2} "
-            f"crop) + {args.max_answer_tokens} answer = {needed} tokens. Set max_completion_length to {needed}, or leave "
-            "it out to have it computed."
+            f"max_completion_length={args.max_completion_length} cannot hold the longest episode: {told} = {needed} "
+            f"tokens. Set max_completion_length to {needed}, or leave it out to have it computed."
         )
 
 
-def _check_context(model: Any, args: MGPOConfig) -> None:
-    config = model.config.get_text_config()
-    most = getattr(config, "max_position_embeddings", None)
-    if most is not None and args.max_completion_length > most:
+def _check_context(model: Any, args: MGPOConfig, protocol: Protocol) -> None:
+    """Prove that prompt and completion fit into the model's context."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    needed = sum(args.episode_parts(protocol).values())
+    if most is not None and needed > most:
         raise ValueError(
-            f"The longest episode takes {args.max_completion_length} tokens after the first turn, but the model holds "
-            f"{most}. Lower max_answer_tokens, max_grounding_tokens, max_reply_tokens or max_pixels."
+            f"The longest episode takes {needed} tokens, but the model holds {most}. Lower max_reply_tokens, "
+            "max_answer_tokens, max_grounding_tokens or max_pixels."
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,15 @@ from mgpo.data.loading import load_questions
 from mgpo.environment import describe_environment
 
 WAYS = (DataArguments, MGPOConfig)
+_SECRET = re.compile(r"(^|_)(token|api_?key|secret|password)$", re.IGNORECASE)
 
 
-def parse(argv: list[str]) -> tuple[DataArguments, MGPOConfig]:
+def parse(argv: list[str], config_class: type[MGPOConfig] = MGPOConfig) -> tuple[DataArguments, MGPOConfig]:
     """Settings from `--config recipe.yaml` and the command line, which wins.
+
+    Args:
+        argv: the command line.
+        config_class: what to build; `mgpo.validation` checks more while it is built.
 
     Raises:
         ValueError: an unknown key, with the one that was probably meant.
@@ -37,7 +43,7 @@ def parse(argv: list[str]) -> tuple[DataArguments, MGPOConfig]:
             _refuse_unknown(yaml.safe_load(recipe.read_text()) or {}, known, value)
         elif flag.startswith("--"):
             _refuse_unknown([flag[2:].split("=")[0].replace("-", "_")], known, "the command line")
-    data, config = TrlParser(WAYS).parse_args_and_config(args=argv)
+    data, config = TrlParser((DataArguments, config_class)).parse_args_and_config(args=argv)
     return data, config
 
 
@@ -105,10 +111,16 @@ def peft_config(data: DataArguments) -> Any:
 def write_run_files(folder: Path, data: DataArguments, config: MGPOConfig) -> None:
     """`config.yaml` and `environment.json`; what could hold a secret is left out."""
     resolved = dataclasses.asdict(data) | config.to_dict()
-    plain = {k: v for k, v in resolved.items() if "token" not in k or k.startswith("max_") or k == "include_num_input_tokens_seen"}
-    plain = json.loads(json.dumps(plain, default=str))
+    plain = _without_secrets(json.loads(json.dumps(resolved, default=str)))
     (folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=True))
     (folder / "environment.json").write_text(json.dumps(describe_environment(), indent=2) + "\n")
+
+
+def _without_secrets(value: Any) -> Any:
+    """Settings without the entries, at any depth, whose name says that they hold a key."""
+    if isinstance(value, dict):
+        return {key: _without_secrets(inner) for key, inner in value.items() if not _SECRET.search(key)}
+    return [_without_secrets(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _last_checkpoint(folder: Path) -> str | None:

@@ -49,6 +49,10 @@ class LocalPolicy:
         """From `mgpo-tiny`, a folder or a hub id."""
         return cls(load_model(name_or_path, dtype), load_processor(name_or_path, budget))
 
+    def set_budget(self, budget: PixelBudget) -> None:
+        """Make the processor agree with the protocol's pixel budget."""
+        self.processor.image_processor.size = {"shortest_edge": budget.min_pixels, "longest_edge": budget.max_pixels}
+
     @torch.no_grad()
     def say(
         self, conversations: Sequence[Conversation], max_new_tokens: int, temperature: float = 0.0

@@ -36,13 +36,13 @@ def draw_chart(index: int, print_style: str = "fine") -> tuple[np.ndarray, np.nd
     cell = side / CELLS
     for row in range(CELLS):
         for col in range(CELLS):
-            cx, cy = (col + 0.5) * cell + rng.uniform(-5, 5), (row + 0.5) * cell + rng.uniform(-5, 5)
+            cx, cy = (col + 0.5) * cell + rng.uniform(-3, 3), (row + 0.5) * cell + rng.uniform(-3, 3)
             plate = tuple(int(v) for v in rng.integers(0, 256, 3))
             draw.rectangle((col * cell, row * cell, (col + 1) * cell, (row + 1) * cell), fill=plate)
-            half = rng.uniform(1.25, 1.75) * 0.065 * 200 * scale / 1.22
+            half = rng.uniform(12.5, 19.0) * scale
             number, light = int(rng.integers(len(PRINTS))), bool(rng.integers(2))
             shades = (int(rng.integers(205, 256)), int(rng.integers(0, 40)))
-            height = half / rng.uniform(1.3, 1.8)
+            height = half / rng.uniform(1.25, 1.7)
             panel(rng, canvas, draw, (cx, cy), half, shades if light else shades[::-1], look, *PRINTS[number], height)
             prints[int(cy / scale // 28), int(cx / scale // 28)] = number
     return np.asarray(resize(canvas, (SIZE, SIZE))), prints.reshape(-1)

@@ -1,6 +1,6 @@
 """Rendered views for making `mgpo-tiny`: one overview and a few crops per scene, written once and read many times.
 
-    python -m mgpo.tiny.pool --out /tmp/pool --scenes 14000 --workers 2
+    python -m mgpo.tiny.pool --out /tmp/pool --scenes 5000 --workers 2
 
 A view is what the model sees: an image at its budgeted size. Everything else about it (signs, boxes, crops) follows
 from (seed, index), so only pixels are stored: fixed-size rows of bytes in a memory-mapped file.
@@ -23,7 +23,7 @@ from mgpo.worlds.scene import LOOKS, Scene, sample_scene
 
 BUDGET = PixelBudget(min_pixels=20 * 28 * 28, max_pixels=36 * 28 * 28)
 ROW_BYTES = BUDGET.max_pixels * 3
-CROPS = 3
+CROPS = 4
 SEED = 20_000
 """Seed of the scenes that the base model is made from. Training and evaluation use others, and other splits."""
 
@@ -45,9 +45,9 @@ def views_of(index: int, print_style: str = "fine") -> list[View]:
     for _ in range(CROPS):
         x1, y1, x2, y2 = scene.signs[rng.integers(len(scene.signs))].box_px_original
         side = math.sqrt((x2 - x1) * (y2 - y1))
-        margins = rng.uniform(-0.08, 0.25, 4) * side
-        if rng.uniform() < 0.3:
-            margins += rng.normal(0, 0.12, 4) * side
+        margins = rng.uniform(-0.02, 0.16, 4) * side
+        if rng.uniform() < 0.2:
+            margins += rng.normal(0, 0.08, 4) * side
         raw = (x1 - margins[0], y1 - margins[1], x2 + margins[2], y2 + margins[3])
         left, top = (max(0, round(v)) for v in raw[:2])
         right, bottom = min(scene.size_px[0], round(raw[2])), min(scene.size_px[1], round(raw[3]))
@@ -75,8 +75,8 @@ def view_pixels(row: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--scenes", type=int, default=14_000)
-    parser.add_argument("--charts", type=int, default=6_000)
+    parser.add_argument("--scenes", type=int, default=5_000)
+    parser.add_argument("--charts", type=int, default=9_000)
     parser.add_argument("--print-style", choices=("clear", "fine"), default="fine")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()

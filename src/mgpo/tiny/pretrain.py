@@ -160,15 +160,19 @@ def main() -> None:
     parser.add_argument("--pool", type=Path, required=True)
     parser.add_argument("--eyes", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--scenes", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--scenes", type=int, default=24)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="dialogues to learn; boxes come slowest")
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--init", type=Path, help="go on from the language model of an earlier run")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer()
     names = special_ids(tokenizer)
     model, places = build(names), Places()
+    if args.init:
+        model.load_state_dict(Qwen2_5_VLForConditionalGeneration.from_pretrained(args.init).state_dict())
     model.set_attn_implementation("eager")
     model.model.visual.load_state_dict(load_file(args.eyes))
     model.model.visual.requires_grad_(False)
@@ -191,6 +195,8 @@ def main() -> None:
         optimizer.zero_grad()
         told = []
         for kind, rows in batch.items():
+            if kind not in args.kinds:
+                continue
             with torch.autocast("cpu", torch.bfloat16):
                 loss, share = step_loss(model, places, kind, rows, image_id)
             loss.backward()

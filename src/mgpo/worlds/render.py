@@ -31,10 +31,12 @@ FONT_FILES = {
 }
 """Families that matplotlib ships, so that a scene looks the same on every machine."""
 
-FINE_GAIN, FINE_GRAIN = 0.7, 0.45
+FINE_GAIN, FINE_GRAIN = 0.75, 0.45
 """Contrast of a fine print's outline, and of the grain of its panel, as shares of the range from paper to ink."""
-PRINT_HEIGHT = 0.065
-"""Height of a letter, as a fraction of its plate's side: about 2 px in a 168-pixel overview, 11 px in a crop."""
+FINE_BLUR, FINE_CELL = 0.15, 0.34
+"""Width of the blur that is taken off a fine print, and of a grain, as shares of the print's height."""
+PRINT_HEIGHT = 0.08
+"""Height of a letter, as a fraction of its plate's side: about 2.7 px in a 168-pixel overview, 12 px in a crop."""
 
 
 def render(scene: Scene, backgrounds: str | Path | None = None) -> Image.Image:
@@ -146,11 +148,11 @@ def panel(
     sheet = Image.new("L", (size, size))
     sheet.paste(mask, inner)
     if look.print_style == "fine":
-        cells = max(3, round(size / (0.45 * height)))
+        cells = max(3, round(size / (FINE_CELL * height)))
         grain = Image.fromarray(rng.integers(0, 256, (cells, cells)).astype(np.uint8))
         grain = np.asarray(grain.resize((size, size), Image.Resampling.BICUBIC), float) / 255
         ink_in = np.asarray(sheet, float) / 255
-        outline = ink_in - np.asarray(sheet.filter(ImageFilter.GaussianBlur(0.2 * height)), float) / 255
+        outline = ink_in - np.asarray(sheet.filter(ImageFilter.GaussianBlur(FINE_BLUR * height)), float) / 255
         tone = np.clip(0.5 + FINE_GAIN * outline + FINE_GRAIN * (grain - 0.5), 0, 1)
         sheet = Image.fromarray((255 * tone).astype(np.uint8))
     corners = Image.new("L", (size, size))

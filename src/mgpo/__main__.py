@@ -1,0 +1,5 @@
+"""`python -m mgpo`."""
+
+from mgpo.cli import main
+
+main()

@@ -1,0 +1,225 @@
+"""The whole loop: train MGPO and the single-turn baseline from one base, evaluate all three, tell the story.
+
+    mgpo demo --out runs/demo                    one seed, minutes on two CPU cores
+    mgpo reproduce --out runs/reproduce-tiny     three seeds, 1,000 questions per split
+
+Both are the same code with other numbers, and both can be stopped and started again: a finished training or split is
+kept. Trainings run as processes of one thread each, two at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mgpo.report import print_results, write_report
+from mgpo.worlds.scene import EVAL_SPLITS
+
+METHODS = ("mgpo", "grpo")
+EVAL_SEED = 9_000
+"""Evaluation questions of training seed s come from seed EVAL_SEED + s: never trained on."""
+GALLERY = 12
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an experiment does.
+
+    Attributes:
+        out: folder of everything it writes.
+        seeds: training seeds.
+        steps: training steps per method (equal, so both see the same number of rollouts).
+        questions: evaluation questions per split and seed.
+        workers: processes at a time.
+    """
+
+    out: Path
+    seeds: tuple[int, ...]
+    steps: int
+    questions: int
+    workers: int = 2
+
+
+def run_experiment(plan: Plan) -> Path:
+    """Train, evaluate, report.
+
+    Returns:
+        The report, `report.html` in the plan's folder; `results.json` lies beside it.
+
+    Raises:
+        RuntimeError: a training failed; the message holds the end of its log.
+    """
+    plan.out.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    started = time.time()
+    columns = (TextColumn("{task.description:<26}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
+        _train_all(plan, progress)
+        rows = _evaluate_all(plan, progress)
+    results = plan.out / "results.json"
+    results.write_text(json.dumps(rows, indent=1) + "\n")
+    print_results(rows, console)
+    report = _report(plan, rows, time.time() - started)
+    console.print(f"results: {results}\nreport:  {report}")
+    return report
+
+
+def run_folder(plan: Plan, method: str, seed: int) -> Path:
+    """Where a training writes."""
+    return plan.out / f"{method}_seed{seed}"
+
+
+def _train_all(plan: Plan, progress: Progress) -> None:
+    waiting = [(method, seed) for seed in plan.seeds for method in METHODS]
+    bars = {job: progress.add_task(f"train {job[0]}, seed {job[1]}", total=plan.steps) for job in waiting}
+    running: dict[tuple[str, int], subprocess.Popen] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < plan.workers:
+                job = waiting.pop(0)
+                if _is_trained(plan, *job):
+                    progress.update(bars[job], completed=plan.steps)
+                else:
+                    running[job] = _start_training(plan, *job)
+            time.sleep(0.5)
+            for job, process in list(running.items()):
+                _show_steps(plan, job, bars[job], progress)
+                if process.poll() is not None:
+                    _finish_training(plan, job, process)
+                    running.pop(job)
+    finally:
+        for process in running.values():
+            process.terminate()
+
+
+def _start_training(plan: Plan, method: str, seed: int) -> subprocess.Popen:
+    folder = run_folder(plan, method, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = str(files("mgpo") / "recipes" / f"tiny_{method}.yaml")
+    command = [sys.executable, "-m", "mgpo", "train", "--config", recipe, "--output_dir", str(folder)]
+    command += ["--max_steps", str(plan.steps), "--seed", str(seed), "--dataset_seed", str(seed), "--disable_tqdm", "true"]
+    with (folder / "log.txt").open("a") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def _is_trained(plan: Plan, method: str, seed: int) -> bool:
+    """A training of this length has ended: its marker says of how many steps."""
+    marker = run_folder(plan, method, seed) / "trained.json"
+    return marker.is_file() and json.loads(marker.read_text())["steps"] == plan.steps
+
+
+def _finish_training(plan: Plan, job: tuple[str, int], process: subprocess.Popen) -> None:
+    folder = run_folder(plan, *job)
+    if process.returncode != 0:
+        tail = "".join((folder / "log.txt").read_text().splitlines(keepends=True)[-15:])
+        raise RuntimeError(f"Training of {job[0]}, seed {job[1]} failed. The end of {folder / 'log.txt'}:\n{tail}")
+    (folder / "trained.json").write_text(json.dumps({"steps": plan.steps}) + "\n")
+
+
+def _show_steps(plan: Plan, job: tuple[str, int], bar: TaskID, progress: Progress) -> None:
+    file = run_folder(plan, *job) / "metrics.jsonl"
+    if not file.is_file():
+        return
+    last: dict[str, Any] = {}
+    for line in file.read_text().splitlines()[-1:]:
+        try:
+            last = json.loads(line)
+        except ValueError:  # being written
+            return
+    told = f" reward {last['reward']:.2f}" if "reward" in last else ""
+    progress.update(bar, completed=last.get("step", 0), description=f"train {job[0]}, seed {job[1]}{told}")
+
+
+def _evaluate_all(plan: Plan, progress: Progress) -> list[dict[str, Any]]:
+    jobs = [(split, seed) for seed in plan.seeds for split in EVAL_SPLITS]
+    jobs.sort(key=lambda job: job[0] != "ood_large")  # the slowest to draw first
+    bar = progress.add_task("evaluate", total=len(jobs) * plan.questions)
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    with ProcessPoolExecutor(plan.workers) as pool:
+        futures = {pool.submit(evaluate_split, plan, split, seed): (split, seed) for split, seed in jobs}
+        for future in as_completed(futures):
+            found[futures[future]] = future.result()
+            progress.advance(bar, plan.questions)
+    return [row for seed in plan.seeds for split in EVAL_SPLITS for row in found[split, seed]]
+
+
+def evaluate_split(plan: Plan, split: str, seed: int) -> list[dict[str, Any]]:
+    """Rows of base, grpo and mgpo on one split; the same questions, drawn once. Kept on disk when done."""
+    file = plan.out / "evaluation" / f"{split}_seed{seed}.json"
+    if file.is_file():
+        rows = json.loads(file.read_text())
+        if all(row["n"] == plan.questions and row["steps"] == plan.steps for row in rows):
+            return rows
+    import torch
+
+    from mgpo.evaluation import evaluate, summarise
+    from mgpo.trajectories import save_trajectories
+    from mgpo.worlds.needle import load_needle
+
+    torch.set_num_threads(1)
+    questions = [_held(row) for row in load_needle(split, EVAL_SEED + seed, plan.questions, streaming=True)]
+    rows = []
+    for method, model in (("base", "mgpo-tiny"), *((m, str(run_folder(plan, m, seed))) for m in reversed(METHODS))):
+        policy, protocol, limits = _policy_of(model, "grpo" if method == "grpo" else "mgpo")
+        results = evaluate(policy, questions, protocol, limits, seed=seed, keep_episodes=GALLERY)
+        rows.append(summarise(results, protocol, method=method, split=split, seed=EVAL_SEED + seed, steps=plan.steps))
+        if split == "test":
+            episodes = [result.episode for result in results[:GALLERY]]
+            save_trajectories(episodes, plan.out / "trajectories" / f"{method}_seed{seed}.jsonl")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(rows, indent=1) + "\n")
+    return rows
+
+
+def _held(row: dict[str, Any]) -> Any:
+    """A question whose image is kept as PNG bytes: 1,000 decoded canvases would not fit in memory."""
+    import io
+
+    from mgpo.data.question import Question
+
+    out = io.BytesIO()
+    row["image"].save(out, "PNG", compress_level=1)
+    return Question.from_row(row | {"image": out.getvalue()})
+
+
+def _policy_of(model: str, method: str) -> tuple[Any, Any, Any]:
+    from mgpo.engines.loading import default_budget
+    from mgpo.engines.local import LocalPolicy
+    from mgpo.protocol import Method, Protocol
+    from mgpo.rollout import TurnLimits
+
+    policy = LocalPolicy.load(model, dtype="float32")
+    protocol = Protocol(method=Method(method), budget=default_budget(policy.processor))
+    return policy, protocol, TurnLimits(grounding=28, answer=36 if method == "grpo" else 6)
+
+
+def _report(plan: Plan, rows: list[dict[str, Any]], seconds: float) -> Path:
+    from mgpo.environment import describe_environment
+
+    machine = describe_environment()
+    seed = plan.seeds[0]
+    about = {
+        "what": "mgpo-tiny, trained on the needle world by MGPO (two turns) and by single-turn GRPO",
+        "training": f"{plan.steps} steps of 16 questions x 8 rollouts for each method, seeds {list(plan.seeds)}",
+        "evaluation": f"{plan.questions} fresh questions per split and seed; accuracies are greedy, valid-box and hit rates "
+        "are of one sampled turn (temperature 1) per question",
+        "time": f"{seconds / 60:.1f} minutes on {machine['cores']} cores",
+        "versions": ", ".join(f"{k} {v}" for k, v in machine["packages"].items() if v),
+    }
+    curves = {method.upper(): run_folder(plan, method, seed) / "metrics.jsonl" for method in METHODS}
+    galleries = [
+        ("base, before training", plan.out / "trajectories" / f"base_seed{seed}.jsonl"),
+        ("MGPO, after training", plan.out / "trajectories" / f"mgpo_seed{seed}.jsonl"),
+    ]
+    return write_report(plan.out / "report.html", "mgpo-tiny learns where to look", about, rows, curves, galleries)

@@ -1,0 +1,109 @@
+"""The local policy: a batch says what each conversation would say alone, and never a vision token."""
+
+import pytest
+import torch
+from PIL import Image
+from support import SIZES
+
+from mgpo.data.question import Question
+from mgpo.engines.local import Conversation, LocalPolicy
+from mgpo.protocol import Episode, Protocol
+from mgpo.tiny.pool import BUDGET
+
+
+@pytest.fixture(scope="module")
+def policy(loud_tiny):
+    return LocalPolicy.load(str(loud_tiny))
+
+
+def conversations(policy):
+    """Five of different lengths, with one or two images of different sizes."""
+    out = []
+    for i, size in enumerate(SIZES[:5]):
+        noise = Image.effect_noise(size, 80).convert("RGB")
+        question = Question(None, "Which letter is on the " + "very " * 3 * i + "red sign?", ("H", "K", "L"), "A")
+        episode = Episode(question, noise, Protocol(budget=BUDGET))
+        turn = episode.opening()
+        ids, images = policy.tokens.opening(turn), [turn.image]
+        if i % 2:
+            reply = episode.reply("No box.")
+            ids += policy.tokens.tokenizer("No box.")["input_ids"] + policy.tokens.reply(reply, closed=False)
+            images.append(reply.image)
+        out.append(Conversation(ids, images))
+    return out
+
+
+def test_a_batch_says_what_each_conversation_says_alone(policy):
+    talks = conversations(policy)
+    assert len({len(talk.ids) for talk in talks}) > 2
+    together = policy.say(talks, 12)
+    alone = [policy.say([talk], 12)[0] for talk in talks]
+    assert [said.ids for said in together] == [said.ids for said in alone]
+    assert len({tuple(said.ids) for said in together}) > 1, "the policy ignores its input: the test proves nothing"
+    assert policy.say(talks[::-1], 12)[::-1] == together
+
+
+def test_saying_changes_no_conversation(policy):
+    talks = conversations(policy)
+    before = [(list(talk.ids), list(talk.images)) for talk in talks]
+    policy.say(talks, 4)
+    assert [(talk.ids, talk.images) for talk in talks] == before
+
+
+def biased(policy, token, by=1e4):
+    def bias(_module, _inputs, logits):
+        logits = logits.clone()
+        logits[..., token] += by
+        return logits
+
+    return policy.model.lm_head.register_forward_hook(bias)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_banned_tokens_are_never_said(policy, temperature):
+    talks = conversations(policy)
+    for token in policy.tokens.banned_ids():
+        hook = biased(policy, token)
+        try:
+            said = policy.say(talks[:2], 4, temperature)
+        finally:
+            hook.remove()
+        assert not {i for turn in said for i in turn.ids} & set(policy.tokens.banned_ids())
+
+
+def test_the_end_of_a_turn_is_kept_and_cut_off_turns_are_marked(policy):
+    hook = biased(policy, policy.tokens.eos_id)
+    try:
+        (ended,) = policy.say(conversations(policy)[:1], 4)
+    finally:
+        hook.remove()
+    assert ended.ids == [policy.tokens.eos_id] and ended.text == "" and not ended.truncated
+    letter = policy.tokens.tokenizer.convert_tokens_to_ids("A")
+    hook = biased(policy, letter)
+    try:
+        (cut,) = policy.say(conversations(policy)[:1], 4)
+    finally:
+        hook.remove()
+    assert cut.ids == [letter] * 4 and cut.text == "AAAA" and cut.truncated
+
+
+def test_sampling_is_reproducible_and_samples(policy):
+    talks = conversations(policy)
+
+    def sampled(seed):
+        torch.manual_seed(seed)
+        return [said.ids for said in policy.say(talks, 8, temperature=5.0)]
+
+    assert sampled(1) == sampled(1)
+    assert sampled(1) != sampled(2)
+    torch.manual_seed(1)
+    greedy = policy.say(talks, 8)
+    torch.manual_seed(2)
+    assert policy.say(talks, 8) == greedy
+
+
+def test_a_missing_image_is_refused_by_row(policy):
+    talks = conversations(policy)
+    talks[1].images.pop()
+    with pytest.raises(RuntimeError, match="number 1 of the batch"):
+        policy.say(talks, 4)

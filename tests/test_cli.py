@@ -1,0 +1,93 @@
+"""The command line, as a user calls it."""
+
+import json
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from mgpo import cli
+
+run = CliRunner()
+
+
+def call(*argv):
+    result = run.invoke(cli.app, [str(arg) for arg in argv])
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result.output
+
+
+@pytest.fixture
+def photo(tmp_path):
+    file = tmp_path / "photo.jpg"
+    Image.effect_noise((900, 600), 90).convert("RGB").save(file)
+    return file
+
+
+def test_help_names_every_command():
+    text = call("--help")
+    for command in ("train", "eval", "ask", "demo", "reproduce", "env", "validate"):
+        assert command in text
+
+
+def test_env_prints_versions():
+    told = json.loads(call("env"))
+    assert told["packages"]["trl"].startswith("1.16.") and told["python"] and told["cores"]
+
+
+@pytest.mark.parametrize("protocol", ["mgpo", "direct"])
+def test_eval_writes_a_row(random_tiny, tmp_path, protocol):
+    out = tmp_path / "deep" / "result.json"
+    call(
+        "eval", "--model", random_tiny, "--n", 4, "--seed", 7, "--protocol", protocol, "--grounding-tokens", 24,
+        "--answer-tokens", 6, "--batch-size", 3, "--out", out,
+    )  # fmt: skip
+    row = json.loads(out.read_text())
+    assert (row["n"], row["task"], row["split"], row["seed"], row["method"]) == (4, "needle", "test", 7, protocol)
+    assert 0 <= row["accuracy"] <= 1 and row["ci95"][0] <= row["accuracy"] <= row["ci95"][1]
+    assert row["chance"] == 0.25 and row["pixel_budget"] == 36 * 28 * 28
+    assert (row["valid_box_rate"] is None) == (protocol == "direct")
+
+
+def test_eval_on_a_file_of_ones_own(random_tiny, tmp_path, rows):
+    data = tmp_path / "questions.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "result.json"
+    call("eval", "--model", random_tiny, "--task", data, "--split", "train", "--n", 3, "--grounding-tokens", 8,
+         "--answer-tokens", 4, "--out", out)  # fmt: skip
+    row = json.loads(out.read_text())
+    assert row["n"] == 3 and row["task"] == str(data)
+
+
+def test_ask_saves_a_picture(random_tiny, tmp_path, photo):
+    picture = tmp_path / "asked.png"
+    text = call("ask", photo, "Which letter is on the red sign?", "--choice", "H", "--choice", "K [bold]", "--model",
+                random_tiny, "--save", picture)  # fmt: skip
+    assert "turn 1" in text and "turn 2" in text and "box no_json" in text
+    with Image.open(picture) as image:
+        assert image.width > 500 and image.height > 600
+
+
+def test_ask_without_choices_and_a_smaller_budget(random_tiny, tmp_path, photo):
+    call("ask", photo, "What is it?", "--model", random_tiny, "--max-pixels", 16 * 28 * 28, "--save", tmp_path / "a.png")
+    assert (tmp_path / "a.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["train", "--learning_rat", "1"], "Did you mean 'learning_rate'?"),
+        (["train", "--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
+        (["ask", "nowhere.jpg", "What?", "--model", "RANDOM"], "nowhere.jpg' does not exist"),
+        (["eval", "--task", "nowhere.jsonl", "--model", "RANDOM"], "nowhere.jsonl does not exist"),
+        (["eval", "--split", "nosuch", "--model", "RANDOM", "--n", "2"], "nosuch"),
+    ],
+)
+def test_a_mistake_is_a_sentence_and_no_traceback(random_tiny, monkeypatch, capsys, argv, sentence):
+    argv = [str(random_tiny) if arg == "RANDOM" else arg for arg in argv]
+    monkeypatch.setattr("sys.argv", ["mgpo", *argv])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    told = capsys.readouterr()
+    assert stop.value.code == 2
+    assert sentence in " ".join(told.err.split()) and "Traceback" not in told.err

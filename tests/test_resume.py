@@ -1,0 +1,88 @@
+"""A run that was stopped and resumed is the run that was not stopped: weights, optimizer and metrics, to the bit."""
+
+import json
+
+import datasets
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mgpo import training
+from mgpo.training import parse, train
+
+TIMES = ("time", "runtime", "per_second")
+
+
+def run(folder, model, *more):
+    """`mgpo train` with a recipe's arguments; a reward that varies, since a random model answers nothing."""
+    data, config = parse(
+        [
+            "--model_name_or_path", str(model), "--output_dir", str(folder),
+            "--per_device_train_batch_size", "4", "--num_generations", "2", "--learning_rate", "2e-4",
+            "--lr_scheduler_type", "constant", "--beta", "0.0", "--max_grounding_tokens", "12",
+            "--max_answer_tokens", "6", "--max_reply_tokens", "160", "--no_gradient_checkpointing",
+            "--extra_reward_funcs", "support.even_ids", "--logging_steps", "1", "--save_steps", "4",
+            "--use_cpu", "true", "--disable_tqdm", "true", "--seed", "0", "--freeze_vision_tower", "true", *more,
+        ]
+    )  # fmt: skip
+    train(data, config)
+    return folder
+
+
+def lines(folder, steps):
+    """Lines of metrics.jsonl of these steps, without times."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {key: value for key, value in row.items() if not any(part in key for part in TIMES)}
+        for row in rows
+        if "loss" in row and row["step"] in steps
+    ]
+
+
+@pytest.fixture(scope="module")
+def runs(random_tiny, rows, tmp_path_factory):
+    """An uninterrupted run of eight steps, and one that was stopped after four and started again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "load_questions", lambda *_: datasets.Dataset.from_list(rows))
+        whole = run(tmp_path_factory.mktemp("whole"), random_tiny, "--max_steps", "8")
+        stopped = run(tmp_path_factory.mktemp("stopped"), random_tiny, "--max_steps", "4")
+        torch.manual_seed(12345)  # another process would not know where this one's generators stand
+        run(stopped, random_tiny, "--max_steps", "8")
+    return whole, stopped
+
+
+def test_the_run_learns_something(runs):
+    """Three steps are an epoch of six questions, so step four is in the middle of one."""
+    whole, _ = runs
+    metrics = lines(whole, range(1, 9))
+    moved = [row["step"] for row in metrics if row["grad_norm"] > 0]  # two rollouts of a question can tie
+    assert len(metrics) == 8 and len(moved) >= 6 and set(moved) & {5, 6, 7, 8}
+    first, last = (load_file(whole / f"checkpoint-{step}" / "model.safetensors") for step in (4, 8))
+    assert any(not torch.equal(first[name], last[name]) for name in first)
+
+
+def test_weights_are_equal_to_the_bit(runs):
+    one, other = (load_file(folder / "checkpoint-8" / "model.safetensors") for folder in runs)
+    assert one.keys() == other.keys()
+    assert not [name for name in one if not torch.equal(one[name], other[name])]
+
+
+def test_optimizer_states_are_equal_to_the_bit(runs):
+    one, other = (torch.load(folder / "checkpoint-8" / "optimizer.pt", weights_only=True) for folder in runs)
+    assert one["param_groups"] == other["param_groups"] and one["state"].keys() == other["state"].keys()
+    for index, state in one["state"].items():
+        for name, value in state.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(other["state"][index][name])), (index, name)
+
+
+def test_metrics_after_the_stop_are_equal(runs):
+    whole, stopped = (lines(folder, range(5, 9)) for folder in runs)
+    assert len(whole) == 4
+    assert stopped == whole
+
+
+def test_a_run_folder_is_complete(runs):
+    for folder in runs:
+        assert {"config.yaml", "environment.json", "metrics.jsonl", "model.safetensors", "trajectories"} <= {
+            file.name for file in folder.iterdir()
+        }

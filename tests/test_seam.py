@@ -1,0 +1,90 @@
+"""The contract with TRL: what `mgpo.trainer` overrides and relies on. An upgrade that changes it fails here, loudly."""
+
+import inspect
+from importlib.metadata import version
+
+import pytest
+from trl import GRPOTrainer
+
+from mgpo.trainer import MGPOTrainer
+
+LOOK = "Compare mgpo/trainer.py with trl/trainer/grpo_trainer.py before changing this test."
+
+
+def test_trl_is_the_version_that_the_seam_was_read_in():
+    assert version("trl").startswith("1.16."), f"TRL is {version('trl')}. Re-read every overridden method. {LOOK}"
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("_generate_and_score_completions", ["self", "inputs"]),
+        ("_calculate_rewards", ["self", "inputs", "prompts", "completions", "completion_ids_list"]),
+        ("_tokenize_prompts", ["self", "prompts"]),
+        (
+            "_generate_single_turn",
+            ["self", "prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"],
+        ),
+        ("_generate", ["self", "prompts"]),
+        (
+            "_tool_call_loop",
+            ["self", "prompts", "prompt_ids", "completion_ids", "completions", "logprobs", "images", "multimodal_fields"],
+        ),
+        ("_log_metric", ["self", "name", "value"]),
+        ("log", ["self", "logs", "start_time"]),
+    ],
+)
+def test_overridden_methods_have_the_signatures_we_override(method, parameters):
+    assert hasattr(GRPOTrainer, method), f"TRL has no GRPOTrainer.{method} any more. {LOOK}"
+    found = list(inspect.signature(getattr(GRPOTrainer, method)).parameters)
+    assert found == parameters, f"GRPOTrainer.{method} takes {found}, we override {parameters}. {LOOK}"
+
+
+def test_every_private_method_that_we_override_exists_upstream():
+    """A method that TRL renames would silently become a new method of ours that nobody calls."""
+    ours = {
+        name
+        for name, member in vars(MGPOTrainer).items()
+        if inspect.isfunction(member) and f"super().{name}(" in inspect.getsource(member)
+    }
+    assert {"_generate_and_score_completions", "_generate_single_turn", "_generate", "_calculate_rewards", "log"} <= ours
+    gone = [name for name in ours if not hasattr(GRPOTrainer, name)]
+    assert not gone, f"TRL lost {gone}. {LOOK}"
+
+
+def test_generate_runs_the_tool_loop_only_with_tools_and_unpacks_seven_values():
+    source = inspect.getsource(GRPOTrainer._generate)
+    head, found, tail = source.partition(") = self._tool_call_loop(")
+    assert found, f"GRPOTrainer._generate no longer unpacks _tool_call_loop. {LOOK}"
+    gate, opened, names = head.rpartition("(\n")
+    assert gate.rstrip().endswith("if self.tools:"), f"_tool_call_loop is gated on something else than self.tools. {LOOK}"
+    values = [name.strip() for name in names.split(",") if name.strip()]
+    expected = [
+        "tool_mask", "completions", "completion_ids", "logprobs", "tool_call_count", "tool_failure_count", "tool_images",
+    ]  # fmt: skip
+    assert values == expected, f"_tool_call_loop now returns {values}. {LOOK}"
+    assert "images = [(existing or []) + new for existing, new in zip(images, tool_images" in tail, (
+        f"TRL no longer appends the loop's images to the prompt's. {LOOK}"
+    )
+
+
+def test_the_first_turn_is_generated_from_tokenize_prompts():
+    source = inspect.getsource(GRPOTrainer._generate)
+    assert "prompt_ids, images, multimodal_fields = self._tokenize_prompts(prompts)" in source, LOOK
+
+
+def test_scoring_takes_tool_images_behind_the_gate_that_our_marker_opens():
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    gate = "self.tools and any(imgs for imgs in tool_images)"
+    assert source.count(gate) == 2, f"The gate {gate!r} stands {source.count(gate)} times, expected 2. {LOOK}"
+    assert "has_mismatch" in source and 'forward_kwargs.pop("pixel_values", None)' in source, (
+        f"TRL's silent image drop changed; the check for 'pixel_values' in MGPOTrainer may be void. {LOOK}"
+    )
+    assert source.index("self._calculate_rewards(") < source.index("self._pending_metrics.clear()"), (
+        f"Metrics logged in _calculate_rewards are no longer flushed in the same batch. {LOOK}"
+    )
+
+
+def test_loss_multiplies_the_completion_mask_with_the_tool_mask():
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    assert 'completion_mask if "tool_mask" not in inputs else completion_mask * inputs["tool_mask"]' in source, LOOK
