@@ -50,7 +50,9 @@ def test_plain_transformers_loads_all_of_it(asset, model):
     assert tokenizer.get_vocab() == build_tokenizer().get_vocab()
     images = AutoImageProcessor.from_pretrained(asset, backend="pil")
     assert dict(images.size) == {"shortest_edge": BUDGET.min_pixels, "longest_edge": BUDGET.max_pixels}
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
     assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     inputs = images(images=[Image.new("RGB", (168, 140))], return_tensors="pt")
     count = int(inputs["image_grid_thw"].prod() // 4)

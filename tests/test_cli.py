@@ -69,7 +69,9 @@ def test_ask_saves_a_picture(random_tiny, tmp_path, photo):
 
 
 def test_ask_without_choices_and_a_smaller_budget(random_tiny, tmp_path, photo):
-    call("ask", photo, "What is it?", "--model", random_tiny, "--max-pixels", 16 * 28 * 28, "--save", tmp_path / "a.png")
+    call(
+        "ask", photo, "What is it?", "--model", random_tiny, "--max-pixels", 16 * 28 * 28, "--save", tmp_path / "a.png"
+    )
     assert (tmp_path / "a.png").is_file()
 
 

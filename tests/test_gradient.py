@@ -45,7 +45,9 @@ def by_hand(trainer, processor):
         ids, learned = [], []
         for turn, user in enumerate(episode.user_turns):
             pads = "<|image_pad|>" * (user.image.width // 28 * (user.image.height // 28))
-            text = f"<|im_start|>user\n<|vision_start|>{pads}<|vision_end|>{user.text}<|im_end|>\n<|im_start|>assistant\n"
+            text = (
+                f"<|im_start|>user\n<|vision_start|>{pads}<|vision_end|>{user.text}<|im_end|>\n<|im_start|>assistant\n"
+            )
             before = ("" if turn == 0 else "\n" if isinstance(MIXED[0][i], str) else "<|im_end|>\n") + text
             context = tokenizer(before, add_special_tokens=False)["input_ids"]
             said = Script.ids(tokenizer, MIXED[turn][i])

@@ -98,7 +98,9 @@ def test_the_table_reaches_every_status():
 def test_first_valid_block_counts():
     bad, first, second = box("[0, 0, 1, 1]"), box("[0, 0, 100, 100]", '"one"'), box("[50, 50, 150, 150]", '"two"')
     assert read_grounding(f"{bad}\nor {first} or {second}", FRAME).label == "one"
-    assert read_grounding(f"{bad}\nor ```json\n[{{]\n```", FRAME).status is BoxStatus.TOO_SMALL, "the first one's reason"
+    assert read_grounding(f"{bad}\nor ```json\n[{{]\n```", FRAME).status is BoxStatus.TOO_SMALL, (
+        "the first one's reason"
+    )
 
 
 def test_text_after_the_block_is_ignored():
@@ -123,7 +125,9 @@ def test_known_numbers():
     )
 
 
-@pytest.mark.parametrize("nest", ["[" * 10**6, '[{"a":' * 10**5, "```json\n" + "[" * 3900, "```" * 10**5, "[ {" * 10**5])
+@pytest.mark.parametrize(
+    "nest", ["[" * 10**6, '[{"a":' * 10**5, "```json\n" + "[" * 3900, "```" * 10**5, "[ {" * 10**5]
+)
 def test_deep_or_endless_text_costs_no_exception(nest):
     assert read_grounding(nest, FRAME).status is not BoxStatus.VALID
 

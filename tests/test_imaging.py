@@ -72,7 +72,9 @@ def test_too_narrow_an_image_is_refused_in_one_sentence():
         PixelBudget().fit((1, 201))
 
 
-@pytest.mark.parametrize("kwargs", [{"min_pixels": 0}, {"min_pixels": 9, "max_pixels": 8}, {"min_pixels": 1, "max_pixels": 784}])
+@pytest.mark.parametrize(
+    "kwargs", [{"min_pixels": 0}, {"min_pixels": 9, "max_pixels": 8}, {"min_pixels": 1, "max_pixels": 784}]
+)
 def test_an_impossible_budget_is_refused(kwargs):
     with pytest.raises(ValueError, match="pixel"):
         PixelBudget(**kwargs)
@@ -227,7 +229,15 @@ def test_pillows_limit_survives_threads():
 
 FILES = [
     encoded(Image.effect_noise((24, 16), 60).convert(mode), form)
-    for mode, form in (("RGB", "PNG"), ("RGB", "JPEG"), ("P", "GIF"), ("P", "PNG"), ("RGB", "WEBP"), ("L", "TIFF"), ("RGB", "BMP"))
+    for mode, form in (
+        ("RGB", "PNG"),
+        ("RGB", "JPEG"),
+        ("P", "GIF"),
+        ("P", "PNG"),
+        ("RGB", "WEBP"),
+        ("L", "TIFF"),
+        ("RGB", "BMP"),
+    )
 ]
 
 

@@ -186,7 +186,9 @@ def test_relative_coordinates_are_asked_for_and_read():
 
 @pytest.mark.parametrize("method", Method)
 def test_gold_boxes_reach_no_prompt(method):
-    runs = [episode(replace(QUESTION, gold_boxes_px_original=boxes), method=method) for boxes in (((9, 9, 99, 99),), ())]
+    runs = [
+        episode(replace(QUESTION, gold_boxes_px_original=boxes), method=method) for boxes in (((9, 9, 99, 99),), ())
+    ]
     for run in runs:
         run.reply(BOX)
     with_gold, without = ([(t.text, t.frame, np.asarray(t.image).tobytes()) for t in run.user_turns] for run in runs)

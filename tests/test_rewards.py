@@ -109,14 +109,25 @@ def test_only_the_box_counts():
 
 @pytest.mark.parametrize(
     ("given_answer", "right"),
-    [("Stop", True), ("stop.", True), ("\\text{STOP}", True), ("ｓｔｏｐ", True), ("  stop\n", True), ("stops", False), ("", False)],
+    [
+        ("Stop", True),
+        ("stop.", True),
+        ("\\text{STOP}", True),
+        ("ｓｔｏｐ", True),
+        ("  stop\n", True),
+        ("stops", False),
+        ("", False),
+    ],
 )
 def test_open_answers(given_answer, right):
     assert is_correct(f"\\boxed{{{given_answer}}}", (), "stop") is right
 
 
 @settings(max_examples=200, deadline=None)
-@given(text=st.text() | st.lists(st.sampled_from(["\\boxed{", "}", "{", "B", " "])).map("".join), answer=st.sampled_from("ABCD"))
+@given(
+    text=st.text() | st.lists(st.sampled_from(["\\boxed{", "}", "{", "B", " "])).map("".join),
+    answer=st.sampled_from("ABCD"),
+)
 def test_no_text_raises(text, answer):
     assert accuracy_reward([text], [answer], [COLOURS]) in ([0.0], [1.0])
 

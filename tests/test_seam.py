@@ -28,7 +28,16 @@ def test_trl_is_the_version_that_the_seam_was_read_in():
         ("_generate", ["self", "prompts"]),
         (
             "_tool_call_loop",
-            ["self", "prompts", "prompt_ids", "completion_ids", "completions", "logprobs", "images", "multimodal_fields"],
+            [
+                "self",
+                "prompts",
+                "prompt_ids",
+                "completion_ids",
+                "completions",
+                "logprobs",
+                "images",
+                "multimodal_fields",
+            ],
         ),
         ("_log_metric", ["self", "name", "value"]),
         ("log", ["self", "logs", "start_time"]),
@@ -47,7 +56,13 @@ def test_every_private_method_that_we_override_exists_upstream():
         for name, member in vars(MGPOTrainer).items()
         if inspect.isfunction(member) and f"super().{name}(" in inspect.getsource(member)
     }
-    assert {"_generate_and_score_completions", "_generate_single_turn", "_generate", "_calculate_rewards", "log"} <= ours
+    assert {
+        "_generate_and_score_completions",
+        "_generate_single_turn",
+        "_generate",
+        "_calculate_rewards",
+        "log",
+    } <= ours
     gone = [name for name in ours if not hasattr(GRPOTrainer, name)]
     assert not gone, f"TRL lost {gone}. {LOOK}"
 
@@ -57,7 +72,9 @@ def test_generate_runs_the_tool_loop_only_with_tools_and_unpacks_seven_values():
     head, found, tail = source.partition(") = self._tool_call_loop(")
     assert found, f"GRPOTrainer._generate no longer unpacks _tool_call_loop. {LOOK}"
     gate, opened, names = head.rpartition("(\n")
-    assert gate.rstrip().endswith("if self.tools:"), f"_tool_call_loop is gated on something else than self.tools. {LOOK}"
+    assert gate.rstrip().endswith("if self.tools:"), (
+        f"_tool_call_loop is gated on something else than self.tools. {LOOK}"
+    )
     values = [name.strip() for name in names.split(",") if name.strip()]
     expected = [
         "tool_mask", "completions", "completion_ids", "logprobs", "tool_call_count", "tool_failure_count", "tool_images",

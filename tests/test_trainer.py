@@ -96,9 +96,7 @@ def test_invalid_boxes_show_the_same_overview_again(mixed):
 def test_gold_boxes_change_nothing_that_is_learned(random_tiny, tmp_path, rows):
     outputs = []
     for name, kept in (("with", rows), ("without", [{k: v for k, v in r.items() if k != "gold_boxes"} for r in rows])):
-        trainer = make_trainer(
-            random_tiny, tmp_path / name, kept, extra_reward_funcs=["support.even_ids"]
-        )
+        trainer = make_trainer(random_tiny, tmp_path / name, kept, extra_reward_funcs=["support.even_ids"])
         torch.manual_seed(3)
         outputs.append(trainer._generate_and_score_completions(rollouts(kept)))
         metrics = trainer._metrics["train"]

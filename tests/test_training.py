@@ -17,7 +17,9 @@ RUN = [
 @pytest.fixture
 def recipe(tmp_path):
     file = tmp_path / "recipe.yaml"
-    file.write_text("method: mgpo\nlearning_rate: 1.0e-6\nnum_generations: 4\nper_device_train_batch_size: 8\nuse_cpu: true\n")
+    file.write_text(
+        "method: mgpo\nlearning_rate: 1.0e-6\nnum_generations: 4\nper_device_train_batch_size: 8\nuse_cpu: true\n"
+    )
     return file
 
 

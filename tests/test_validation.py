@@ -11,7 +11,7 @@ from mgpo.cli import app
 from mgpo.config import DataArguments, MGPOConfig
 from mgpo.memory import known_size, memory_lines
 from mgpo.training import parse
-from mgpo.validation import model_facts, validate_recipe
+from mgpo.validation import validate_recipe
 
 RECIPES = Path(mgpo.__file__).parent / "recipes"
 SHIPPED = sorted(RECIPES.glob("*.yaml"))

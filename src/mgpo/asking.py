@@ -14,7 +14,9 @@ from mgpo.protocol import Episode, Method, Protocol
 from mgpo.rollout import TurnLimits, run_episodes
 
 
-def protocol_for(policy: LocalPolicy, method: str = "mgpo", max_turns: int = 2, max_pixels: int | None = None) -> Protocol:
+def protocol_for(
+    policy: LocalPolicy, method: str = "mgpo", max_turns: int = 2, max_pixels: int | None = None
+) -> Protocol:
     """The turn protocol that fits a policy: its own pixel budget and coordinates unless said otherwise."""
     budget = default_budget(policy.processor)
     if max_pixels is not None:

@@ -51,11 +51,12 @@ def evaluate_command(
     out: Annotated[Path | None, typer.Option(help="Write the result as JSON.")] = None,
 ) -> None:
     """Evaluate a policy: accuracy, valid boxes, hits, crop-only accuracy."""
-    from mgpo.evaluation_run import run_evaluation
+    from mgpo.evaluation_run import EvaluationRequest, run_evaluation
+    from mgpo.rollout import TurnLimits
 
-    row = run_evaluation(
-        model, task, split, seed, n, protocol, max_turns, max_pixels, grounding_tokens, answer_tokens, batch_size, console
-    )
+    limits = TurnLimits(grounding_tokens, answer_tokens)
+    request = EvaluationRequest(model, task, split, seed, n, protocol, max_turns, max_pixels, limits, batch_size)
+    row = run_evaluation(request, console)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(row, indent=1) + "\n")
@@ -69,7 +70,9 @@ def ask(
     model: str = "mgpo-tiny",
     max_turns: int = 2,
     max_pixels: Annotated[int | None, typer.Option(help="Pixel budget; the model's own if not set.")] = None,
-    save: Annotated[Path, typer.Option(help="Where to save the picture with the box and the crop.")] = Path("asked.png"),
+    save: Annotated[Path, typer.Option(help="Where to save the picture with the box and the crop.")] = Path(
+        "asked.png"
+    ),
 ) -> None:
     """Ask a question of a photograph and see where the model looked."""
     from mgpo.asking import ask_image

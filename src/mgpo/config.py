@@ -46,7 +46,9 @@ class MGPOConfig(GRPOConfig):
     longest possible episode, the trainer refuses to start and says what would fit.
     """
 
-    method: str = field(default="mgpo", metadata={"help": "mgpo (two turns), grpo (single turn) or sft (short answer)."})
+    method: str = field(
+        default="mgpo", metadata={"help": "mgpo (two turns), grpo (single turn) or sft (short answer)."}
+    )
     max_turns: int = field(default=2, metadata={"help": "K: the model's turns per rollout."})
     crop_frame: str = field(default="latest", metadata={"help": "K > 2: a box refers to the latest or original image."})
     min_pixels: int | None = field(default=None, metadata={"help": "Pixel budget: smaller images are enlarged."})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -17,37 +18,45 @@ from mgpo.rollout import TurnLimits
 from mgpo.worlds.needle import needle_rows
 
 
-def run_evaluation(
-    model: str,
-    task: str,
-    split: str,
-    seed: int,
-    n: int,
-    protocol_name: str,
-    max_turns: int,
-    max_pixels: int | None,
-    grounding_tokens: int,
-    answer_tokens: int,
-    batch_size: int,
-    console: Console,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What to evaluate on what, as the command line asks for it; `n` questions at most."""
+
+    model: str
+    task: str
+    split: str
+    seed: int
+    n: int
+    protocol: str = "mgpo"
+    max_turns: int = 2
+    max_pixels: int | None = None
+    limits: TurnLimits = TurnLimits()
+    batch_size: int = 50
+
+
+def run_evaluation(request: EvaluationRequest, console: Console) -> dict[str, Any]:
     """Evaluate one policy on one split; prints a table and returns its row."""
-    policy = LocalPolicy.load(model)
-    protocol = protocol_for(policy, protocol_name, max_turns, max_pixels)
+    policy = LocalPolicy.load(request.model)
+    protocol = protocol_for(policy, request.protocol, request.max_turns, request.max_pixels)
     policy.set_budget(protocol.budget)
-    if task == "needle":
-        rows, total = needle_rows(split, seed, n), n
+    if request.task == "needle":
+        rows, total = needle_rows(request.split, request.seed, request.n), request.n
     else:
-        data = load_questions(task, split)
-        total = min(n, len(data))
+        data = load_questions(request.task, request.split)
+        total = min(request.n, len(data))
         rows = (data[i] for i in range(total))
-    questions = (Question.from_row(row) for row in rows)
-    limits = TurnLimits(grounding_tokens, answer_tokens)
     with Progress(console=console) as progress:
-        bar = progress.add_task(f"{task}/{split}", total=total)
+        bar = progress.add_task(f"{request.task}/{request.split}", total=total)
         results = evaluate(
-            policy, questions, protocol, limits, batch_size, seed, on_batch=lambda count: progress.advance(bar, count)
+            policy,
+            (Question.from_row(row) for row in rows),
+            protocol,
+            request.limits,
+            request.batch_size,
+            request.seed,
+            on_batch=lambda count: progress.advance(bar, count),
         )
-    row = summarise(results, protocol, method=protocol_name, split=split, seed=seed, task=task, model=model)
+    named = {"method": request.protocol, "split": request.split, "seed": request.seed}
+    row = summarise(results, protocol, **named, task=request.task, model=request.model)
     print_results([row], console)
     return row

@@ -23,13 +23,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mgpo.data.question import Question
 from mgpo.report import print_results, write_report
+from mgpo.worlds.needle import needle_rows
 from mgpo.worlds.scene import EVAL_SPLITS
 
 METHODS = ("mgpo", "grpo")
 EVAL_SEED = 9_000
 """Evaluation questions of training seed s come from seed EVAL_SEED + s: never trained on."""
 GALLERY = 12
+BATCH = 50
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,20 @@ def _start_training(plan: Plan, method: str, seed: int) -> subprocess.Popen:
     folder.mkdir(parents=True, exist_ok=True)
     recipe = str(files("mgpo") / "recipes" / f"tiny_{method}.yaml")
     command = [sys.executable, "-m", "mgpo", "train", "--config", recipe, "--output_dir", str(folder)]
-    command += ["--max_steps", str(plan.steps), "--seed", str(seed), "--dataset_seed", str(seed), "--disable_tqdm", "true"]
+    command += [
+        "--max_steps",
+        str(plan.steps),
+        "--seed",
+        str(seed),
+        "--dataset_seed",
+        str(seed),
+        "--disable_tqdm",
+        "true",
+    ]
     with (folder / "log.txt").open("a") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        return subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
 
 
 def _is_trained(plan: Plan, method: str, seed: int) -> bool:
@@ -155,7 +169,7 @@ def _evaluate_all(plan: Plan, progress: Progress) -> list[dict[str, Any]]:
 
 
 def evaluate_split(plan: Plan, split: str, seed: int) -> list[dict[str, Any]]:
-    """Rows of base, grpo and mgpo on one split; the same questions, drawn once. Kept on disk when done."""
+    """Rows of base, grpo and mgpo on one split; the same questions, each drawn once. Kept on disk when done."""
     file = plan.out / "evaluation" / f"{split}_seed{seed}.json"
     if file.is_file():
         rows = json.loads(file.read_text())
@@ -163,34 +177,30 @@ def evaluate_split(plan: Plan, split: str, seed: int) -> list[dict[str, Any]]:
             return rows
     import torch
 
-    from mgpo.evaluation import evaluate, summarise
+    from mgpo.evaluation import Result, evaluate, summarise
     from mgpo.trajectories import save_trajectories
-    from mgpo.worlds.needle import load_needle
 
     torch.set_num_threads(1)
-    questions = [_held(row) for row in load_needle(split, EVAL_SEED + seed, plan.questions, streaming=True)]
+    models = {"base": "mgpo-tiny"} | {method: str(run_folder(plan, method, seed)) for method in reversed(METHODS)}
+    policies = {name: _policy_of(model, "grpo" if name == "grpo" else "mgpo") for name, model in models.items()}
+    results: dict[str, list[Result]] = {name: [] for name in policies}
+    for number, first in enumerate(range(0, plan.questions, BATCH)):
+        count = min(BATCH, plan.questions - first)
+        questions = [Question.from_row(row) for row in needle_rows(split, EVAL_SEED + seed, count, first)]
+        for name, (policy, protocol, limits) in policies.items():
+            kept = GALLERY if first == 0 and split == "test" else 0
+            seeded = (EVAL_SEED + seed) * 1000 + number
+            results[name] += evaluate(policy, questions, protocol, limits, BATCH, seeded, kept)
     rows = []
-    for method, model in (("base", "mgpo-tiny"), *((m, str(run_folder(plan, m, seed))) for m in reversed(METHODS))):
-        policy, protocol, limits = _policy_of(model, "grpo" if method == "grpo" else "mgpo")
-        results = evaluate(policy, questions, protocol, limits, seed=seed, keep_episodes=GALLERY)
-        rows.append(summarise(results, protocol, method=method, split=split, seed=EVAL_SEED + seed, steps=plan.steps))
+    for name, (_, protocol, _) in policies.items():
+        told = {"method": name, "split": split, "seed": EVAL_SEED + seed, "steps": plan.steps}
+        rows.append(summarise(results[name], protocol, **told))
         if split == "test":
-            episodes = [result.episode for result in results[:GALLERY]]
-            save_trajectories(episodes, plan.out / "trajectories" / f"{method}_seed{seed}.jsonl")
+            episodes = [result.episode for result in results[name][:GALLERY]]
+            save_trajectories(episodes, plan.out / "trajectories" / f"{name}_seed{seed}.jsonl")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(rows, indent=1) + "\n")
     return rows
-
-
-def _held(row: dict[str, Any]) -> Any:
-    """A question whose image is kept as PNG bytes: 1,000 decoded canvases would not fit in memory."""
-    import io
-
-    from mgpo.data.question import Question
-
-    out = io.BytesIO()
-    row["image"].save(out, "PNG", compress_level=1)
-    return Question.from_row(row | {"image": out.getvalue()})
 
 
 def _policy_of(model: str, method: str) -> tuple[Any, Any, Any]:

@@ -74,7 +74,9 @@ class PixelBudget:
         """
         width, height = size
         if min(size) < 1 or max(size) > MAX_ASPECT_RATIO * min(size):
-            raise ImageError(f"An image of {width}x{height} px is too narrow: at most {MAX_ASPECT_RATIO}:1 is accepted.")
+            raise ImageError(
+                f"An image of {width}x{height} px is too narrow: at most {MAX_ASPECT_RATIO}:1 is accepted."
+            )
         for _ in range(8):
             fitted = self._smart_resize(width, height)
             if fitted == (width, height) and max(fitted) <= MAX_ASPECT_RATIO * min(fitted):

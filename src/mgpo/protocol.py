@@ -41,9 +41,7 @@ ASK_REGION_AND_ANSWER = {
 }
 SHOW_CROP = "Here is the region that you named, cut from the original image in full detail."
 SHOW_AGAIN = "That was no usable box, so here is the whole image again."
-ASK_MORE = (
-    "If you need to see another region first, reply with its box in the same JSON form. Otherwise answer now. "
-)
+ASK_MORE = "If you need to see another region first, reply with its box in the same JSON form. Otherwise answer now. "
 ASK_LETTER = "Think about what you see, then put the letter of your answer in \\boxed{}."
 ASK_TEXT = "Think about what you see, then put your answer in \\boxed{}."
 
@@ -103,7 +101,9 @@ class Protocol:
 
     def __post_init__(self) -> None:
         if self.method is Method.MGPO and self.max_turns < 2:
-            raise ValueError(f"MGPO needs max_turns of at least 2 (one to ground, one to answer), not {self.max_turns}.")
+            raise ValueError(
+                f"MGPO needs max_turns of at least 2 (one to ground, one to answer), not {self.max_turns}."
+            )
 
     @property
     def turns(self) -> int:
@@ -151,7 +151,9 @@ class Episode:
     def opening(self, shown: Image.Image | None = None) -> UserTurn:
         """The first user turn. `shown` is the overview if the caller has it already (same budget)."""
         shown = shown or overview(self.original, self.protocol.budget)
-        turn = UserTurn(opening_text(self.question, self.protocol), shown, Frame(shown.size, (0, 0, *self.original.size)))
+        turn = UserTurn(
+            opening_text(self.question, self.protocol), shown, Frame(shown.size, (0, 0, *self.original.size))
+        )
         self.user_turns.append(turn)
         return turn
 

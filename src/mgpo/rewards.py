@@ -60,7 +60,9 @@ def is_correct(text: str, choices: Sequence[str], answer: str) -> bool:
     return _plain(_strip_markup(given)) == _plain(answer)
 
 
-def accuracy_reward(completions: list[Any], answer: list[str], choices: list[Any] | None = None, **_: Any) -> list[float]:
+def accuracy_reward(
+    completions: list[Any], answer: list[str], choices: list[Any] | None = None, **_: Any
+) -> list[float]:
     """The reward in TRL's convention: 1.0 if the last turn of a completion answers right, else 0.0."""
     options = choices if choices is not None else [()] * len(completions)
     return [float(is_correct(last_text(c), o or (), a)) for c, o, a in zip(completions, options, answer, strict=True)]

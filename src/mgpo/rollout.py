@@ -18,7 +18,11 @@ class TurnLimits:
 
 
 def run_episodes(
-    policy: LocalPolicy, episodes: Sequence[Episode], limits: TurnLimits, temperature: float = 0.0, turns: int | None = None
+    policy: LocalPolicy,
+    episodes: Sequence[Episode],
+    limits: TurnLimits,
+    temperature: float = 0.0,
+    turns: int | None = None,
 ) -> None:
     """Run episodes to their end, all of them as one batch per turn.
 
@@ -42,7 +46,9 @@ def run_episodes(
             reply = episodes[i].reply(turn.text, turn.truncated)
             if reply is None:
                 continue
-            conversations[i].ids += turn.ids + policy.tokens.reply(reply, closed=not turn.truncated)
+            conversations[i].ids += turn.ids + policy.tokens.reply(
+                reply, closed=turn.ids[-1:] == [policy.tokens.eos_id]
+            )
             conversations[i].images.append(reply.image)
             still.append(i)
         running = still

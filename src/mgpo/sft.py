@@ -13,6 +13,7 @@ from mgpo.engines.loading import default_budget, default_coordinates, load_proce
 from mgpo.imaging import open_image, overview
 from mgpo.protocol import Protocol, opening_text
 from mgpo.resuming import Resuming
+from mgpo.runlog import RunLog
 from mgpo.trainer import freeze_vision_tower, model_type_of
 
 
@@ -34,8 +35,8 @@ class ShortAnswers:
         }
 
 
-class ShortAnswerTrainer(Resuming, SFTTrainer):
-    """TRL's `SFTTrainer`, able to go on from a checkpoint."""
+class ShortAnswerTrainer(RunLog, Resuming, SFTTrainer):
+    """TRL's `SFTTrainer`, able to go on from a checkpoint, with a run folder's log."""
 
 
 def build_sft_trainer(data: DataArguments, config: MGPOConfig, questions: Any) -> SFTTrainer:

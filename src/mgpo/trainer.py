@@ -18,7 +18,6 @@ prompts are written, lest a tool schema be rendered.
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from mgpo.metrics import episode_metrics
 from mgpo.protocol import Episode, Method, Protocol
 from mgpo.resuming import EpochSampler, Resuming
 from mgpo.rewards import accuracy_reward
+from mgpo.runlog import RunLog
 from mgpo.trajectories import save_trajectories
 
 
@@ -42,7 +42,7 @@ def _environment() -> None:
     """Marks the trainer as multi-turn for TRL; never called, never shown to the model."""
 
 
-class MGPOTrainer(Resuming, GRPOTrainer):
+class MGPOTrainer(RunLog, Resuming, GRPOTrainer):
     """Trains a policy to look twice.
 
     Args:
@@ -104,7 +104,11 @@ class MGPOTrainer(Resuming, GRPOTrainer):
             self._episodes.append(episode)
             # Gold boxes stay behind: they reach neither prompt nor reward.
             rows.append(
-                {key: value for key, value in row.items() if key not in ("image", "gold_boxes", "gold_boxes_px_original")}
+                {
+                    key: value
+                    for key, value in row.items()
+                    if key not in ("image", "gold_boxes", "gold_boxes_px_original")
+                }
                 | {"prompt": [{"role": "user", "content": turn.text}], "images": [shown]}
             )
         output = super()._generate_and_score_completions(rows)
@@ -146,7 +150,14 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         return super()._generate(prompts)
 
     def _tool_call_loop(
-        self, prompts: Any, prompt_ids: Any, completion_ids: Any, completions: Any, logprobs: Any, images: Any, fields: Any
+        self,
+        prompts: Any,
+        prompt_ids: Any,
+        completion_ids: Any,
+        completions: Any,
+        logprobs: Any,
+        images: Any,
+        fields: Any,
     ) -> tuple:
         """The environment's side of the episode: reply, let the model speak again, until the last turn.
 
@@ -189,7 +200,7 @@ class MGPOTrainer(Resuming, GRPOTrainer):
             text = self._tokenizer.decode(ids, skip_special_tokens=True)
             if messages[-1]["role"] != "assistant":
                 messages.append({"role": "assistant", "content": text})
-            replies.append(episode.reply(text, truncated=ids[-1:] != [self.turn_tokens.eos_id]))
+            replies.append(episode.reply(text, truncated=not ids or ids[-1] not in self.eos_token_ids))
         return replies
 
     def _speak_again(
@@ -248,15 +259,6 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         sampler.__class__ = EpochSampler
         return sampler
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's log, and one line in `metrics.jsonl` of the run folder."""
-        super().log(logs, start_time)
-        if self.accelerator.is_main_process and self.state.log_history:
-            file = Path(self.args.output_dir) / "metrics.jsonl"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("a") as out:
-                out.write(json.dumps(self.state.log_history[-1]) + "\n")
-
 
 def freeze_vision_tower(model: Any) -> None:
     """Train the language model only: no gradient for what turns pixels into tokens."""
@@ -278,13 +280,15 @@ def load_dotted(path: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"extra_reward_funcs: {path!r} was not found ({error}). Write package.module.function.") from error
+        raise ValueError(
+            f"extra_reward_funcs: {path!r} was not found ({error}). Write package.module.function."
+        ) from error
 
 
 def _image_key(image: Any) -> Any:
     """Equal for rows that show the same image: the rollouts of a question share one decoded original."""
     if isinstance(image, dict):
-        return image.get("path"), hash(image.get("bytes"))
+        return image.get("path"), image.get("bytes")
     return image if isinstance(image, (str, Path, bytes)) else id(image)
 
 

@@ -1,7 +1,7 @@
 """Rollouts on disk: one JSON line per episode with thumbnails beside it, for reports and for looking.
 
-    step_000020.jsonl
-    images/step_000020_0_overview.jpg, images/step_000020_0_turn1.jpg
+step_000020.jsonl
+images/step_000020_0_overview.jpg, images/step_000020_0_turn1.jpg
 """
 
 from __future__ import annotations

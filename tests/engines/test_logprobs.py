@@ -67,7 +67,9 @@ def at_sampling(turns, name="raw"):
 
 def recomputed(trainer, output, model=None, **changed):
     """TRL's own recomputation, and per sample the values at the tokens that are learned."""
-    fields = {key: output[key] for key in ("pixel_values", "image_grid_thw", "mm_token_type_ids", "num_images")} | changed
+    fields = {
+        key: output[key] for key in ("pixel_values", "image_grid_thw", "mm_token_type_ids", "num_images")
+    } | changed
     ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
     mask = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
     keep = output["completion_ids"].size(1)

@@ -266,7 +266,9 @@ def test_plain_boxes_and_plain_reading_are_right(lessons, tokenizer):
             if not text.startswith("Give the box"):
                 continue
             grounding = read_grounding(reply["content"], frame)
-            sign = asked_sign(scene, ASK["letter"] + text.removeprefix("Give the box of the ")[: -len(" as JSON.")] + "?")
+            sign = asked_sign(
+                scene, ASK["letter"] + text.removeprefix("Give the box of the ")[: -len(" as JSON.")] + "?"
+            )
             assert grounding.status is BoxStatus.VALID
             assert iou(grounding.box_px_input, target_box(sign, views[0])) == pytest.approx(1)
         if "zoom" in dialogues:

@@ -295,7 +295,9 @@ def test_a_probe_reads_the_crop(probed):
 
 def test_a_probe_that_knows_where_to_look_cannot_read_the_overview(probed):
     best = max(score for view in ("overview, pixels", "overview, aligned") for score in probed[view].values())
-    assert best < 0.40, f"PRINT_HEIGHT={PRINT_HEIGHT} gives the print away (four-choice accuracy, chance 0.25): {probed}"
+    assert best < 0.40, (
+        f"PRINT_HEIGHT={PRINT_HEIGHT} gives the print away (four-choice accuracy, chance 0.25): {probed}"
+    )
 
 
 def test_the_probes_measure_what_they_claim(patches):

@@ -34,7 +34,9 @@ def load_questions(name: str, split: str = "train", seed: int = 0, size: int = 2
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist. A folder must hold {split}.jsonl.")
         data = datasets.load_dataset("json", data_files=str(path), split="train")
-        data = data.map(lambda row: row | {"image": str(path.parent / row["image"])}) if "image" in data.features else data
+        data = (
+            data.map(lambda row: row | {"image": str(path.parent / row["image"])}) if "image" in data.features else data
+        )
     else:
         data = datasets.load_dataset(name, split=split)
         if "image" in data.features:

@@ -102,7 +102,9 @@ def load_model(name_or_path: str, dtype: str | torch.dtype = "auto", device: str
     path = resolve(name_or_path)
     adapter = Path(path) / "adapter_config.json"
     base = resolve(json.loads(adapter.read_text())["base_model_name_or_path"]) if adapter.is_file() else path
-    model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    model = AutoModelForImageTextToText.from_pretrained(
+        base, dtype=dtype, use_safetensors=True, trust_remote_code=False
+    )
     if adapter.is_file():
         from peft import PeftModel
 

@@ -43,6 +43,9 @@ class LocalPolicy:
         self.model, self.processor = model, processor
         self.tokens = TurnTokens(processor)
         self._banned = self.tokens.banned_ids()
+        own = model.generation_config.eos_token_id
+        own = own if isinstance(own, list) else [] if own is None else [own]
+        self._ends = sorted({self.tokens.eos_id, *own})
 
     @classmethod
     def load(cls, name_or_path: str, budget: PixelBudget | None = None, dtype: str = "auto") -> LocalPolicy:
@@ -54,9 +57,7 @@ class LocalPolicy:
         self.processor.image_processor.size = {"shortest_edge": budget.min_pixels, "longest_edge": budget.max_pixels}
 
     @torch.no_grad()
-    def say(
-        self, conversations: Sequence[Conversation], max_new_tokens: int, temperature: float = 0.0
-    ) -> list[Said]:
+    def say(self, conversations: Sequence[Conversation], max_new_tokens: int, temperature: float = 0.0) -> list[Said]:
         """The model's next turn in each conversation, generated as one batch.
 
         Args:
@@ -84,15 +85,15 @@ class LocalPolicy:
             **{name: value.to(device) for name, value in vision.items()},
             max_new_tokens=max_new_tokens,
             suppress_tokens=self._banned,
-            eos_token_id=self.tokens.eos_id,
+            eos_token_id=self._ends,
             pad_token_id=self.tokens.tokenizer.pad_token_id,
             **sampling,
         )
         return [self._said(row[width:].tolist()) for row in out]
 
     def _said(self, ids: list[int]) -> Said:
-        ended = self.tokens.eos_id in ids
-        if ended:
-            ids = ids[: ids.index(self.tokens.eos_id) + 1]
+        end = next((at for at, token in enumerate(ids) if token in self._ends), None)
+        if end is not None:
+            ids = ids[: end + 1]
         text = self.tokens.tokenizer.decode(ids, skip_special_tokens=True)
-        return Said(ids, text, not ended)
+        return Said(ids, text, end is None)

@@ -1,6 +1,6 @@
 """Last step of making `mgpo-tiny`: weights, tokenizer, image processor and card into one ordinary checkpoint folder.
 
-    python -m mgpo.tiny.assemble --weights /tmp/mgpo-tiny --out src/mgpo/assets/mgpo-tiny
+python -m mgpo.tiny.assemble --weights /tmp/mgpo-tiny --out src/mgpo/assets/mgpo-tiny
 """
 
 from __future__ import annotations

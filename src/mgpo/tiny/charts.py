@@ -24,15 +24,14 @@ CELLS = 4
 
 
 def draw_chart(index: int, print_style: str = "fine") -> tuple[np.ndarray, np.ndarray]:
-    """Chart `index`: pixels uint8 (168, 168, 3), and the print in each of the 36 merged tokens."""
+    """Chart `index`: pixels uint8 (168, 168, 3), and its prints: rows of (number, x, y), the centre in pixels."""
     rng = np.random.default_rng([77, index])
     look = replace(LOOKS["pretrain"], print_style=print_style)
     scale = rng.uniform(1.0, 1.45)  # a crop is drawn at the canvas' scale and shrunk
     side = round(SIZE * scale)
     canvas = Image.new("RGB", (side, side), tuple(int(v) for v in rng.integers(0, 256, 3)))
     draw = ImageDraw.Draw(canvas)
-    tokens = SIZE // 28
-    prints = np.full((tokens, tokens), NO_PRINT)
+    prints = []
     cell = side / CELLS
     for row in range(CELLS):
         for col in range(CELLS):
@@ -44,20 +43,30 @@ def draw_chart(index: int, print_style: str = "fine") -> tuple[np.ndarray, np.nd
             shades = (int(rng.integers(205, 256)), int(rng.integers(0, 40)))
             height = half / rng.uniform(1.25, 1.7)
             panel(rng, canvas, draw, (cx, cy), half, shades if light else shades[::-1], look, *PRINTS[number], height)
-            prints[int(cy / scale // 28), int(cx / scale // 28)] = number
-    return np.asarray(resize(canvas, (SIZE, SIZE))), prints.reshape(-1)
+            prints.append((number, cx / scale, cy / scale))
+    return np.asarray(resize(canvas, (SIZE, SIZE))), np.array(prints)
 
 
-def chart_labels(prints: np.ndarray) -> Labels:
-    """Dense labels of a chart: only its prints are asked for."""
-    nothing = np.full((prints.size, 4), np.nan)
-    return Labels(
-        colour=np.full(prints.size, SKIP),
-        print=prints,
+def rolled(pixels: np.ndarray, prints: np.ndarray, shift: tuple[int, int]) -> tuple[np.ndarray, Labels]:
+    """A chart moved by `shift` (x, y) pixels, round its edges, and its dense labels (only prints are labelled).
+
+    A crop holds its print anywhere; a chart's prints stand on a grid. What lies across an edge is not asked for.
+    """
+    side = SIZE // 28
+    asked = np.full((side, side), NO_PRINT)
+    for number, x, y in prints:
+        x, y = (x + shift[0]) % SIZE, (y + shift[1]) % SIZE
+        whole = min(x, y, SIZE - x, SIZE - y) > 9
+        asked[int(y // 28), int(x // 28)] = number if whole else SKIP
+    nothing = np.full((asked.size, 4), np.nan)
+    labels = Labels(
+        colour=np.full(asked.size, SKIP),
+        print=asked.reshape(-1),
         edges=nothing,
-        neighbours=np.full((prints.size, NEIGHBOURS), np.nan),
-        box=np.full((prints.size, 4), -1),
+        neighbours=np.full((asked.size, NEIGHBOURS), np.nan),
+        box=np.full((asked.size, 4), -1),
     )
+    return np.roll(pixels, (shift[1], shift[0]), (0, 1)), labels
 
 
 def write_charts(folder: Path, count: int, workers: int, print_style: str = "fine") -> None:

@@ -21,10 +21,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mgpo.tiny.charts import chart_labels
+from mgpo.tiny.charts import SIZE, rolled
 from mgpo.tiny.labels import NEIGHBOURS, NO_COLOUR, NO_PRINT, SKIP, Labels, labels_of
 from mgpo.tiny.model import HIDDEN, build, patches
 from mgpo.tiny.pool import View, view_pixels, views_of
+
 
 class Heads(nn.Module):
     """Questions to the merged tokens, (T, HIDDEN) -> logits or edges."""
@@ -86,9 +87,9 @@ class Pool:
         views, labels = self.cache[index]
         return views, [view_pixels(row, v.size) for row, v in zip(self.pixels[index], views)], labels
 
-    def chart(self, index: int) -> tuple[np.ndarray, Labels]:
-        """Pixels and labels of an eye chart."""
-        return self.charts[index], chart_labels(self.chart_prints[index])
+    def chart(self, index: int, shift: tuple[int, int]) -> tuple[np.ndarray, Labels]:
+        """Pixels and labels of an eye chart, moved by `shift`."""
+        return rolled(self.charts[index], self.chart_prints[index], shift)
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -126,7 +127,9 @@ def main() -> None:
         images = [image for _, drawn, _ in scenes for image in drawn]
         labels = [label for *_, rows in scenes for label in rows]
         if not last:
-            charts = [pool.chart(int(i)) for i in rng.integers(0, len(pool.charts), args.charts)]
+            moves = rng.integers(0, SIZE, (args.charts, 2))
+            picked = rng.integers(0, len(pool.charts), args.charts)
+            charts = [pool.chart(int(i), (int(x), int(y))) for i, (x, y) in zip(picked, moves)]
             images += [pixels for pixels, _ in charts]
             labels += [label for _, label in charts]
         pixel_values, grid = patches(images)
@@ -141,7 +144,9 @@ def main() -> None:
             optimizer.step()
         if step % 25 == 0 or last:
             told = " ".join(f"{k} {v:.3f}" for k, v in shares.items())
-            print(f"{'held out' if last else step} loss {loss.item():.3f} {told} {time.time() - started:.0f}s", flush=True)
+            print(
+                f"{'held out' if last else step} loss {loss.item():.3f} {told} {time.time() - started:.0f}s", flush=True
+            )
         if step % 250 == 0 or last:
             save_file({k: v.contiguous() for k, v in eyes.state_dict().items()}, args.out)
     if not math.isfinite(loss.item()):

@@ -80,7 +80,9 @@ def target_box(sign: Sign, view: View) -> tuple[int, int, int, int]:
     return max(0, round(x1 - m)), max(0, round(y1 - m)), min(width, round(x2 + m)), min(height, round(y2 + m))
 
 
-def write_scene(writer: Writer, rng: np.random.Generator, views: list[View], labels: list[Labels]) -> dict[str, Sequence]:
+def write_scene(
+    writer: Writer, rng: np.random.Generator, views: list[View], labels: list[Labels]
+) -> dict[str, Sequence]:
     """One dialogue of each kind over a scene; `read` and `zoom` are missing if no crop shows a whole print."""
     scene, counts = views[0].scene, [label.colour.size for label in labels]
     shown = [(v, sign) for v in range(1, len(views)) if (sign := _printed_sign(views[v], labels[v])) is not None]
@@ -120,9 +122,7 @@ def _boxes(writer: Writer, rng: np.random.Generator, overview: View, tokens: int
     return seq
 
 
-def _read(
-    writer: Writer, rng: np.random.Generator, scene: Scene, view: int, sign: Sign, counts: list[int]
-) -> Sequence:
+def _read(writer: Writer, rng: np.random.Generator, scene: Scene, view: int, sign: Sign, counts: list[int]) -> Sequence:
     names = references(scene, sign)
     question = _print_question(rng, sign, names[rng.integers(len(names))] if rng.uniform() < 0.5 else names[0])
     seq = Sequence()
@@ -178,7 +178,9 @@ def _single(writer: Writer, rng: np.random.Generator, overview: View, tokens: in
     scene, seq = overview.scene, Sequence()
     about_overview = rng.uniform() < 0.4
     sign = scene.signs[rng.integers(len(scene.signs))]
-    question = _overview_question(rng, scene) if about_overview else _print_question(rng, sign, _any_name(rng, scene, sign))
+    question = (
+        _overview_question(rng, scene) if about_overview else _print_question(rng, sign, _any_name(rng, scene, sign))
+    )
     writer.user(seq, opening_text(question, Protocol(method=Method.GRPO)), 0, tokens)
     said = str(rng.choice(list(REGION_MIX), p=list(REGION_MIX.values())))
     knows = about_overview and rng.uniform() < 0.6

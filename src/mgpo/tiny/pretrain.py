@@ -162,7 +162,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--scenes", type=int, default=24)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="dialogues to learn; boxes come slowest")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=KINDS, help="dialogues to learn; boxes come slowest"
+    )
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--init", type=Path, help="go on from the language model of an earlier run")
     parser.add_argument("--seed", type=int, default=1)

@@ -100,5 +100,13 @@ def _corpus() -> list[str]:
     references += [f"sign {d} the {c} sign" for d, c in itertools.product(DIRECTIONS, COLOURS)]
     lines = [ask + name + "?" for ask in ASK.values() for name in references]
     lines += [f"{letter}. {value}" for letter in "ABCDEF" for value in (*COLOURS, *LETTERS, *SHAPES, *"123456789")]
-    lines += [f"{name}" for name in references] + [HOW_MANY, WHICH_COLOUR, *PLAIN_READ.values(), "}", "?", "\n", "."] * 8
+    lines += [f"{name}" for name in references] + [
+        HOW_MANY,
+        WHICH_COLOUR,
+        *PLAIN_READ.values(),
+        "}",
+        "?",
+        "\n",
+        ".",
+    ] * 8
     return lines * 4 + list(PHRASES)

@@ -67,7 +67,9 @@ def _background(rng: np.random.Generator, scene: Scene) -> Image.Image:
     for octave in octaves:
         strength = 26 / math.sqrt(octaves.index(octave) + 1)
         grain = base + rng.normal(0, strength, (octave, octave, 1)) + rng.normal(0, strength / 4, (octave, octave, 3))
-        layer = Image.fromarray(np.clip(grain, 0, 255).astype(np.uint8)).resize(scene.size_px, Image.Resampling.BILINEAR)
+        layer = Image.fromarray(np.clip(grain, 0, 255).astype(np.uint8)).resize(
+            scene.size_px, Image.Resampling.BILINEAR
+        )
         field = layer if octave == octaves[0] else Image.blend(field, layer, 0.45)
     return field
 
@@ -111,7 +113,11 @@ def _sign(rng: np.random.Generator, canvas: Image.Image, draw: ImageDraw.ImageDr
     plate = _plate_colour(rng, sign.colour)
     rim = (25, 25, 25) if sign.colour != "black" else (200, 200, 200)
     draw.rounded_rectangle(
-        (x1, y1, x2 - 1, y2 - 1), radius=side * rng.uniform(0.02, 0.15), fill=plate, outline=rim, width=max(1, side // 40)
+        (x1, y1, x2 - 1, y2 - 1),
+        radius=side * rng.uniform(0.02, 0.15),
+        fill=plate,
+        outline=rim,
+        width=max(1, side // 40),
     )
     light = bool(rng.integers(2)) if sign.colour not in ("white", "black") else sign.colour == "black"
     ink = int(rng.integers(0, 40)) if light else int(rng.integers(215, 256))

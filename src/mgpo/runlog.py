@@ -1,0 +1,35 @@
+"""`metrics.jsonl` of a run folder: one line per log, in step order, each step once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mgpo.jsonl import read_jsonl
+
+
+class RunLog:
+    """Mixin for a `transformers.Trainer`: put it before the trainer's class."""
+
+    _log_begun = False
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """The trainer's own log, and one line in `metrics.jsonl`."""
+        super().log(logs, *args, **kwargs)
+        if not self.accelerator.is_main_process or not self.state.log_history:
+            return
+        file = Path(self.args.output_dir) / "metrics.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not self._log_begun:
+            self._log_begun = True
+            _forget_from(file, self.state.global_step)
+        with file.open("a") as out:
+            out.write(json.dumps(self.state.log_history[-1]) + "\n")
+
+
+def _forget_from(file: Path, step: int) -> None:
+    """Drop what a stopped run logged after the checkpoint that this run goes on from."""
+    if file.is_file():
+        rows, _ = read_jsonl(file)
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows if row.get("step", 0) < step))
