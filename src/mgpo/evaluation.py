@@ -28,7 +28,7 @@ from mgpo.rollout import TurnLimits, run_episodes
 
 @dataclass
 class Result:
-    """What one question gave. Shares are 0 or 1; None where they do not apply."""
+    """What one question gave. None where something does not apply; `rejected` is the sampled turn's reason, if any."""
 
     id: str
     category: str
@@ -37,6 +37,7 @@ class Result:
     valid_box: bool | None
     hit: bool | None
     chance: float
+    rejected: str | None = None
     episode: Episode | None = field(default=None, repr=False)
 
 
@@ -99,6 +100,7 @@ def summarise(results: list[Result], protocol: Protocol, **named: Any) -> dict[s
         "crop_only_accuracy": _share([result.crop_only_correct for result in results]),
         "chance": sum(result.chance for result in results) / n,
         "pixel_budget": protocol.budget.max_pixels,
+        "rejected": rejected(results),
         "by_category": {
             category: _share([r.correct for r in results if r.category == category])
             for category in sorted({result.category for result in results})
@@ -136,6 +138,7 @@ def _crop_only(policy: LocalPolicy, episodes: list[Episode], limits: TurnLimits)
 def _result(episode: Episode, suffices: bool | None, sampled: Episode, kept: Episode | None) -> Result:
     question = episode.question
     measured = episode_metrics(sampled) if sampled.model_turns else {}
+    status = sampled.first_grounding.status if sampled.first_grounding else None
     valid, hit = measured.get("grounding/valid_share"), measured.get("grounding/hit_rate")
     return Result(
         id=question.id,
@@ -145,18 +148,15 @@ def _result(episode: Episode, suffices: bool | None, sampled: Episode, kept: Epi
         valid_box=None if valid is None else bool(valid),
         hit=None if hit is None else bool(hit),
         chance=question.chance,
+        rejected=str(status) if status not in (None, BoxStatus.VALID) else None,
         episode=kept,
     )
 
 
 def rejected(results: list[Result]) -> dict[str, int]:
-    """How often the greedy first turn was rejected, by reason (of the kept episodes)."""
-    counts: dict[str, int] = {}
-    for result in results:
-        grounding = result.episode.first_grounding if result.episode else None
-        if grounding is not None and grounding.status is not BoxStatus.VALID:
-            counts[str(grounding.status)] = counts.get(str(grounding.status), 0) + 1
-    return counts
+    """How often the sampled first turn had no usable box, by reason."""
+    reasons = [result.rejected for result in results if result.rejected is not None]
+    return {reason: reasons.count(reason) for reason in sorted(set(reasons))}
 
 
 def _share(values: list[bool | None]) -> float | None:

@@ -211,7 +211,7 @@ def _policy_of(model: str, method: str) -> tuple[Any, Any, Any]:
 
     policy = LocalPolicy.load(model, dtype="float32")
     protocol = Protocol(method=Method(method), budget=default_budget(policy.processor))
-    return policy, protocol, TurnLimits(grounding=28, answer=36 if method == "grpo" else 6)
+    return policy, protocol, TurnLimits(grounding=28, answer=44 if method == "grpo" else 12)
 
 
 def _report(plan: Plan, rows: list[dict[str, Any]], seconds: float) -> Path:

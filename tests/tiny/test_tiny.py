@@ -20,7 +20,7 @@ from mgpo.tiny.dialogues import REGION_MIX, Sequence, Writer, target_box, write_
 from mgpo.tiny.labels import labels_of
 from mgpo.tiny.model import patches
 from mgpo.tiny.pool import BUDGET, views_of
-from mgpo.tiny.pretrain import positions
+from mgpo.tiny.pretrain import CIRCUITS, positions
 from mgpo.tiny.tokenizer import PHRASES, SPECIAL, build_tokenizer
 from mgpo.worlds.needle import ASK
 from mgpo.worlds.scene import PRINT
@@ -177,7 +177,7 @@ def test_only_the_assistant_s_words_and_ends_are_learned(lessons, tokenizer):
 def test_writing_by_hand_equals_the_template(writer, tokenizer):
     seq = Sequence()
     writer.user(seq, "Look.", 0, 4)
-    writer.assistant(seq, "It is on the red sign.", learned=False)
+    writer.assistant(seq, "It is on the red sign.")
     writer.user(seq, "And?")
     writer.assistant(seq, "\\boxed{A}")
     text = (
@@ -186,7 +186,8 @@ def test_writing_by_hand_equals_the_template(writer, tokenizer):
         "<|im_start|>assistant\n\\boxed{A}<|im_end|>\n"
     )
     assert seq.ids == tokenizer(text, add_special_tokens=False)["input_ids"] and seq.views == [0]
-    assert sum(seq.learned) == len(tokenizer("\\boxed{A}")["input_ids"]) + 1
+    said = [tokenizer(text)["input_ids"] for text in ("It is on the red sign.", "\\boxed{A}")]
+    assert sum(seq.learned) == sum(len(ids) + 1 for ids in said)
 
 
 def asked_sign(scene, question):
@@ -199,6 +200,23 @@ def asked_sign(scene, question):
             (sign,) = [sign for sign in scene.signs if name in references(scene, sign)]
             return sign
     return None
+
+
+def test_circuits_look_where_they_should(lessons, tokenizer):
+    """SIGN and PRINT at image tokens, NAME at words, CHOICE at the choice whose letter is said, LETTER at that letter."""
+    image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    seen = Counter()
+    for _, dialogues in lessons[:100]:
+        for seq in dialogues.values():
+            for circuit, first, last, targets in seq.looks:
+                assert targets and all(0 <= target <= first for target in targets), circuit
+                looked = {seq.ids[target] for target in targets}
+                assert (looked == {image}) == (circuit in ("SIGN", "PRINT")), circuit
+                if circuit == "CHOICE":
+                    letter = tokenizer.decode([seq.ids[last + 1]])
+                    assert tokenizer.decode(seq.ids[targets[0] - 2 : targets[0]]) == f"{letter}."
+                seen[circuit] += 1
+    assert set(seen) == set(CIRCUITS)
 
 
 def test_a_right_box_never_meets_a_right_answer_about_fine_print(lessons, tokenizer):

@@ -21,11 +21,11 @@ from transformers import PreTrainedTokenizerFast
 from mgpo.data.question import LETTERS, Question
 from mgpo.grounding import box_as_json
 from mgpo.protocol import SHOW_AGAIN, SHOW_CROP, Method, Protocol, ask_answer, asked, opening_text
-from mgpo.tiny.labels import Labels, box_in_view
+from mgpo.tiny.labels import PRINTS, Labels, box_in_view
 from mgpo.tiny.pool import View
-from mgpo.tiny.tokenizer import PLAIN_BOX, PLAIN_READ, PROSE
+from mgpo.tiny.tokenizer import PLAIN_BOX, PLAIN_READ, PROSE, SEES
 from mgpo.worlds.needle import ASK, HOW_MANY, _about_overview, _lettered, references
-from mgpo.worlds.scene import PRINT, Scene, Sign
+from mgpo.worlds.scene import COLOURS, PRINT, Scene, Sign
 
 REGION_MIX = {"right": 0.29, "wrong": 0.09, "large": 0.07, "bad_json": 0.02, "prose": 0.53}
 """Turn 1 of the two-turn dialogue: shares of what the base says when asked for the key region."""
@@ -35,11 +35,19 @@ MARGIN_PX = 2
 
 @dataclass
 class Sequence:
-    """Token ids, which of them are learned, and the views (by number) whose features stand at the placeholders."""
+    """Token ids, which of them are learned, and the views (by number) whose features stand at the placeholders.
+
+    `looks` says where a token that is about to be said should look: (circuit, first and last position that look, positions
+    to look at). `NAME`: at the words that name the sign; `SIGN`: at the sign's image tokens; `PRINT`: at the image token
+    that holds the print; `SAID`: at what was just said; `CHOICE`: at the choice that matches; `LETTER`: from a choice to its
+    letter.
+    """
 
     ids: list[int] = field(default_factory=list)
     learned: list[bool] = field(default_factory=list)
     views: list[int] = field(default_factory=list)
+    image_starts: list[int] = field(default_factory=list)
+    looks: list[tuple[str, int, int, list[int]]] = field(default_factory=list)
 
 
 class Writer:
@@ -51,25 +59,55 @@ class Writer:
         self.start, self.stop = ids("<|im_start|>"), ids("<|im_end|>")
         self.image = [ids("<|vision_start|>"), ids("<|image_pad|>"), ids("<|vision_end|>")]
         self.newline = self._encode("\n")
+        self.sees, self.boxed = ids(SEES), ids("\\boxed{")
+        words = [*COLOURS, "left", "right", "above", "below"]
+        self.naming = {token for word in words for text in (word, " " + word) for token in self._encode(text)}
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
-    def user(self, seq: Sequence, text: str, view: int | None = None, tokens: int = 0) -> None:
-        """Append a user turn, with a view in front of the text if given, and the assistant's header."""
+    def user(self, seq: Sequence, text: str, view: int | None = None, tokens: int = 0) -> int:
+        """Append a user turn, with a view in front of the text if given, and the assistant's header; returns its start."""
+        begin = len(seq.ids)
         ids = [self.start, *self._encode("user\n")]
         if view is not None:
             ids += [self.image[0], *[self.image[1]] * tokens, self.image[2]]
             seq.views.append(view)
+            seq.image_starts.append(len(seq.ids) + len(ids) - tokens - 1)
         ids += [*self._encode(text), self.stop, *self.newline, self.start, *self._encode("assistant\n")]
         seq.ids += ids
         seq.learned += [False] * len(ids)
+        return begin
 
-    def assistant(self, seq: Sequence, text: str, learned: bool = True) -> None:
-        """Append the assistant's turn, its end included."""
+    def assistant(self, seq: Sequence, text: str) -> int:
+        """Append the assistant's turn, its end included; returns where it begins."""
+        begin = len(seq.ids)
         ids = [*self._encode(text), self.stop]
         seq.ids += [*ids, *self.newline]
-        seq.learned += [learned] * len(ids) + [False]
+        seq.learned += [True] * len(ids) + [False]
+        return begin
+
+    def box(self, seq: Sequence, text: str, sign_tokens: np.ndarray, user_from: int) -> None:
+        """Append a turn that holds the box of a sign; `sign_tokens` are the sign's tokens of the overview."""
+        begin = self.assistant(seq, text)
+        last = begin + len(self._encode(text)) - 2
+        names = [at for at in range(user_from, begin) if seq.ids[at] in self.naming]
+        seq.looks.append(("NAME", begin - 1, last, names))
+        seq.looks.append(("SIGN", begin - 1, last, [seq.image_starts[0] + int(token) for token in sign_tokens]))
+
+    def answer(self, seq: Sequence, question: Question, letter: str, print_token: int | None, user_from: int) -> None:
+        """Append an answer: what is seen, then its letter. `print_token`: position in the last image, if it is there."""
+        value = question.choices[LETTERS.index(letter)]
+        begin = self.assistant(seq, f"{SEES} {value}. \\boxed{{{letter}}}")
+        at = begin + seq.ids[begin:].index(self.boxed)
+        words = self._encode(" " + value)
+        choice = [i for i in range(user_from, begin) if seq.ids[i : i + len(words)] == words]
+        seq.looks.append(("CHOICE", at, at, [i + k for i in choice for k in range(len(words))]))
+        seq.looks.append(("SAID", at, at, list(range(begin + 1, begin + 1 + len(words)))))
+        for i in choice:
+            seq.looks.append(("LETTER", i, i + len(words) - 1, [i - 2]))
+        if print_token is not None:
+            seq.looks.append(("PRINT", begin, begin, [seq.image_starts[-1] + print_token]))
 
 
 def target_box(sign: Sign, view: View) -> tuple[int, int, int, int]:
@@ -84,14 +122,14 @@ def write_scene(
     writer: Writer, rng: np.random.Generator, views: list[View], labels: list[Labels]
 ) -> dict[str, Sequence]:
     """One dialogue of each kind over a scene; `read` and `zoom` are missing if no crop shows a whole print."""
-    scene, counts = views[0].scene, [label.colour.size for label in labels]
+    scene = views[0].scene
     shown = [(v, sign) for v in range(1, len(views)) if (sign := _printed_sign(views[v], labels[v])) is not None]
-    out = {"boxes": _boxes(writer, rng, views[0], counts[0])}
+    out = {"boxes": _boxes(writer, rng, views[0], labels[0])}
     if shown:
-        out["read"] = _read(writer, rng, scene, *shown[rng.integers(len(shown))], counts)
-        out["zoom"] = _zoom(writer, rng, views[0], *shown[rng.integers(len(shown))], counts)
-    out["region"] = _region(writer, rng, views[0], shown, counts)
-    out["single"] = _single(writer, rng, views[0], counts[0])
+        out["read"] = _read(writer, rng, scene, *shown[rng.integers(len(shown))], labels)
+        out["zoom"] = _zoom(writer, rng, views[0], *shown[rng.integers(len(shown))], labels)
+    out["region"] = _region(writer, rng, views[0], shown, labels)
+    out["single"] = _single(writer, rng, views[0], labels[0])
     return out
 
 
@@ -107,46 +145,63 @@ def _printed_sign(view: View, labels: Labels) -> Sign | None:
     return inside[0] if len(inside) == 1 else None
 
 
-def _boxes(writer: Writer, rng: np.random.Generator, overview: View, tokens: int) -> Sequence:
+def _sign_tokens(labels: Labels, sign: Sign) -> np.ndarray:
+    """The overview's merged tokens that lie on a sign: no two signs of a scene share a colour."""
+    return np.flatnonzero(labels.colour == COLOURS.index(sign.colour))
+
+
+def _print_token(labels: Labels, sign: Sign) -> int | None:
+    """The crop's merged token that holds a sign's print."""
+    found = np.flatnonzero(labels.print == PRINTS.index((sign.kind, sign.value)))
+    return int(found[0]) if found.size else None
+
+
+def _boxes(writer: Writer, rng: np.random.Generator, overview: View, labels: Labels) -> Sequence:
     seq, scene = Sequence(), overview.scene
     names = [(sign, name) for sign in scene.signs for name in references(scene, sign)[:1]]
     places = [(sign, name) for sign in scene.signs for name in references(scene, sign)[1:]]
     picked = [names[i] for i in rng.permutation(len(names))[:3]] + [places[i] for i in rng.permutation(len(places))[:2]]
     for turn, i in enumerate(rng.permutation(len(picked))):
         sign, name = picked[i]
-        writer.user(seq, PLAIN_BOX + name + " as JSON.", None if turn else 0, tokens)
-        writer.assistant(seq, box_as_json(target_box(sign, overview), f"{sign.colour} sign"))
+        begin = writer.user(seq, PLAIN_BOX + name + " as JSON.", None if turn else 0, labels.colour.size)
+        said = box_as_json(target_box(sign, overview), f"{sign.colour} sign")
+        writer.box(seq, said, _sign_tokens(labels, sign), begin)
     question = _overview_question(rng, scene)
-    writer.user(seq, asked(question) + "\n" + ask_answer(question))
-    writer.assistant(seq, f"\\boxed{{{question.answer}}}")
+    begin = writer.user(seq, asked(question) + "\n" + ask_answer(question))
+    writer.answer(seq, question, question.answer, None, begin)
     return seq
 
 
-def _read(writer: Writer, rng: np.random.Generator, scene: Scene, view: int, sign: Sign, counts: list[int]) -> Sequence:
+def _read(
+    writer: Writer, rng: np.random.Generator, scene: Scene, view: int, sign: Sign, labels: list[Labels]
+) -> Sequence:
     names = references(scene, sign)
     question = _print_question(rng, sign, names[rng.integers(len(names))] if rng.uniform() < 0.5 else names[0])
     seq = Sequence()
-    writer.user(seq, asked(question) + "\n" + ask_answer(question), view, counts[view])
-    writer.assistant(seq, f"\\boxed{{{question.answer}}}")
+    begin = writer.user(seq, asked(question) + "\n" + ask_answer(question), view, labels[view].colour.size)
+    writer.answer(seq, question, question.answer, _print_token(labels[view], sign), begin)
     return seq
 
 
 def _zoom(
-    writer: Writer, rng: np.random.Generator, overview: View, view: int, sign: Sign, counts: list[int]
+    writer: Writer, rng: np.random.Generator, overview: View, view: int, sign: Sign, labels: list[Labels]
 ) -> Sequence:
     seq = Sequence()
     names = references(overview.scene, sign)
-    writer.user(seq, PLAIN_BOX + names[rng.integers(len(names))] + " as JSON.", 0, counts[0])
-    writer.assistant(seq, box_as_json(target_box(sign, overview), f"{sign.colour} sign"))
+    asked_box = PLAIN_BOX + names[rng.integers(len(names))] + " as JSON."
+    begin = writer.user(seq, asked_box, 0, labels[0].colour.size)
+    said = box_as_json(target_box(sign, overview), f"{sign.colour} sign")
+    writer.box(seq, said, _sign_tokens(labels[0], sign), begin)
     choices, letter = _lettered(rng, PRINT[sign.kind], sign.value)
     question = Question(None, PLAIN_READ[sign.kind], choices, letter)
-    writer.user(seq, SHOW_CROP + "\n" + asked(question) + "\n" + ask_answer(question), view, counts[view])
-    writer.assistant(seq, f"\\boxed{{{letter}}}")
+    text = SHOW_CROP + "\n" + asked(question) + "\n" + ask_answer(question)
+    begin = writer.user(seq, text, view, labels[view].colour.size)
+    writer.answer(seq, question, letter, _print_token(labels[view], sign), begin)
     return seq
 
 
 def _region(
-    writer: Writer, rng: np.random.Generator, overview: View, shown: list[tuple[int, Sign]], counts: list[int]
+    writer: Writer, rng: np.random.Generator, overview: View, shown: list[tuple[int, Sign]], labels: list[Labels]
 ) -> Sequence:
     scene, seq = overview.scene, Sequence()
     about_overview = rng.uniform() < 0.4
@@ -158,34 +213,38 @@ def _region(
             view, sign = shown[rng.integers(len(shown))]
     else:
         question = _print_question(rng, sign, _any_name(rng, scene, sign))
-    writer.user(seq, opening_text(question, Protocol()), 0, counts[0])
+    begin = writer.user(seq, opening_text(question, Protocol()), 0, labels[0].colour.size)
     said = str(rng.choice(list(REGION_MIX), p=list(REGION_MIX.values())))
-    writer.assistant(seq, _first_turn(rng, said, sign, overview))
-    boxed_sign = said == "right" or (said == "prose" and view == 0)
+    text = _first_turn(rng, said, sign, overview)
+    if said == "right" and not about_overview:
+        writer.box(seq, text, _sign_tokens(labels[0], sign), begin)
+    else:
+        writer.assistant(seq, text)
+    again = asked(question) + "\n" + ask_answer(question)
     if said in ("prose", "bad_json"):
-        text = SHOW_AGAIN + "\n" + asked(question) + "\n" + ask_answer(question)
-        writer.user(seq, text, 0, counts[0])
-    elif about_overview and view and boxed_sign:
-        writer.user(seq, SHOW_CROP + "\n" + asked(question) + "\n" + ask_answer(question), view, counts[view])
+        begin = writer.user(seq, SHOW_AGAIN + "\n" + again, 0, labels[0].colour.size)
+    elif about_overview and view and said == "right":
+        begin = writer.user(seq, SHOW_CROP + "\n" + again, view, labels[view].colour.size)
     else:
         return seq
     letter = question.answer if about_overview else LETTERS[rng.integers(4)]
-    writer.assistant(seq, f"\\boxed{{{letter}}}")
+    writer.answer(seq, question, letter, None, begin)
     return seq
 
 
-def _single(writer: Writer, rng: np.random.Generator, overview: View, tokens: int) -> Sequence:
+def _single(writer: Writer, rng: np.random.Generator, overview: View, labels: Labels) -> Sequence:
     scene, seq = overview.scene, Sequence()
     about_overview = rng.uniform() < 0.4
     sign = scene.signs[rng.integers(len(scene.signs))]
     question = (
         _overview_question(rng, scene) if about_overview else _print_question(rng, sign, _any_name(rng, scene, sign))
     )
-    writer.user(seq, opening_text(question, Protocol(method=Method.GRPO)), 0, tokens)
+    writer.user(seq, opening_text(question, Protocol(method=Method.GRPO)), 0, labels.colour.size)
     said = str(rng.choice(list(REGION_MIX), p=list(REGION_MIX.values())))
     knows = about_overview and rng.uniform() < 0.6
     letter = question.answer if knows else LETTERS[rng.integers(4)]
-    answer = f"\\boxed{{{letter}}}" if rng.uniform() < 0.85 else f"{letter}."
+    value = question.choices[LETTERS.index(letter)]
+    answer = f"{SEES} {value}. \\boxed{{{letter}}}" if rng.uniform() < 0.85 else f"{SEES} {value}."
     writer.assistant(seq, _first_turn(rng, said, sign, overview) + "\n" + answer)
     return seq
 

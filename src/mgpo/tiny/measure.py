@@ -29,7 +29,7 @@ from mgpo.tiny.tokenizer import PLAIN_BOX
 from mgpo.worlds.needle import make_question, references
 from mgpo.worlds.render import render
 
-LIMITS = TurnLimits(28, 8)
+LIMITS = TurnLimits(28, 12)
 BATCH = 50
 
 

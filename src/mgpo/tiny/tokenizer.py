@@ -27,6 +27,7 @@ SPECIAL = (
 PLAIN_BOX = "Give the box of the "
 PLAIN_READ = {"letter": "Which letter is on this sign?", "dots": "How many dots are on this sign?", "shape": "Which shape is on this sign?"}  # fmt: skip
 PROSE = "It is on the "
+SEES = "I see"
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -67,13 +68,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    room = VOCAB_SIZE - len(SPECIAL) - len(PHRASES)
+    room = VOCAB_SIZE - len(SPECIAL) - len(PHRASES) - 1
     trainer = trainers.BpeTrainer(
         vocab_size=room, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(_corpus(), trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    tokenizer.add_tokens([AddedToken(phrase, special=False, normalized=False) for phrase in PHRASES])
+    tokenizer.add_tokens([AddedToken(phrase, special=False, normalized=False) for phrase in (*PHRASES, SEES)])
     if tokenizer.get_vocab_size() > VOCAB_SIZE:
         raise RuntimeError(f"The vocabulary has {tokenizer.get_vocab_size()} entries, more than {VOCAB_SIZE}.")
     fast = PreTrainedTokenizerFast(
