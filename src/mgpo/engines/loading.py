@@ -22,6 +22,7 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor as _FullProcessor
+from transformers.utils import logging
 
 from mgpo.grounding import Coordinates
 from mgpo.imaging import PixelBudget
@@ -99,6 +100,7 @@ def load_model(name_or_path: str, dtype: str | torch.dtype = "auto", device: str
 
     Only safetensors are read: a pickled checkpoint is refused.
     """
+    logging.disable_progress_bar()  # a bar per checkpoint tears the bar of the work that loads it
     path = resolve(name_or_path)
     adapter = Path(path) / "adapter_config.json"
     base = resolve(json.loads(adapter.read_text())["base_model_name_or_path"]) if adapter.is_file() else path
