@@ -35,7 +35,7 @@ WEIGHT = {"boxes": 1.0, "read": 0.6, "zoom": 0.6, "region": 0.6, "single": 0.3}
 CIRCUIT_HEADS = {"NAME": (1, 0), "SIGN": (2, 0), "PRINT": (2, 1), "SAID": (1, 1), "LETTER": (1, 2), "CHOICE": (3, 1)}
 """Layer and head that is shown where to look for each circuit (see `dialogues.Sequence`)."""
 CIRCUITS = tuple(CIRCUIT_HEADS)
-LOOK_WEIGHT = 0.2
+LOOK_WEIGHT = 1.0
 PLACE_LAYER = 1
 """Hidden states after this layer (from 0) are asked for places."""
 
