@@ -10,6 +10,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from mgpo.config import DataArguments, MGPOConfig
 from mgpo.protocol import ASK_LETTER, SHOW_AGAIN, SHOW_CROP, End
+from mgpo.trainer import MGPOTrainer
 from mgpo.training import peft_config
 
 
@@ -367,3 +368,10 @@ def test_unscripted_turns_keep_their_limits(random_tiny, tmp_path, rows):
         assert 1 <= sum(mask) - first <= 6
         assert not banned & {token for token, learned in zip(ids, mask) if learned}
     assert trainer.generation_config.max_new_tokens == trainer.max_completion_length
+
+
+def test_vllm_is_refused_until_it_is_right(random_tiny, rows, tmp_path):
+    args = MGPOConfig(str(tmp_path), use_cpu=True)
+    args.use_vllm = True
+    with pytest.raises(ValueError, match="use_vllm is not supported yet"):
+        MGPOTrainer(str(random_tiny), args, rows)

@@ -40,7 +40,7 @@ class DataArguments:
 
 @dataclass
 class MGPOConfig(GRPOConfig):
-    """TRL's `GRPOConfig` with the settings of the method. Everything of TRL's works as it does there.
+    """TRL's `GRPOConfig` with the settings of the method; `use_vllm` is refused for now.
 
     `max_completion_length` is computed from the limits of the turns unless it is set; if it is set too small for the
     longest possible episode, the trainer refuses to start and says what would fit.

@@ -60,6 +60,11 @@ class MGPOTrainer(RunLog, Resuming, GRPOTrainer):
     def __init__(
         self, model: Any, args: MGPOConfig, train_dataset: Any, processing_class: Any = None, **kwargs: Any
     ) -> None:
+        if args.use_vllm:
+            raise ValueError(
+                "use_vllm is not supported yet: TRL 1.16 expands the image placeholders twice in colocate mode, without a "
+                "word. Leave it out to generate with transformers."
+            )
         name = model if isinstance(model, str) else model.config._name_or_path
         processor = processing_class or load_processor(name)
         model_type = model_type_of(model)

@@ -24,7 +24,7 @@ from mgpo.protocol import SHOW_AGAIN, SHOW_CROP, Method, Protocol, ask_answer, a
 from mgpo.tiny.labels import PRINTS, Labels, box_in_view
 from mgpo.tiny.pool import View
 from mgpo.tiny.tokenizer import PLAIN_BOX, PLAIN_READ, PROSE, SEES
-from mgpo.worlds.needle import ASK, HOW_MANY, _about_overview, _lettered, references
+from mgpo.worlds.needle import ASK, about_overview_only, lettered, references
 from mgpo.worlds.scene import COLOURS, PRINT, Scene, Sign
 
 REGION_MIX = {"right": 0.29, "wrong": 0.09, "large": 0.07, "bad_json": 0.02, "prose": 0.53}
@@ -192,7 +192,7 @@ def _zoom(
     begin = writer.user(seq, asked_box, 0, labels[0].colour.size)
     said = box_as_json(target_box(sign, overview), f"{sign.colour} sign")
     writer.box(seq, said, _sign_tokens(labels[0], sign), begin)
-    choices, letter = _lettered(rng, PRINT[sign.kind], sign.value)
+    choices, letter = lettered(rng, PRINT[sign.kind], sign.value)
     question = Question(None, PLAIN_READ[sign.kind], choices, letter)
     text = SHOW_CROP + "\n" + asked(question) + "\n" + ask_answer(question)
     begin = writer.user(seq, text, view, labels[view].colour.size)
@@ -274,13 +274,11 @@ def _any_name(rng: np.random.Generator, scene: Scene, sign: Sign) -> str:
 
 
 def _overview_question(rng: np.random.Generator, scene: Scene) -> Question:
-    text, category, options, answer, _ = _about_overview(rng, scene)
-    choices, letter = _lettered(rng, options, answer)
-    if text == HOW_MANY:
-        category = "overview/count"
+    text, category, options, answer, _ = about_overview_only(rng, scene)
+    choices, letter = lettered(rng, options, answer)
     return Question(None, text, choices, letter, category=category)
 
 
 def _print_question(rng: np.random.Generator, sign: Sign, name: str) -> Question:
-    choices, letter = _lettered(rng, PRINT[sign.kind], sign.value)
+    choices, letter = lettered(rng, PRINT[sign.kind], sign.value)
     return Question(None, ASK[sign.kind] + name + "?", choices, letter)

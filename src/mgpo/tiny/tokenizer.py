@@ -1,7 +1,7 @@
 """The tokenizer of `mgpo-tiny`: Qwen's special tokens and chat format, a vocabulary of its own, digits apart.
 
 The sentences of the turn protocol are single tokens. A policy of two million parameters has to read them in every
-sample and learns nothing from their words; as one token each, an episode costs 170 tokens instead of 420.
+sample and learns nothing from their words; as one token each they keep an episode short.
 """
 
 from __future__ import annotations

@@ -33,13 +33,13 @@ def make_question(split: str, seed: int, index: int, look: Look | None = None) -
     scene = sample_scene(split, seed, index, look)
     rng = scene.rng("question")
     if rng.uniform() < OVERVIEW_SHARE:
-        question, category, options, answer, boxes = _about_overview(rng, scene)
+        question, category, options, answer, boxes = about_overview_only(rng, scene)
     else:
         sign, reference, category = _pick_sign(rng, scene)
         question = ASK[sign.kind] + reference + "?"
         options, answer, category = PRINT[sign.kind], sign.value, f"{category}/{sign.kind}"
         boxes = (sign.box_px_original,)
-    choices, letter = _lettered(rng, options, answer)
+    choices, letter = lettered(rng, options, answer)
     return Question(None, question, choices, letter, boxes, category, f"needle/{split}/{seed}/{index}"), scene
 
 
@@ -63,7 +63,7 @@ def _pick_sign(rng: np.random.Generator, scene: Scene) -> tuple[Sign, str, str]:
     return sign, f"{sign.colour} sign", "by_colour"
 
 
-def _about_overview(rng: np.random.Generator, scene: Scene) -> tuple[str, str, tuple[str, ...], str, tuple]:
+def about_overview_only(rng: np.random.Generator, scene: Scene) -> tuple[str, str, tuple[str, ...], str, tuple]:
     """No gold box: there is no one region to look at."""
     if rng.uniform() < 0.5:
         count = len(scene.signs)
@@ -75,7 +75,7 @@ def _about_overview(rng: np.random.Generator, scene: Scene) -> tuple[str, str, t
     return WHICH_COLOUR, "overview/colour", (answer, *absent), answer, ()
 
 
-def _lettered(rng: np.random.Generator, options: tuple[str, ...], answer: str) -> tuple[tuple[str, ...], str]:
+def lettered(rng: np.random.Generator, options: tuple[str, ...], answer: str) -> tuple[tuple[str, ...], str]:
     """Four shuffled choices, the right one among them, and its letter."""
     wrong = [option for option in options if option != answer]
     chosen = [wrong[i] for i in rng.permutation(len(wrong))[:3]] + [answer]
