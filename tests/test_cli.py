@@ -43,7 +43,8 @@ def test_eval_writes_a_row(random_tiny, tmp_path, protocol):
         "--answer-tokens", 6, "--batch-size", 3, "--out", out,
     )  # fmt: skip
     row = json.loads(out.read_text())
-    assert (row["n"], row["task"], row["split"], row["seed"], row["method"]) == (4, "needle", "test", 7, protocol)
+    assert (row["n"], row["task"], row["split"], row["seed"]) == (4, "needle", "test", 7)
+    assert (row["method"], row["protocol"]) == ("base", protocol)
     assert 0 <= row["accuracy"] <= 1 and row["ci95"][0] <= row["accuracy"] <= row["ci95"][1]
     assert row["chance"] == 0.25 and row["pixel_budget"] == 36 * 28 * 28
     assert (row["valid_box_rate"] is None) == (protocol == "direct")
@@ -80,6 +81,8 @@ def test_ask_without_choices_and_a_smaller_budget(random_tiny, tmp_path, photo):
     [
         (["train", "--learning_rat", "1"], "Did you mean 'learning_rate'?"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
+        (["train", "--config=nowhere.yaml"], "nowhere.yaml does not exist"),
+        (["eval", "--model", "runs/nowhere"], "the folder runs/nowhere does not exist"),
         (["ask", "nowhere.jpg", "What?", "--model", "RANDOM"], "nowhere.jpg' does not exist"),
         (["eval", "--task", "nowhere.jsonl", "--model", "RANDOM"], "nowhere.jsonl does not exist"),
         (["eval", "--split", "nosuch", "--model", "RANDOM", "--n", "2"], "nosuch"),

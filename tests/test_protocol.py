@@ -18,7 +18,6 @@ from mgpo.protocol import (
     Episode,
     Method,
     Protocol,
-    crop_only,
 )
 
 BUDGET = PixelBudget(20 * 784, 36 * 784)
@@ -205,11 +204,6 @@ def test_an_open_question_asks_for_text():
     run = episode(Question(None, "What is written?", answer="stop"))
     text = run.reply(BOX).text
     assert "A. " not in text and "letter" not in text and "\\boxed{}" in text
-
-
-def test_crop_only_shows_the_image_and_asks():
-    turn = crop_only(QUESTION, IMAGE)
-    assert turn.image is IMAGE and "A. Hotel" in turn.text and "bbox_2d" not in turn.text
 
 
 def test_a_ready_overview_is_not_drawn_again():

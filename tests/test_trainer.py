@@ -10,7 +10,6 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from mgpo.config import DataArguments, MGPOConfig
 from mgpo.protocol import ASK_LETTER, SHOW_AGAIN, SHOW_CROP, End
-from mgpo.trainer import MGPOTrainer
 from mgpo.training import peft_config
 
 
@@ -370,8 +369,6 @@ def test_unscripted_turns_keep_their_limits(random_tiny, tmp_path, rows):
     assert trainer.generation_config.max_new_tokens == trainer.max_completion_length
 
 
-def test_vllm_is_refused_until_it_is_right(random_tiny, rows, tmp_path):
-    args = MGPOConfig(str(tmp_path), use_cpu=True)
-    args.use_vllm = True
+def test_vllm_is_refused_until_it_is_right(tmp_path):
     with pytest.raises(ValueError, match="use_vllm is not supported yet"):
-        MGPOTrainer(str(random_tiny), args, rows)
+        MGPOConfig(str(tmp_path), use_cpu=True, use_vllm=True)

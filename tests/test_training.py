@@ -13,6 +13,11 @@ RUN = [
     "--no_gradient_checkpointing", "--use_cpu", "true", "--disable_tqdm", "true", "--logging_steps", "1", "--save_strategy", "no",
 ]  # fmt: skip
 
+TINY_RUN = [
+    *RUN, "--save_strategy", "steps", "--save_steps", "2", "--max_grounding_tokens", "12", "--max_answer_tokens", "6",
+    "--max_reply_tokens", "160",
+]  # fmt: skip
+
 
 @pytest.fixture
 def recipe(tmp_path):
@@ -50,6 +55,12 @@ def test_an_unknown_flag_is_refused_with_a_suggestion(recipe, flag):
         read(recipe, flag, "1")
 
 
+def test_a_recipe_that_is_no_yaml_is_a_sentence(tmp_path):
+    (tmp_path / "broken.yaml").write_text("method: [")
+    with pytest.raises(ValueError, match="broken.yaml cannot be read"):
+        parse(["--config", str(tmp_path / "broken.yaml")])
+
+
 def test_a_missing_recipe_is_a_sentence(tmp_path):
     with pytest.raises(ValueError, match="nowhere.yaml does not exist"):
         parse(["--config", str(tmp_path / "nowhere.yaml")])
@@ -68,7 +79,7 @@ def test_no_secret_is_written(recipe, random_tiny, monkeypatch):
     config.model_init_kwargs = {"token": "hf_SECRET", "dtype": "float32"}
     folder = recipe.parent / "run"
     folder.mkdir()
-    training.write_run_files(folder, data, config)
+    training.write_run_files(folder, training.plain_settings(data, config))
     written = (folder / "config.yaml").read_text() + (folder / "environment.json").read_text()
     assert "hf_SECRET" not in written
     settings = yaml.safe_load((folder / "config.yaml").read_text())
@@ -143,3 +154,29 @@ def test_a_resumed_supervised_run_starts_from_its_weights(sft):
     now = trainer.model.state_dict()
     assert any(not torch.equal(trained[name], now[name]) for name in now)
     assert all(torch.equal(saved[name], now[name]) for name in now)
+
+
+def test_a_run_folder_s_settings_are_a_recipe(random_tiny, rows, tmp_path, monkeypatch):
+    """`config.yaml` is written as resolved, and can be read again to the same settings."""
+    monkeypatch.setattr(training, "load_questions", lambda *_: datasets.Dataset.from_list(rows))
+    argv = ["--model_name_or_path", str(random_tiny), "--output_dir", str(tmp_path / "run"), *TINY_RUN]
+    data, config = parse(argv)
+    folder = training.train(data, config)
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    assert settings["max_pixels"] == 36 * 28 * 28 and settings["max_completion_length"] > 0
+    again = training.plain_settings(*parse(["--config", str(folder / "config.yaml")]))
+    assert {key for key in again if again[key] != settings[key] and not training.MAY_CHANGE.fullmatch(key)} == set()
+
+
+def test_a_finished_run_is_neither_trained_further_nor_mixed_with_another(random_tiny, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "load_questions", lambda *_: datasets.Dataset.from_list(rows))
+    argv = ["--model_name_or_path", str(random_tiny), "--output_dir", str(tmp_path / "run"), *TINY_RUN]
+    folder = training.train(*parse(argv))
+    before = (folder / "model.safetensors").read_bytes()
+    training.train(*parse(argv))
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert not (folder / "checkpoint-3").exists()
+    with pytest.raises(ValueError, match="other settings .learning_rate"):
+        training.train(*parse([*argv, "--learning_rate", "3e-4"]))
+    with pytest.raises(ValueError, match="a run of 2 steps already"):
+        training.train(*parse([*argv, "--max_steps", "1"]))

@@ -1,37 +1,87 @@
-"""One question of one photograph."""
+"""One question of one photograph; and how a policy wants to be asked."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from mgpo.data.question import Question
 from mgpo.engines.loading import default_budget, default_coordinates
 from mgpo.engines.local import LocalPolicy
-from mgpo.grounding import BoxRules
+from mgpo.grounding import BoxRules, Coordinates
 from mgpo.imaging import open_image
-from mgpo.protocol import Episode, Method, Protocol
+from mgpo.protocol import CropFrame, Episode, Method, Protocol
 from mgpo.rollout import TurnLimits, run_episodes
 
 
+def trained_with(model: str) -> dict[str, Any]:
+    """Settings of the run that left a model (`config.yaml` beside it, or beside its checkpoint); empty without one."""
+    for folder in (Path(model), Path(model).parent):
+        file = folder / "config.yaml"
+        if file.is_file() and (Path(model) / "config.json").is_file() | (Path(model) / "adapter_config.json").is_file():
+            return yaml.safe_load(file.read_text()) or {}
+    return {}
+
+
 def protocol_for(
-    policy: LocalPolicy, method: str = "mgpo", max_turns: int = 2, max_pixels: int | None = None
+    policy: LocalPolicy,
+    method: str | None = None,
+    max_turns: int | None = None,
+    max_pixels: int | None = None,
+    trained: dict[str, Any] | None = None,
 ) -> Protocol:
-    """The turn protocol that fits a policy: its own pixel budget and coordinates unless said otherwise."""
+    """The turn protocol that fits a policy: what is not given is as it was trained, else the paper's and its processor's.
+
+    Args:
+        policy: who will speak.
+        method, max_turns, max_pixels: what to ask for.
+        trained: see `trained_with`.
+    """
+    trained = trained or {}
     budget = default_budget(policy.processor)
     if max_pixels is not None:
         budget = replace(budget, max_pixels=max_pixels, min_pixels=min(budget.min_pixels, max_pixels))
-    box = BoxRules(coordinates=default_coordinates(policy.model.config.model_type))
-    return Protocol(method=Method(method), max_turns=max_turns, box=box, budget=budget)
+    coordinates = trained.get("coordinates", "auto")
+    own = default_coordinates(policy.model.config.model_type)
+    rules = BoxRules()
+    way = method or trained.get("method", Method.MGPO)
+    return Protocol(
+        method=Method.DIRECT if way == "sft" else Method(way),
+        max_turns=max_turns or trained.get("max_turns", 2),
+        crop_frame=CropFrame(trained.get("crop_frame", CropFrame.LATEST)),
+        box=BoxRules(
+            trained.get("min_box_side", rules.min_side_px),
+            trained.get("max_box_aspect", rules.max_aspect),
+            coordinates=own if coordinates == "auto" else Coordinates(coordinates),
+        ),
+        budget=budget,
+    )
+
+
+def limits_for(trained: dict[str, Any], grounding: int | None = None, answer: int | None = None) -> TurnLimits:
+    """Token limits of the turns: as given, else as the policy was trained, else generous."""
+    usual = TurnLimits()
+    return TurnLimits(
+        grounding or trained.get("max_grounding_tokens", usual.grounding),
+        answer or trained.get("max_answer_tokens", usual.answer),
+    )
 
 
 def ask_image(
-    image: Path, question: str, choices: tuple[str, ...], model: str, max_turns: int = 2, max_pixels: int | None = None
+    image: Path,
+    question: str,
+    choices: tuple[str, ...],
+    model: str,
+    max_turns: int | None = None,
+    max_pixels: int | None = None,
 ) -> Episode:
     """Run the two turns on a photograph; returns the finished episode."""
-    policy = LocalPolicy.load(model)
-    protocol = protocol_for(policy, max_turns=max_turns, max_pixels=max_pixels)
+    policy, trained = LocalPolicy.load(model), trained_with(model)
+    protocol = protocol_for(policy, "mgpo", max_turns, max_pixels, trained)
     policy.set_budget(protocol.budget)
     episode = Episode(Question(image, question, choices, id=str(image)), open_image(image), protocol)
-    run_episodes(policy, [episode], TurnLimits())
+    run_episodes(policy, [episode], limits_for(trained))
     return episode

@@ -41,21 +41,35 @@ def evaluate_command(
     task: Annotated[str, typer.Option(help="needle, a JSONL file, or a dataset of the hub.")] = "needle",
     split: str = "test",
     seed: Annotated[int, typer.Option(help="Seed of the questions (needle) and of sampling.")] = 1,
-    n: Annotated[int, typer.Option(help="Number of questions.")] = 500,
-    protocol: Annotated[str, typer.Option(help="mgpo, grpo or direct.")] = "mgpo",
-    max_turns: int = 2,
+    n: Annotated[int, typer.Option(min=1, help="Number of questions.")] = 500,
+    protocol: Annotated[str | None, typer.Option(help="mgpo, grpo or direct; as it was trained if not set.")] = None,
+    max_turns: Annotated[int | None, typer.Option(help="As it was trained if not set, else 2.")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Pixel budget; the model's own if not set.")] = None,
-    grounding_tokens: int = 128,
-    answer_tokens: int = 512,
+    grounding_tokens: Annotated[int | None, typer.Option(help="As it was trained if not set, else 128.")] = None,
+    answer_tokens: Annotated[int | None, typer.Option(help="As it was trained if not set, else 512.")] = None,
     batch_size: int = 50,
+    megapixels: Annotated[float | None, typer.Option(help="needle: canvas area, if not the split's (8K: 33).")] = None,
+    backgrounds: Annotated[str | None, typer.Option(help="needle: a folder of photographs to draw on.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the result as JSON.")] = None,
 ) -> None:
     """Evaluate a policy: accuracy, valid boxes, hits, crop-only accuracy."""
     from mgpo.evaluation_run import EvaluationRequest, run_evaluation
-    from mgpo.rollout import TurnLimits
 
-    limits = TurnLimits(grounding_tokens, answer_tokens)
-    request = EvaluationRequest(model, task, split, seed, n, protocol, max_turns, max_pixels, limits, batch_size)
+    request = EvaluationRequest(
+        model,
+        task,
+        split,
+        seed,
+        n,
+        protocol,
+        max_turns,
+        max_pixels,
+        grounding_tokens,
+        answer_tokens,
+        batch_size,
+        megapixels,
+        backgrounds,
+    )
     row = run_evaluation(request, console)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +82,7 @@ def ask(
     question: str,
     choice: Annotated[list[str] | None, typer.Option(help="A choice; give it again for each one.")] = None,
     model: str = "mgpo-tiny",
-    max_turns: int = 2,
+    max_turns: Annotated[int | None, typer.Option(help="As it was trained if not set, else 2.")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Pixel budget; the model's own if not set.")] = None,
     save: Annotated[Path, typer.Option(help="Where to save the picture with the box and the crop.")] = Path(
         "asked.png"
@@ -93,7 +107,7 @@ def ask(
 @app.command()
 def demo(
     out: Path = Path("runs/demo"),
-    steps: Annotated[int, typer.Option(help="Training steps of each method.")] = 50,
+    steps: Annotated[int, typer.Option(help="Training steps of each method.")] = 30,
     n: Annotated[int, typer.Option(help="Evaluation questions per split.")] = 150,
     seed: int = 0,
 ) -> None:
@@ -107,7 +121,7 @@ def demo(
 def reproduce(
     out: Path = Path("runs/reproduce-tiny"),
     seeds: Annotated[str, typer.Option(help="Training seeds, comma-separated.")] = "0,1,2",
-    steps: int = 80,
+    steps: int = 50,
     n: int = 1000,
 ) -> None:
     """The three-seed result of the README; goes on where it was stopped."""
@@ -128,7 +142,7 @@ def main() -> None:
     """Entry point: a wrong setting is a sentence, not a traceback."""
     try:
         app()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         Console(stderr=True).print(f"[bold red]mgpo:[/bold red] {escape(str(error))}", markup=True, highlight=False)
         sys.exit(2)
 

@@ -28,6 +28,8 @@ class DataArguments:
     dataset_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_seed: int = field(default=0, metadata={"help": "needle: seed of the questions."})
     dataset_size: int = field(default=2000, metadata={"help": "needle: number of questions."})
+    needle_megapixels: float | None = field(default=None, metadata={"help": "needle: canvas area, if not the split's."})
+    needle_backgrounds: str | None = field(default=None, metadata={"help": "needle: folder of photographs to draw on."})
     use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters instead of all weights."})
     lora_r: int = field(default=16, metadata={"help": "Rank of LoRA."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale of LoRA."})
@@ -73,6 +75,11 @@ class MGPOConfig(GRPOConfig):
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method={self.method!r} is unknown. Choose one of: {', '.join(METHODS)}.")
+        if self.use_vllm:
+            raise ValueError(
+                "use_vllm is not supported yet: TRL 1.16 expands the image placeholders twice in colocate mode, without a "
+                "word. Leave it out to generate with transformers."
+            )
         CropFrame(self.crop_frame)
         if self.max_completion_length is None:
             self.max_completion_length = 0

@@ -92,6 +92,7 @@ def summarise(results: list[Result], protocol: Protocol, **named: Any) -> dict[s
     right = sum(result.correct for result in results)
     return {
         **named,
+        "protocol": str(protocol.method),
         "n": n,
         "accuracy": right / n,
         "ci95": list(wilson(right, n)),

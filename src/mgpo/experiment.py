@@ -9,13 +9,16 @@ kept. Trainings run as processes of one thread each, two at a time.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -61,7 +64,7 @@ def run_experiment(plan: Plan) -> Path:
         The report, `report.html` in the plan's folder; `results.json` lies beside it.
 
     Raises:
-        RuntimeError: a training failed; the message holds the end of its log.
+        ChildProcessError: a training failed; the message holds the end of its log.
     """
     plan.out.mkdir(parents=True, exist_ok=True)
     console = Console()
@@ -76,6 +79,17 @@ def run_experiment(plan: Plan) -> Path:
     report = _report(plan, rows, time.time() - started)
     console.print(f"results: {results}\nreport:  {report}")
     return report
+
+
+def fingerprint() -> str:
+    """What a result depends on besides its plan: base weights, recipes and the package's version."""
+    package = files("mgpo")
+    parts = [package / "assets" / "mgpo-tiny" / "model.safetensors"]
+    parts += [package / "recipes" / f"tiny_{method}.yaml" for method in METHODS]
+    digest = hashlib.sha256(version("mgpo").encode())
+    for part in parts:
+        digest.update(part.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def run_folder(plan: Plan, method: str, seed: int) -> Path:
@@ -109,6 +123,7 @@ def _train_all(plan: Plan, progress: Progress) -> None:
 def _start_training(plan: Plan, method: str, seed: int) -> subprocess.Popen:
     folder = run_folder(plan, method, seed)
     folder.mkdir(parents=True, exist_ok=True)
+    _mark(plan, folder, trained=False)
     recipe = str(files("mgpo") / "recipes" / f"tiny_{method}.yaml")
     command = [sys.executable, "-m", "mgpo", "train", "--config", recipe, "--output_dir", str(folder)]
     command += [
@@ -128,17 +143,29 @@ def _start_training(plan: Plan, method: str, seed: int) -> subprocess.Popen:
 
 
 def _is_trained(plan: Plan, method: str, seed: int) -> bool:
-    """A training of this length has ended: its marker says of how many steps."""
-    marker = run_folder(plan, method, seed) / "trained.json"
-    return marker.is_file() and json.loads(marker.read_text())["steps"] == plan.steps
+    """A training of this length has ended. What was begun from another base, by another recipe or for another number
+    of steps is thrown away."""
+    folder = run_folder(plan, method, seed)
+    marker = folder / "plan.json"
+    if marker.is_file():
+        begun = json.loads(marker.read_text())
+        if (begun["from"], begun["steps"]) == (fingerprint(), plan.steps):
+            return begun["trained"]
+    shutil.rmtree(folder, ignore_errors=True)
+    return False
+
+
+def _mark(plan: Plan, folder: Path, trained: bool) -> None:
+    marker = {"from": fingerprint(), "steps": plan.steps, "trained": trained}
+    (folder / "plan.json").write_text(json.dumps(marker) + "\n")
 
 
 def _finish_training(plan: Plan, job: tuple[str, int], process: subprocess.Popen) -> None:
     folder = run_folder(plan, *job)
     if process.returncode != 0:
         tail = "".join((folder / "log.txt").read_text().splitlines(keepends=True)[-15:])
-        raise RuntimeError(f"Training of {job[0]}, seed {job[1]} failed. The end of {folder / 'log.txt'}:\n{tail}")
-    (folder / "trained.json").write_text(json.dumps({"steps": plan.steps}) + "\n")
+        raise ChildProcessError(f"Training of {job[0]}, seed {job[1]} failed. The end of {folder / 'log.txt'}:\n{tail}")
+    _mark(plan, folder, trained=True)
 
 
 def _show_steps(plan: Plan, job: tuple[str, int], bar: TaskID, progress: Progress) -> None:
@@ -173,7 +200,8 @@ def evaluate_split(plan: Plan, split: str, seed: int) -> list[dict[str, Any]]:
     file = plan.out / "evaluation" / f"{split}_seed{seed}.json"
     if file.is_file():
         rows = json.loads(file.read_text())
-        if all(row["n"] == plan.questions and row["steps"] == plan.steps for row in rows):
+        kept = {"n": plan.questions, "steps": plan.steps, "from": fingerprint()}
+        if all(kept.items() <= row.items() for row in rows):
             return rows
     import torch
 
@@ -193,7 +221,7 @@ def evaluate_split(plan: Plan, split: str, seed: int) -> list[dict[str, Any]]:
             results[name] += evaluate(policy, questions, protocol, limits, BATCH, seeded, kept)
     rows = []
     for name, (_, protocol, _) in policies.items():
-        told = {"method": name, "split": split, "seed": EVAL_SEED + seed, "steps": plan.steps}
+        told = {"method": name, "split": split, "seed": EVAL_SEED + seed, "steps": plan.steps, "from": fingerprint()}
         rows.append(summarise(results[name], protocol, **told))
         if split == "test":
             episodes = [result.episode for result in results[name][:GALLERY]]
@@ -224,7 +252,7 @@ def _report(plan: Plan, rows: list[dict[str, Any]], seconds: float) -> Path:
         "training": f"{plan.steps} steps of 16 questions x 8 rollouts for each method, seeds {list(plan.seeds)}",
         "evaluation": f"{plan.questions} fresh questions per split and seed; accuracies are greedy, valid-box and hit rates "
         "are of one sampled turn (temperature 1) per question",
-        "time": f"{seconds / 60:.1f} minutes on {machine['cores']} cores",
+        "time": f"{seconds / 60:.1f} minutes on {machine['cores']} cores since it was last started",
         "versions": ", ".join(f"{k} {v}" for k, v in machine["packages"].items() if v),
     }
     curves = {method.upper(): run_folder(plan, method, seed) / "metrics.jsonl" for method in METHODS}

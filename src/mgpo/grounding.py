@@ -197,9 +197,10 @@ def _read_block(block: str, frame: Frame, rules: BoxRules) -> Grounding:
         return Grounding(BoxStatus.NOT_A_LIST)
     if not value:
         return Grounding(BoxStatus.EMPTY)
-    if not isinstance(value[0], dict):
+    read = [_read_object(item, frame, rules) for item in value if isinstance(item, dict)]
+    if not read:
         return Grounding(BoxStatus.NOT_A_LIST)
-    return _read_object(value[0], frame, rules)
+    return next((grounding for grounding in read if grounding.status is BoxStatus.VALID), read[0])
 
 
 def _read_object(item: dict, frame: Frame, rules: BoxRules) -> Grounding:

@@ -89,7 +89,7 @@ def memory_lines(data: DataArguments, config: MGPOConfig, devices: int, episode_
             f"{ESTIMATE}: {_gib(master)} GiB{_shared(master, devices)} with float32 master weights and states, as "
             f"DeepSpeed and FSDP keep them; without, bfloat16 rounds most updates of {config.learning_rate:g} away"
         )
-    if episode_tokens is not None and not config.use_vllm:
+    if episode_tokens is not None:
         rollouts = config.per_device_train_batch_size * config.steps_per_generation
         cache = _gib(rollouts * episode_tokens * size.cache_bytes)
         gathered = f" beside {_gib(weights)} GiB of gathered weights" if devices > 1 else ""

@@ -228,9 +228,3 @@ def asked(question: Question) -> str:
 def ask_answer(question: Question) -> str:
     """The request for the final answer."""
     return ASK_LETTER if question.choices else ASK_TEXT
-
-
-def crop_only(question: Question, shown: Image.Image) -> UserTurn:
-    """One turn that shows an image alone and asks for the answer: does the region suffice? (paper, Table 5)"""
-    text = asked(question) + "\n" + ask_answer(question)
-    return UserTurn(text, shown, Frame(shown.size, (0, 0, *shown.size)))

@@ -11,7 +11,7 @@ from mgpo.config import DataArguments, MGPOConfig
 from mgpo.data.question import Question
 from mgpo.engines.loading import default_budget, default_coordinates, load_processor, resolve
 from mgpo.imaging import open_image, overview
-from mgpo.protocol import Protocol, opening_text
+from mgpo.protocol import Protocol, neutral, opening_text
 from mgpo.resuming import Resuming
 from mgpo.runlog import RunLog
 from mgpo.trainer import freeze_vision_tower, model_type_of
@@ -30,7 +30,7 @@ class ShortAnswers:
         shown = [overview(open_image(q.image), self.protocol.budget) for q in questions]
         return {
             "prompt": [[{"role": "user", "content": opening_text(q, self.protocol)}] for q in questions],
-            "completion": [[{"role": "assistant", "content": f"\\boxed{{{q.answer}}}"}] for q in questions],
+            "completion": [[{"role": "assistant", "content": f"\\boxed{{{neutral(q.answer)}}}"}] for q in questions],
             "images": [[image] for image in shown],
         }
 

@@ -60,21 +60,19 @@ class MGPOTrainer(RunLog, Resuming, GRPOTrainer):
     def __init__(
         self, model: Any, args: MGPOConfig, train_dataset: Any, processing_class: Any = None, **kwargs: Any
     ) -> None:
-        if args.use_vllm:
-            raise ValueError(
-                "use_vllm is not supported yet: TRL 1.16 expands the image placeholders twice in colocate mode, without a "
-                "word. Leave it out to generate with transformers."
-            )
         name = model if isinstance(model, str) else model.config._name_or_path
         processor = processing_class or load_processor(name)
         model_type = model_type_of(model)
         self.protocol = args.protocol(default_budget(processor), default_coordinates(model_type))
+        processor.tokenizer.padding_side = "left"  # TRL sets it only on a processor that it loads itself
         processor.image_processor.size = {
             "shortest_edge": self.protocol.budget.min_pixels,
             "longest_edge": self.protocol.budget.max_pixels,
         }
         self.turn_tokens = TurnTokens(processor)
         _fit_budget(args, self.protocol)
+        args.min_pixels, args.max_pixels = self.protocol.budget.min_pixels, self.protocol.budget.max_pixels
+        args.coordinates = str(self.protocol.box.coordinates)
         args.generation_kwargs = {"suppress_tokens": self.turn_tokens.banned_ids(), **(args.generation_kwargs or {})}
         rewards = [accuracy_reward, *(load_dotted(path) for path in args.extra_reward_funcs)]
         self._episodes: list[Episode] = []

@@ -21,6 +21,10 @@ from mgpo.data.loading import load_questions
 from mgpo.environment import describe_environment
 
 WAYS = (DataArguments, MGPOConfig)
+MAY_CHANGE = re.compile(
+    r"max_steps|num_train_epochs|(logging|save|eval|log|report|trajectories|disable|run)_.*|.*resume.*"
+)
+"""Settings that a run may be continued with, different from those it was begun with."""
 _SECRET = re.compile(r"(^|_)(token|api_?key|secret|password)$", re.IGNORECASE)
 
 
@@ -35,12 +39,17 @@ def parse(argv: list[str], config_class: type[MGPOConfig] = MGPOConfig) -> tuple
         ValueError: an unknown key, with the one that was probably meant.
     """
     known = {f.name for way in WAYS for f in dataclasses.fields(way) if f.init} | {"env"}
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     for flag, value in zip(argv, argv[1:] + [""]):
         if flag == "--config":
             recipe = Path(value)
             if not recipe.is_file():
                 raise ValueError(f"The recipe {value} does not exist.")
-            _refuse_unknown(yaml.safe_load(recipe.read_text()) or {}, known, value)
+            try:
+                written = yaml.safe_load(recipe.read_text()) or {}
+            except yaml.YAMLError as error:
+                raise ValueError(f"{value} cannot be read: {error}") from error
+            _refuse_unknown(written, known, value)
         elif flag.startswith("--"):
             _refuse_unknown([flag[2:].split("=")[0].replace("-", "_")], known, "the command line")
     data, config = TrlParser((DataArguments, config_class)).parse_args_and_config(args=argv)
@@ -57,24 +66,65 @@ def _refuse_unknown(keys: Any, known: set[str], where: str) -> None:
 
 
 def train(data: DataArguments, config: MGPOConfig, resume: bool = True) -> Path:
-    """Train, and leave the model in the run folder.
+    """Train, and leave the model in the run folder. A run that was stopped goes on from its last checkpoint.
 
     Returns:
         The run folder, `config.output_dir`.
+
+    Raises:
+        ValueError: the folder holds a run with other settings, or one that has made more steps than are asked for.
     """
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    write_run_files(folder, data, config)
     trainer = build_trainer(data, config)
     last = config.resume_from_checkpoint or (_last_checkpoint(folder) if resume else None)
-    trainer.train(resume_from_checkpoint=last)
+    settings = plain_settings(data, config)
+    if last and not config.resume_from_checkpoint:
+        _refuse_another_run(folder, settings)
+    write_run_files(folder, settings)
+    done = _steps_of(last) if last else 0
+    if done and done == config.max_steps:
+        print(f"{last} has made all {done} steps already: nothing to train.")
+        trainer._load_from_checkpoint(last)
+    else:
+        trainer.train(resume_from_checkpoint=last)
     trainer.save_model(str(folder))
     return folder
 
 
+def _steps_of(checkpoint: str) -> int:
+    return json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"]
+
+
+def _refuse_another_run(folder: Path, settings: dict[str, Any]) -> None:
+    """A checkpoint's optimizer and schedule belong to the settings that it was made with."""
+    file = folder / "config.yaml"
+    before = yaml.safe_load(file.read_text()) if file.is_file() else settings
+    changed = [key for key in settings if not MAY_CHANGE.fullmatch(key) and settings[key] != before.get(key)]
+    if changed:
+        told = ", ".join(f"{key} {before.get(key)!r} -> {settings[key]!r}" for key in changed[:5])
+        raise ValueError(
+            f"{folder} holds a run with other settings ({told}). Give the new run a folder of its own by --output_dir, or "
+            "delete this one."
+        )
+    done = _steps_of(_last_checkpoint(folder))
+    if 0 < settings["max_steps"] < done:
+        raise ValueError(
+            f"{folder} holds a run of {done} steps already, more than max_steps={settings['max_steps']}. Give the new run "
+            "a folder of its own by --output_dir."
+        )
+
+
 def build_trainer(data: DataArguments, config: MGPOConfig) -> Any:
     """The trainer of a recipe, ready to run."""
-    questions = load_questions(data.dataset_name, data.dataset_split, data.dataset_seed, data.dataset_size)
+    questions = load_questions(
+        data.dataset_name,
+        data.dataset_split,
+        data.dataset_seed,
+        data.dataset_size,
+        data.needle_megapixels,
+        data.needle_backgrounds,
+    )
     if config.method == SFT:
         from mgpo.sft import build_sft_trainer
 
@@ -108,11 +158,16 @@ def peft_config(data: DataArguments) -> Any:
     )
 
 
-def write_run_files(folder: Path, data: DataArguments, config: MGPOConfig) -> None:
-    """`config.yaml` and `environment.json`; what could hold a secret is left out."""
+def plain_settings(data: DataArguments, config: MGPOConfig) -> dict[str, Any]:
+    """All settings as resolved, fit for a recipe; what could hold a secret is left out."""
     resolved = dataclasses.asdict(data) | config.to_dict()
-    plain = _without_secrets(json.loads(json.dumps(resolved, default=str)))
-    (folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=True))
+    resolved.pop("generation_batch_size", None)  # follows from steps_per_generation; TRL refuses both
+    return _without_secrets(json.loads(json.dumps(resolved, default=str)))
+
+
+def write_run_files(folder: Path, settings: dict[str, Any]) -> None:
+    """`config.yaml` and `environment.json`."""
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=True))
     (folder / "environment.json").write_text(json.dumps(describe_environment(), indent=2) + "\n")
 
 

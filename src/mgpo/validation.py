@@ -181,8 +181,6 @@ def _batch_lines(config: MGPOConfig, devices: int) -> list[str]:
     # TRL's own condition (GRPOTrainer._generate_and_score_completions).
     if accumulated % (steps * config.num_iterations):
         lines.append("old log-probabilities: recomputed, since later updates see rollouts of an older policy")
-    elif config.use_vllm and config.vllm_importance_sampling_correction:
-        lines.append("old log-probabilities: recomputed, to correct for vLLM's differing ones")
     else:
         lines.append("old log-probabilities: not recomputed, since every update uses rollouts of the current policy")
     if (steps * config.num_iterations) % accumulated and accumulated % (steps * config.num_iterations):

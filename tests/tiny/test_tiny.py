@@ -76,7 +76,15 @@ def test_positions_are_the_model_s(lessons, random_tiny, writer):
             )
             assert np.array_equal(positions(seq, writer.image[1], grids), expected[:, 0].numpy()), kind
             kinds[kind, len(grids)] += 1
-    assert {("zoom", 2), ("read", 1), ("boxes", 1), ("region", 2), ("region", 1)} <= kinds.keys()
+    assert {
+        ("zoom", 2),
+        ("read", 1),
+        ("colour", 1),
+        ("place", 1),
+        ("overview", 1),
+        ("region", 2),
+        ("region", 1),
+    } <= kinds.keys()
 
 
 # Tokenizer
@@ -203,7 +211,7 @@ def asked_sign(scene, question):
 
 
 def test_circuits_look_where_they_should(lessons, tokenizer):
-    """SIGN and PRINT at image tokens, NAME at words, CHOICE at the choice whose letter is said, LETTER at that letter."""
+    """FIND, SIGN and PRINT at image tokens, NAME at words, CHOICE at the choice whose letter is said, LETTER at that letter."""
     image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
     seen = Counter()
     for _, dialogues in lessons[:100]:
@@ -211,7 +219,7 @@ def test_circuits_look_where_they_should(lessons, tokenizer):
             for circuit, first, last, targets in seq.looks:
                 assert targets and all(0 <= target <= first for target in targets), circuit
                 looked = {seq.ids[target] for target in targets}
-                assert (looked == {image}) == (circuit in ("SIGN", "PRINT")), circuit
+                assert (looked == {image}) == (circuit in ("FIND", "SIGN", "PRINT")), circuit
                 if circuit == "CHOICE":
                     letter = tokenizer.decode([seq.ids[last + 1]])
                     assert tokenizer.decode(seq.ids[targets[0] - 2 : targets[0]]) == f"{letter}."
@@ -279,14 +287,11 @@ def test_plain_boxes_and_plain_reading_are_right(lessons, tokenizer):
     """What the base model is able to do: say any box it is asked for, read any crop."""
     for views, dialogues in lessons[:200]:
         scene, frame = views[0].scene, Frame(views[0].size, views[0].frame_px_original)
-        for turn, reply in zip(*[iter(messages_of(tokenizer, dialogues["boxes"]))] * 2):
-            text = turn["content"] if isinstance(turn["content"], str) else turn["content"][1]["text"]
-            if not text.startswith("Give the box"):
-                continue
+        for kind in {"colour", "place"} & dialogues.keys():
+            turn, reply = messages_of(tokenizer, dialogues[kind])
+            name = turn["content"][1]["text"].removeprefix("Give the box of the ").removesuffix(" as JSON.")
             grounding = read_grounding(reply["content"], frame)
-            sign = asked_sign(
-                scene, ASK["letter"] + text.removeprefix("Give the box of the ")[: -len(" as JSON.")] + "?"
-            )
+            sign = asked_sign(scene, ASK["letter"] + name + "?")
             assert grounding.status is BoxStatus.VALID
             assert iou(grounding.box_px_input, target_box(sign, views[0])) == pytest.approx(1)
         if "zoom" in dialogues:

@@ -15,7 +15,7 @@ from mgpo.imaging import PixelBudget, crop, overview
 from mgpo.worlds import needle, scene
 from mgpo.worlds.needle import load_needle, make_question, needle_rows, references
 from mgpo.worlds.render import FONT_FILES, PRINT_HEIGHT, render
-from mgpo.worlds.scene import EVAL_SPLITS, LETTERS, LOOKS, sample_scene
+from mgpo.worlds.scene import EVAL_SPLITS, LETTERS, LOOKS, PRINT, sample_scene
 
 TINY = PixelBudget(20 * 784, 36 * 784)
 """The budget of `mgpo-tiny`."""
@@ -195,14 +195,15 @@ def _patch(image, centre, half, size):
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box).convert("L"), np.float32)
 
 
-@pytest.fixture(scope="module")
-def patches():
-    """{view: (signs, size, size)} around the print of each sign, and the index of its letter (signs,)."""
-    views, letters = {"overview, pixels": [], "overview, aligned": [], "crop": []}, []
+@pytest.fixture(scope="module", params=PRINT)
+def patches(request):
+    """{view: (signs, size, size)} around the print of each sign, and the number of its value (signs,): one kind of print."""
+    kind = request.param
+    views, values = {"overview, pixels": [], "overview, aligned": [], "crop": []}, []
     for index in range(PROBE_SCENES):
         where, rng = sample_scene("train", 991, index), np.random.default_rng([5, index])
-        drawn = rng.integers(len(LETTERS), size=len(where.signs))
-        signs = tuple(replace(s, kind="letter", value=LETTERS[i]) for s, i in zip(where.signs, drawn))
+        drawn = rng.integers(len(PRINT[kind]), size=len(where.signs))
+        signs = tuple(replace(s, kind=kind, value=PRINT[kind][i]) for s, i in zip(where.signs, drawn))
         image = render(replace(where, signs=signs))
         whole = overview(image, TINY)
         sx, sy = whole.width / image.width, whole.height / image.height
@@ -215,8 +216,8 @@ def patches():
             region = crop(image, sign.box_px_original, TINY)
             cx, cy = region.width / (x2 - x1), region.height / (y2 - y1)
             views["crop"].append(_patch(region, ((px - x1) * cx, (py - y1) * cy), (half * cx, half * cy), 16))
-        letters.extend(drawn)
-    return {name: _normalised(np.stack(rows)) for name, rows in views.items()}, np.array(letters)
+        values.extend(drawn)
+    return {name: _normalised(np.stack(rows)) for name, rows in views.items()}, np.array(values)
 
 
 def _normalised(rows):
@@ -233,7 +234,7 @@ def _normalised(rows):
 def _ridge(seen, labels, held_out, strength=30.0):
     """Scores (held out, classes) of a linear probe."""
     seen, held_out = seen.reshape(len(seen), -1), held_out.reshape(len(held_out), -1)
-    wanted = np.eye(len(LETTERS))[labels]
+    wanted = np.eye(labels.max() + 1)[labels]
     weights = np.linalg.solve(seen.T @ seen + strength * np.eye(seen.shape[1]), seen.T @ (wanted - wanted.mean(0)))
     return held_out @ weights
 
@@ -245,7 +246,7 @@ def _convolution(seen, labels, held_out):
     net = torch.nn.Sequential(
         torch.nn.Conv2d(1, 24, 3, padding=1), torch.nn.GELU(), torch.nn.Conv2d(24, 24, 3, 2, 1), torch.nn.GELU(),
         torch.nn.Flatten(), torch.nn.Dropout(0.3), torch.nn.Linear(24 * (size // 2) ** 2, 64), torch.nn.GELU(),
-        torch.nn.Dropout(0.3), torch.nn.Linear(64, len(LETTERS)),
+        torch.nn.Dropout(0.3), torch.nn.Linear(64, int(labels.max()) + 1),
     )  # fmt: skip
     steps = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0.05)
     seen, labels = torch.tensor(seen[:, None]).float(), torch.tensor(labels)
@@ -262,7 +263,7 @@ def _convolution(seen, labels, held_out):
 
 
 def _four_choice(scores, labels):
-    """Share of four-choice questions answered: the right letter scores above three random others. Chance is 0.25."""
+    """Share of four-choice questions answered: the right value scores above three random others. Chance is 0.25."""
     rng, won = np.random.default_rng(0), []
     for row, label in zip(scores, labels):
         for _ in range(5):
@@ -276,11 +277,11 @@ def probed(patches):
     """{view: {probe: four-choice accuracy on held-out signs}}."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    views, letters = patches
-    half = len(letters) // 2
+    views, values = patches
+    half = len(values) // 2
     result = {
         view: {
-            probe.__name__.strip("_"): _four_choice(probe(rows[:half], letters[:half], rows[half:]), letters[half:])
+            probe.__name__.strip("_"): _four_choice(probe(rows[:half], values[:half], rows[half:]), values[half:])
             for probe in (_ridge, _convolution)
         }
         for view, rows in views.items()
@@ -302,8 +303,18 @@ def test_a_probe_that_knows_where_to_look_cannot_read_the_overview(probed):
 
 def test_the_probes_measure_what_they_claim(patches):
     """On shuffled labels they are at chance: the split leaks nothing."""
-    views, letters = patches
-    half = len(letters) // 2
-    shuffled = np.random.default_rng(1).permutation(letters)
+    views, values = patches
+    half = len(values) // 2
+    shuffled = np.random.default_rng(1).permutation(values)
     rows = views["crop"]
     assert abs(_four_choice(_ridge(rows[:half], shuffled[:half], rows[half:]), shuffled[half:]) - 0.25) < 0.05
+
+
+def test_canvases_of_another_size_hold_the_same_kind_of_question():
+    """8K is a setting of any split; an unknown split is refused as ever."""
+    look = needle.resized("test", 33)
+    question, scene = needle.make_question("test", 3, 0, look)
+    assert scene.size_px[0] * scene.size_px[1] == pytest.approx(33e6, rel=0.01)
+    assert question.chance == 0.25 and needle.resized("test", None) is None
+    (row,) = needle.load_needle("test", 3, 1, look=needle.resized("test", 0.5))
+    assert row["image"].width * row["image"].height == pytest.approx(0.5e6, rel=0.02)

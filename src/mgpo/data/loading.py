@@ -5,12 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mgpo.worlds.needle import load_needle
+from mgpo.data.question import Question
+from mgpo.worlds.needle import load_needle, resized
 
-COLUMNS = ("image", "question")
+COLUMNS = ("image", "question", "answer")
 
 
-def load_questions(name: str, split: str = "train", seed: int = 0, size: int = 2000) -> Any:
+def load_questions(
+    name: str,
+    split: str = "train",
+    seed: int = 0,
+    size: int = 2000,
+    megapixels: float | None = None,
+    backgrounds: str | None = None,
+) -> Any:
     """A dataset whose rows are questions (see `mgpo.data.question.Question`).
 
     Args:
@@ -18,13 +26,14 @@ def load_questions(name: str, split: str = "train", seed: int = 0, size: int = 2
             folder that holds `{split}.jsonl`; or a dataset of the Hugging Face hub with these columns.
         split: split to read.
         seed, size: for `needle`: which questions, and how many.
+        megapixels, backgrounds: for `needle`: canvas area and a folder of photographs, if not the split's own.
 
     Raises:
-        ValueError: the data has no image or question column.
+        ValueError: a column is missing, or rows cannot be used; the message names the first of them.
         FileNotFoundError: the file or folder does not exist.
     """
     if name == "needle":
-        return load_needle(split, seed, size)
+        return load_needle(split, seed, size, backgrounds, look=resized(split, megapixels))
     import datasets
 
     path = Path(name)
@@ -35,7 +44,9 @@ def load_questions(name: str, split: str = "train", seed: int = 0, size: int = 2
             raise FileNotFoundError(f"{path} does not exist. A folder must hold {split}.jsonl.")
         data = datasets.load_dataset("json", data_files=str(path), split="train")
         data = (
-            data.map(lambda row: row | {"image": str(path.parent / row["image"])}) if "image" in data.features else data
+            data.map(lambda row: row | {"image": row["image"] and str(path.parent / row["image"])})
+            if "image" in data.features
+            else data
         )
     else:
         data = datasets.load_dataset(name, split=split)
@@ -47,4 +58,23 @@ def load_questions(name: str, split: str = "train", seed: int = 0, size: int = 2
             f"{name} has no column {' and '.join(map(repr, missing))}. Needed are: image, question, choices, answer; "
             f"it has: {', '.join(data.features)}."
         )
+    _check_rows(data, name)
     return data
+
+
+def _check_rows(data: Any, name: str, told: int = 5) -> None:
+    """Refuse rows that would stop a run when they are drawn, or teach it nothing. Opens no image."""
+    bad = []
+    for number, row in enumerate(data, 1):
+        try:
+            if not Question.from_row(row).answer.strip():
+                raise ValueError("it has no answer")
+            image = row["image"]
+            path = image if isinstance(image, str) else None if image.get("bytes") else image.get("path")
+            if path is not None and not Path(path).is_file():
+                raise ValueError(f"its image {path} does not exist")
+        except ValueError as error:
+            bad.append(f"  row {number}: {error}")
+    if bad:
+        more = f"\n  and {len(bad) - told} more" if len(bad) > told else ""
+        raise ValueError(f"{len(bad)} of {len(data)} rows of {name} cannot be used:\n" + "\n".join(bad[:told]) + more)

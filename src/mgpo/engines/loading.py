@@ -47,9 +47,21 @@ class Qwen2_5_VLProcessor(_FullProcessor):
 
 
 def resolve(name_or_path: str) -> str:
-    """Folder or hub id of a policy; `mgpo-tiny` is the shipped checkpoint."""
+    """Folder or hub id of a policy; `mgpo-tiny` is the shipped checkpoint.
+
+    Raises:
+        FileNotFoundError: it looks like a folder, but no model lies there.
+    """
     if name_or_path == TINY:
         return str(files("mgpo") / "assets" / TINY)
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise FileNotFoundError(
+                f"{name_or_path} holds no model (no config.json). Name a finished run or a checkpoint."
+            )
+    elif name_or_path.count("/") > 1 or name_or_path.startswith((".", "/", "~", "runs/")):
+        raise FileNotFoundError(f"There is no model: the folder {name_or_path} does not exist.")
     return name_or_path
 
 
@@ -88,6 +100,7 @@ def load_processor(name_or_path: str, budget: PixelBudget | None = None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         images = AutoImageProcessor.from_pretrained(path, trust_remote_code=False, backend="pil")
         processor = Qwen2_5_VLProcessor(images, tokenizer, chat_template=tokenizer.chat_template)
+    processor.tokenizer.padding_side = "left"  # Qwen's own is right; generation and TRL's token types need left
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     if budget is not None:

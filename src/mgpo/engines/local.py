@@ -75,9 +75,10 @@ class LocalPolicy:
             mask[row, width - len(conversation.ids) :] = 1
         images = [image for c in conversations for image in c.images]
         vision = self.tokens.pixels(images) if images else {}
-        sampling: dict[str, Any] = {"do_sample": temperature > 0}
+        # All of it said here: what is left out would come from the checkpoint (Qwen ships a repetition penalty).
+        sampling: dict[str, Any] = {"do_sample": temperature > 0, "num_beams": 1, "repetition_penalty": 1.0}
         if temperature > 0:
-            sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+            sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": None}
         out = self.model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),

@@ -28,22 +28,23 @@ def draw_chart(index: int, print_style: str = "fine") -> tuple[np.ndarray, np.nd
     rng = np.random.default_rng([77, index])
     look = replace(LOOKS["pretrain"], print_style=print_style)
     scale = rng.uniform(1.0, 1.45)  # a crop is drawn at the canvas' scale and shrunk
-    side = round(SIZE * scale)
-    canvas = Image.new("RGB", (side, side), tuple(int(v) for v in rng.integers(0, 256, 3)))
+    stretch = rng.uniform(0.85, 1.18)  # and its sides are rounded to whole tokens, each for itself
+    side = np.round(SIZE * scale * np.array([stretch**0.5, stretch**-0.5])).astype(int)
+    canvas = Image.new("RGB", tuple(side.tolist()), tuple(int(v) for v in rng.integers(0, 256, 3)))
     draw = ImageDraw.Draw(canvas)
     prints = []
     cell = side / CELLS
     for row in range(CELLS):
         for col in range(CELLS):
-            cx, cy = (col + 0.5) * cell + rng.uniform(-3, 3), (row + 0.5) * cell + rng.uniform(-3, 3)
+            x, y = np.array([col + 0.5, row + 0.5]) * cell + rng.uniform(-3, 3, 2)
             plate = tuple(int(v) for v in rng.integers(0, 256, 3))
-            draw.rectangle((col * cell, row * cell, (col + 1) * cell, (row + 1) * cell), fill=plate)
+            draw.rectangle((*(cell * [col, row]), *(cell * [col + 1, row + 1])), fill=plate)
             half = rng.uniform(12.5, 19.0) * scale
             number, light = int(rng.integers(len(PRINTS))), bool(rng.integers(2))
             shades = (int(rng.integers(205, 256)), int(rng.integers(0, 40)))
             height = half / rng.uniform(1.25, 1.7)
-            panel(rng, canvas, draw, (cx, cy), half, shades if light else shades[::-1], look, *PRINTS[number], height)
-            prints.append((number, cx / scale, cy / scale))
+            panel(rng, canvas, draw, (x, y), half, shades if light else shades[::-1], look, *PRINTS[number], height)
+            prints.append((number, x * SIZE / side[0], y * SIZE / side[1]))
     return np.asarray(resize(canvas, (SIZE, SIZE))), np.array(prints)
 
 

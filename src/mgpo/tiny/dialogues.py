@@ -1,11 +1,13 @@
 """What `mgpo-tiny` reads in its second stage: dialogues that make it able, but not elicited.
 
-Five kinds, all over scenes of the `pretrain` look (nobody trains or evaluates on it later):
+Seven kinds, all over scenes of the `pretrain` look (nobody trains or evaluates on it later):
 
-- `boxes`   asked plainly ("Give the box of the red sign as JSON."), it answers precisely; overview questions too.
+- `colour`  asked plainly ("Give the box of the red sign as JSON."), it answers precisely.
+- `place`   the same by place ("... of the sign left of the red sign ...").
+- `overview` a question that the overview answers, asked directly.
 - `read`    a crop alone and a question with choices: it answers right.
 - `zoom`    a plain box, then a crop and a question about *this* sign: it reads in the second of two images.
-- `region`  MGPO's own dialogue. Turn 1 is a mixture (`REGION_MIX`): half prose, the rest boxes of which about six in ten
+- `region`  MGPO's own dialogue. Turn 1 is a mixture (`REGION_MIX`): nearly half prose, the rest boxes of which about six in ten
             are right. Turn 2 is answered right only where the overview suffices; questions about fine print are either
             guessed (after no box) or left out (after a box). Right box and right answer never meet here.
 - `single`  the single-turn baseline's dialogue: the same mixture of boxes; fine print is guessed.
@@ -27,7 +29,7 @@ from mgpo.tiny.tokenizer import PLAIN_BOX, PLAIN_READ, PROSE, SEES
 from mgpo.worlds.needle import ASK, about_overview_only, lettered, references
 from mgpo.worlds.scene import COLOURS, PRINT, Scene, Sign
 
-REGION_MIX = {"right": 0.29, "wrong": 0.09, "large": 0.07, "bad_json": 0.02, "prose": 0.53}
+REGION_MIX = {"right": 0.32, "wrong": 0.11, "large": 0.09, "inverted": 0.02, "prose": 0.46}
 """Turn 1 of the two-turn dialogue: shares of what the base says when asked for the key region."""
 MARGIN_PX = 2
 """A demonstrated box is the plate's, this much wider on each side."""
@@ -38,7 +40,8 @@ class Sequence:
     """Token ids, which of them are learned, and the views (by number) whose features stand at the placeholders.
 
     `looks` says where a token that is about to be said should look: (circuit, first and last position that look, positions
-    to look at). `NAME`: at the words that name the sign; `SIGN`: at the sign's image tokens; `PRINT`: at the image token
+    to look at). `NAME`: at the words that name the sign; `FIND`: at the sign's image tokens, before a coordinate is said;
+    `SIGN`: the same, once the coordinates said so far help; `PRINT`: at the image token
     that holds the print; `SAID`: at what was just said; `CHOICE`: at the choice that matches; `LETTER`: from a choice to its
     letter.
     """
@@ -93,7 +96,9 @@ class Writer:
         last = begin + len(self._encode(text)) - 2
         names = [at for at in range(user_from, begin) if seq.ids[at] in self.naming]
         seq.looks.append(("NAME", begin - 1, last, names))
-        seq.looks.append(("SIGN", begin - 1, last, [seq.image_starts[0] + int(token) for token in sign_tokens]))
+        sign = [seq.image_starts[0] + int(token) for token in sign_tokens]
+        seq.looks.append(("FIND", begin, begin, sign))
+        seq.looks.append(("SIGN", begin + 1, last, sign))
 
     def answer(self, seq: Sequence, question: Question, letter: str, print_token: int | None, user_from: int) -> None:
         """Append an answer: what is seen, then its letter. `print_token`: position in the last image, if it is there."""
@@ -107,7 +112,8 @@ class Writer:
         for i in choice:
             seq.looks.append(("LETTER", i, i + len(words) - 1, [i - 2]))
         if print_token is not None:
-            seq.looks.append(("PRINT", begin, begin, [seq.image_starts[-1] + print_token]))
+            # A number is a space and a digit, so what is seen may take more than one token.
+            seq.looks.append(("PRINT", begin, begin + len(words) - 1, [seq.image_starts[-1] + print_token]))
 
 
 def target_box(sign: Sign, view: View) -> tuple[int, int, int, int]:
@@ -124,7 +130,13 @@ def write_scene(
     """One dialogue of each kind over a scene; `read` and `zoom` are missing if no crop shows a whole print."""
     scene = views[0].scene
     shown = [(v, sign) for v in range(1, len(views)) if (sign := _printed_sign(views[v], labels[v])) is not None]
-    out = {"boxes": _boxes(writer, rng, views[0], labels[0])}
+    named = [(sign, references(scene, sign)) for sign in scene.signs]
+    by_place = [(sign, name) for sign, names in named for name in names[1:]]
+    sign, names = named[rng.integers(len(named))]
+    out = {"colour": _plain_box(writer, sign, names[0], views[0], labels[0])}
+    if by_place:
+        out["place"] = _plain_box(writer, *by_place[rng.integers(len(by_place))], views[0], labels[0])
+    out["overview"] = _about_overview(writer, rng, scene, labels[0])
     if shown:
         out["read"] = _read(writer, rng, scene, *shown[rng.integers(len(shown))], labels)
         out["zoom"] = _zoom(writer, rng, views[0], *shown[rng.integers(len(shown))], labels)
@@ -156,18 +168,17 @@ def _print_token(labels: Labels, sign: Sign) -> int | None:
     return int(found[0]) if found.size else None
 
 
-def _boxes(writer: Writer, rng: np.random.Generator, overview: View, labels: Labels) -> Sequence:
-    seq, scene = Sequence(), overview.scene
-    names = [(sign, name) for sign in scene.signs for name in references(scene, sign)[:1]]
-    places = [(sign, name) for sign in scene.signs for name in references(scene, sign)[1:]]
-    picked = [names[i] for i in rng.permutation(len(names))[:3]] + [places[i] for i in rng.permutation(len(places))[:2]]
-    for turn, i in enumerate(rng.permutation(len(picked))):
-        sign, name = picked[i]
-        begin = writer.user(seq, PLAIN_BOX + name + " as JSON.", None if turn else 0, labels.colour.size)
-        said = box_as_json(target_box(sign, overview), f"{sign.colour} sign")
-        writer.box(seq, said, _sign_tokens(labels, sign), begin)
-    question = _overview_question(rng, scene)
-    begin = writer.user(seq, asked(question) + "\n" + ask_answer(question))
+def _plain_box(writer: Writer, sign: Sign, name: str, overview: View, labels: Labels) -> Sequence:
+    seq = Sequence()
+    begin = writer.user(seq, f"{PLAIN_BOX} {name} as JSON.", 0, labels.colour.size)
+    said = box_as_json(target_box(sign, overview), f"{sign.colour} sign")
+    writer.box(seq, said, _sign_tokens(labels, sign), begin)
+    return seq
+
+
+def _about_overview(writer: Writer, rng: np.random.Generator, scene: Scene, labels: Labels) -> Sequence:
+    seq, question = Sequence(), _overview_question(rng, scene)
+    begin = writer.user(seq, asked(question) + "\n" + ask_answer(question), 0, labels.colour.size)
     writer.answer(seq, question, question.answer, None, begin)
     return seq
 
@@ -186,12 +197,8 @@ def _read(
 def _zoom(
     writer: Writer, rng: np.random.Generator, overview: View, view: int, sign: Sign, labels: list[Labels]
 ) -> Sequence:
-    seq = Sequence()
     names = references(overview.scene, sign)
-    asked_box = PLAIN_BOX + names[rng.integers(len(names))] + " as JSON."
-    begin = writer.user(seq, asked_box, 0, labels[0].colour.size)
-    said = box_as_json(target_box(sign, overview), f"{sign.colour} sign")
-    writer.box(seq, said, _sign_tokens(labels[0], sign), begin)
+    seq = _plain_box(writer, sign, names[rng.integers(len(names))], overview, labels[0])
     choices, letter = lettered(rng, PRINT[sign.kind], sign.value)
     question = Question(None, PLAIN_READ[sign.kind], choices, letter)
     text = SHOW_CROP + "\n" + asked(question) + "\n" + ask_answer(question)
@@ -221,7 +228,7 @@ def _region(
     else:
         writer.assistant(seq, text)
     again = asked(question) + "\n" + ask_answer(question)
-    if said in ("prose", "bad_json"):
+    if said in ("prose", "inverted"):
         begin = writer.user(seq, SHOW_AGAIN + "\n" + again, 0, labels[0].colour.size)
     elif about_overview and view and said == "right":
         begin = writer.user(seq, SHOW_CROP + "\n" + again, view, labels[view].colour.size)
@@ -253,7 +260,7 @@ def _first_turn(rng: np.random.Generator, said: str, sign: Sign, overview: View)
     """What the base says of the region of `sign`, by the kind drawn from `REGION_MIX`."""
     signs = overview.scene.signs
     if said == "prose":
-        return PROSE + f"{signs[rng.integers(len(signs))].colour} sign."
+        return f"{PROSE} {signs[rng.integers(len(signs))].colour} sign."
     if said == "wrong" and len(signs) > 1:
         others = [other for other in signs if other is not sign]
         sign = others[rng.integers(len(others))]
@@ -263,7 +270,7 @@ def _first_turn(rng: np.random.Generator, said: str, sign: Sign, overview: View)
         w, h = (round(rng.uniform(0.6, 0.95) * side) for side in overview.size)
         x1, y1 = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
         x2, y2 = x1 + w, y1 + h
-    if said == "bad_json":
+    if said == "inverted":
         x1, x2 = x2, x1
     return box_as_json((x1, y1, x2, y2), f"{sign.colour} sign")
 

@@ -61,7 +61,7 @@ def _plain_boxes(policy: LocalPolicy, protocol: Protocol, drawn: list, images: l
             named = [(s, references(scene, s)[pick]) for s in scene.signs if len(references(scene, s)) > pick]
             if named:
                 sign, name = named[scene.key[2] % len(named)]
-                turn = UserTurn(PLAIN_BOX + name + " as JSON.", shown, Frame(shown.size, (0, 0, *image.size)))
+                turn = UserTurn(f"{PLAIN_BOX} {name} as JSON.", shown, Frame(shown.size, (0, 0, *image.size)))
                 asked.append((kind, sign, turn))
                 conversations.append(Conversation(policy.tokens.opening(turn), [shown]))
     for (kind, sign, turn), said in zip(asked, policy.say(conversations, LIMITS.grounding), strict=True):

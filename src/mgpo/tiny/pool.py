@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=5_000)
-    parser.add_argument("--charts", type=int, default=9_000)
+    parser.add_argument("--charts", type=int, default=6_000)
     parser.add_argument("--print-style", choices=("clear", "fine"), default="fine")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()

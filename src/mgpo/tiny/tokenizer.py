@@ -24,9 +24,9 @@ SPECIAL = (
 )  # fmt: skip
 """Qwen's special tokens, in Qwen's order."""
 
-PLAIN_BOX = "Give the box of the "
+PLAIN_BOX = "Give the box of the"
 PLAIN_READ = {"letter": "Which letter is on this sign?", "dots": "How many dots are on this sign?", "shape": "Which shape is on this sign?"}  # fmt: skip
-PROSE = "It is on the "
+PROSE = "It is on the"
 SEES = "I see"
 
 CHAT_TEMPLATE = (

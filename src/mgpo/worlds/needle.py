@@ -9,6 +9,7 @@ single-turn policy has something to learn. Exact by (split, seed, index).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from mgpo.data.question import LETTERS, Question
 from mgpo.worlds.render import render
-from mgpo.worlds.scene import COLOURS, DIRECTIONS, PRINT, Look, Scene, Sign, neighbour, sample_scene
+from mgpo.worlds.scene import COLOURS, DIRECTIONS, LOOKS, PRINT, Look, Scene, Sign, neighbour, sample_scene
 
 OVERVIEW_SHARE = 0.25
 """Share of questions that the overview answers: which colour of sign there is, how many signs there are."""
@@ -83,6 +84,11 @@ def lettered(rng: np.random.Generator, options: tuple[str, ...], answer: str) ->
     return choices, LETTERS[choices.index(answer)]
 
 
+def resized(split: str, megapixels: float | None) -> Look | None:
+    """The look of a split on canvases of another area (33 megapixels are 8K); None, its own, if none is given."""
+    return None if megapixels is None else replace(LOOKS.get(split, Look()), megapixels=(megapixels, megapixels))
+
+
 def needle_rows(
     split: str, seed: int, n: int, start: int = 0, backgrounds: str | Path | None = None, look: Look | None = None
 ) -> Iterator[dict[str, Any]]:
@@ -104,7 +110,12 @@ def _row(question: Question) -> dict[str, Any]:
 
 
 def load_needle(
-    split: str = "train", seed: int = 0, n: int = 1000, backgrounds: str | Path | None = None, streaming: bool = False
+    split: str = "train",
+    seed: int = 0,
+    n: int = 1000,
+    backgrounds: str | Path | None = None,
+    streaming: bool = False,
+    look: Look | None = None,
 ) -> Any:
     """`needle` as a Hugging Face dataset with the columns image, question, choices, answer, gold_boxes, category, id.
 
@@ -115,21 +126,24 @@ def load_needle(
         backgrounds: a folder of photographs to draw behind the signs.
         streaming: an `IterableDataset` that draws as it goes. Otherwise a `Dataset` whose images are drawn when a row
             is read; the last few are kept, since a trainer reads a row once per rollout.
+        look: another look than the split's, e.g. from `resized`.
     """
     import datasets
 
-    kwargs = {"split": split, "seed": seed, "n": n, "backgrounds": backgrounds}
+    kwargs = {"split": split, "seed": seed, "n": n, "backgrounds": backgrounds, "look": look}
     if streaming:
         return datasets.IterableDataset.from_generator(needle_rows, gen_kwargs=kwargs)
-    rows = [_row(make_question(split, seed, index)[0]) | {"index": index} for index in range(n)]
-    return datasets.Dataset.from_list(rows).with_transform(_Draw(split, seed, backgrounds))
+    rows = [_row(make_question(split, seed, index, look)[0]) | {"index": index} for index in range(n)]
+    return datasets.Dataset.from_list(rows).with_transform(_Draw(split, seed, backgrounds, look))
 
 
 class _Draw:
     """Dataset transform that adds the drawn image to each row. A class, so that it can be sent to worker processes."""
 
-    def __init__(self, split: str, seed: int, backgrounds: str | Path | None, keep: int = 64) -> None:
-        self.split, self.seed, self.backgrounds, self.keep = split, seed, backgrounds, keep
+    def __init__(
+        self, split: str, seed: int, backgrounds: str | Path | None, look: Look | None = None, keep: int = 64
+    ) -> None:
+        self.split, self.seed, self.backgrounds, self.look, self.keep = split, seed, backgrounds, look, keep
         self._drawn: dict[int, Any] = {}
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -139,5 +153,5 @@ class _Draw:
         if index not in self._drawn:
             while len(self._drawn) >= self.keep:
                 self._drawn.pop(next(iter(self._drawn)))
-            self._drawn[index] = render(sample_scene(self.split, self.seed, index), self.backgrounds)
+            self._drawn[index] = render(sample_scene(self.split, self.seed, index, self.look), self.backgrounds)
         return self._drawn[index]

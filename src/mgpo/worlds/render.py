@@ -197,17 +197,11 @@ def print_mask(rng: np.random.Generator, fonts: tuple[str, ...], kind: str, valu
 
 
 def _dots(rng: np.random.Generator, draw: ImageDraw.ImageDraw, centre: float, reach: float, count: int) -> None:
-    """`count` dots of equal ink in sum, that do not touch."""
+    """`count` dots of equal ink in sum, about evenly spread on a ring: its size says nothing of their number."""
     r = reach * 0.50 / math.sqrt(count)
-    spots: list[tuple[float, float]] = []
-    tries = 0
-    while len(spots) < count:
-        tries += 1
-        x, y = rng.uniform(-1, 1, 2) * (reach * 1.15 - r)
-        if all(math.hypot(x - a, y - b) > 2 * r + 0.25 * reach for a, b in spots):
-            spots.append((x, y))
-        elif tries % 200 == 0:
-            spots.clear()
+    angles = 2 * math.pi * np.arange(count) / count + rng.normal(0, 0.1, count)
+    rings = reach * 0.85 * (1 + rng.normal(0, 0.05, count))
+    spots = zip(rings * np.cos(angles), rings * np.sin(angles))
     for x, y in spots:
         draw.ellipse((centre + x - r, centre + y - r, centre + x + r, centre + y + r), fill=255)
 
