@@ -85,10 +85,11 @@ def model_facts(name: str) -> ModelFacts:
     Raises:
         ValueError: the folder is no checkpoint.
     """
-    folder = Path(resolve(name))
+    try:
+        folder = Path(resolve(name))
+    except FileNotFoundError as error:
+        raise ValueError(f"model_name_or_path: {error}") from error
     if not folder.is_dir():
-        if name.startswith((".", "/")):
-            raise ValueError(f"model_name_or_path: the folder {name} does not exist.")
         if re.search(r"Qwen2\.5-VL-\d+B", name):
             return ModelFacts(QWEN2_5_VL_CONTEXT, QWEN2_5_VL_BUDGET)
         return ModelFacts()

@@ -191,7 +191,7 @@ def print_mask(rng: np.random.Generator, fonts: tuple[str, ...], kind: str, valu
         _dots(rng, draw, centre, radius * 1.35, int(value))
         turn = rng.uniform(0, 360)
     else:
-        _shape(draw, centre, radius, value)
+        _shape(draw, centre, radius * 0.78, value)
         turn = rng.uniform(-12, 12)
     return mask.rotate(turn, Image.Resampling.BICUBIC).resize((edge, edge), Image.Resampling.LANCZOS)
 
