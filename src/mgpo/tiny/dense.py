@@ -27,7 +27,6 @@ from mgpo.tiny.model import HIDDEN, build, patches
 from mgpo.tiny.optimizer import MuonAdamW
 from mgpo.tiny.pool import View, view_pixels, views_of
 
-
 COUNTS = [number for number, (kind, _) in enumerate(PRINTS) if kind == "dots"]
 
 

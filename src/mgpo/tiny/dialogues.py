@@ -90,9 +90,9 @@ class Writer:
         seq.learned += [True] * len(ids) + [False]
         return begin
 
-    def box(self, seq: Sequence, text: str, sign_tokens: np.ndarray, user_from: int) -> None:
-        """Append a turn that holds the box of a sign; `sign_tokens` are the sign's tokens of the overview."""
-        begin = self.assistant(seq, text)
+    def box(self, seq: Sequence, text: str, sign_tokens: np.ndarray, user_from: int, rest: str = "") -> None:
+        """Append a turn that says the box of a sign, then `rest`; `sign_tokens` are the sign's tokens of the overview."""
+        begin = self.assistant(seq, text + rest)
         last = begin + len(self._encode(text)) - 2
         names = [at for at in range(user_from, begin) if seq.ids[at] in self.naming]
         seq.looks.append(("NAME", begin - 1, last, names))
@@ -246,13 +246,17 @@ def _single(writer: Writer, rng: np.random.Generator, overview: View, labels: La
     question = (
         _overview_question(rng, scene) if about_overview else _print_question(rng, sign, _any_name(rng, scene, sign))
     )
-    writer.user(seq, opening_text(question, Protocol(method=Method.GRPO)), 0, labels.colour.size)
+    begin = writer.user(seq, opening_text(question, Protocol(method=Method.GRPO)), 0, labels.colour.size)
     said = str(rng.choice(list(REGION_MIX), p=list(REGION_MIX.values())))
     knows = about_overview and rng.uniform() < 0.6
     letter = question.answer if knows else LETTERS[rng.integers(4)]
     value = question.choices[LETTERS.index(letter)]
     answer = f"{SEES} {value}. \\boxed{{{letter}}}" if rng.uniform() < 0.85 else f"{SEES} {value}."
-    writer.assistant(seq, _first_turn(rng, said, sign, overview) + "\n" + answer)
+    text = _first_turn(rng, said, sign, overview)
+    if said == "right" and not about_overview:
+        writer.box(seq, text, _sign_tokens(labels, sign), begin, "\n" + answer)
+    else:
+        writer.assistant(seq, text + "\n" + answer)
     return seq
 
 
