@@ -1,7 +1,7 @@
 # `make demo` and `make test` work on a bare machine with Python 3.11 or newer: they set up .venv themselves.
 PYTHON ?= python3
 VENV := .venv
-# With glibc, freed buffers stay mapped: a fifth off every training step on a CPU.
+# With glibc, freed buffers stay mapped: seen once to take pretraining from 1.56 to 1.24 s a step (steps 25 to 50).
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=68719476736
 RUN := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(KEEP_MEMORY) $(VENV)/bin/python
 
