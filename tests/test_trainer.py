@@ -8,7 +8,7 @@ from peft import LoraConfig
 from support import CUT, MIXED, PROSE, SMALL, TALL, WIDE, Script, box, make_trainer, rollouts, unpadded
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from mgpo.config import DataArguments, MGPOConfig
+from mgpo.config import DataArguments
 from mgpo.protocol import ASK_LETTER, SHOW_AGAIN, SHOW_CROP, End
 from mgpo.training import peft_config
 
@@ -156,28 +156,6 @@ def test_a_path_is_opened_once_per_question(random_tiny, tmp_path, rows, monkeyp
     assert len(opened) == len({row["id"] for row in batch}) == 2
 
 
-def test_max_completion_length_is_computed_or_refused(random_tiny, tmp_path, rows):
-    trainer = make_trainer(random_tiny, tmp_path, rows)
-    needed = 24 + 160 + (36 + 2) + 6
-    assert trainer.max_completion_length == needed
-    with pytest.raises(ValueError, match=rf"Set max_completion_length to {needed}"):
-        make_trainer(random_tiny, tmp_path, rows, max_completion_length=needed - 1)
-    make_trainer(random_tiny, tmp_path, rows, max_completion_length=needed)
-
-
-def test_turns_in_between_may_take_as_much_as_an_answer(random_tiny, tmp_path, rows):
-    """With K > 2 a turn in between may answer, so it has the larger of both limits: the proof must count it."""
-    trainer = make_trainer(random_tiny, tmp_path, rows, max_turns=3, max_answer_tokens=30)
-    assert trainer._limit_of(2) == 30
-    assert trainer.max_completion_length == 24 + 30 + 30 + 2 * (160 + 36 + 2)
-    with pytest.raises(ValueError, match="24 grounding .*30 .*between.* 30 answer = 480 tokens"):
-        make_trainer(random_tiny, tmp_path, rows, max_turns=3, max_answer_tokens=30, max_completion_length=479)
-
-
-def test_single_turns_need_no_more_than_an_answer(random_tiny, tmp_path, rows):
-    assert make_trainer(random_tiny, tmp_path, rows, method="grpo").max_completion_length == 6
-
-
 def test_images_are_not_gathered_for_logs(random_tiny, tmp_path, rows):
     """TRL's default gathers all images of every batch across processes."""
     assert not make_trainer(random_tiny, tmp_path, rows).log_multimodal
@@ -227,11 +205,6 @@ def test_extra_rewards_are_added_by_dotted_path(random_tiny, tmp_path, rows, mon
 def test_an_unknown_extra_reward_is_a_sentence(random_tiny, tmp_path, rows, path):
     with pytest.raises(ValueError, match=f"extra_reward_funcs: '{path}' was not found"):
         make_trainer(random_tiny, tmp_path, rows, extra_reward_funcs=[path])
-
-
-def test_an_unknown_method_is_a_sentence(tmp_path):
-    with pytest.raises(ValueError, match="mgpo, grpo, sft"):
-        MGPOConfig(output_dir=str(tmp_path), method="ppo", use_cpu=True)
 
 
 def test_single_turn_runs_and_logs_grounding(random_tiny, tmp_path, rows, monkeypatch):
@@ -367,8 +340,3 @@ def test_unscripted_turns_keep_their_limits(random_tiny, tmp_path, rows):
         assert 1 <= sum(mask) - first <= 6
         assert not banned & {token for token, learned in zip(ids, mask) if learned}
     assert trainer.generation_config.max_new_tokens == trainer.max_completion_length
-
-
-def test_vllm_is_refused_until_it_is_right(tmp_path):
-    with pytest.raises(ValueError, match="use_vllm is not supported yet"):
-        MGPOConfig(str(tmp_path), use_cpu=True, use_vllm=True)

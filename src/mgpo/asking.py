@@ -11,19 +11,17 @@ import yaml
 from mgpo.data.question import Question
 from mgpo.engines.loading import default_budget, default_coordinates
 from mgpo.engines.local import LocalPolicy
-from mgpo.grounding import BoxRules, Coordinates
 from mgpo.imaging import open_image
-from mgpo.protocol import CropFrame, Episode, Method, Protocol
+from mgpo.protocol import Episode, Protocol
 from mgpo.rollout import TurnLimits, run_episodes
 
 
 def trained_with(model: str) -> dict[str, Any]:
-    """Settings of the run that left a model (`config.yaml` beside it, or beside its checkpoint); empty without one."""
-    for folder in (Path(model), Path(model).parent):
-        file = folder / "config.yaml"
-        if file.is_file() and (Path(model) / "config.json").is_file() | (Path(model) / "adapter_config.json").is_file():
-            return yaml.safe_load(file.read_text()) or {}
-    return {}
+    """Settings of the run that left a model (`config.yaml` beside it, or above its checkpoint); empty without one."""
+    folder = Path(model)
+    run = folder.parent if folder.name.startswith("checkpoint-") else folder
+    file = run / "config.yaml"
+    return yaml.safe_load(file.read_text()) or {} if file.is_file() else {}
 
 
 def protocol_for(
@@ -40,25 +38,11 @@ def protocol_for(
         method, max_turns, max_pixels: what to ask for.
         trained: see `trained_with`.
     """
-    trained = trained or {}
     budget = default_budget(policy.processor)
     if max_pixels is not None:
         budget = replace(budget, max_pixels=max_pixels, min_pixels=min(budget.min_pixels, max_pixels))
-    coordinates = trained.get("coordinates", "auto")
-    own = default_coordinates(policy.model.config.model_type)
-    rules = BoxRules()
-    way = method or trained.get("method", Method.MGPO)
-    return Protocol(
-        method=Method.DIRECT if way == "sft" else Method(way),
-        max_turns=max_turns or trained.get("max_turns", 2),
-        crop_frame=CropFrame(trained.get("crop_frame", CropFrame.LATEST)),
-        box=BoxRules(
-            trained.get("min_box_side", rules.min_side_px),
-            trained.get("max_box_aspect", rules.max_aspect),
-            coordinates=own if coordinates == "auto" else Coordinates(coordinates),
-        ),
-        budget=budget,
-    )
+    asked = {name: value for name, value in (("method", method), ("max_turns", max_turns)) if value is not None}
+    return Protocol.from_settings((trained or {}) | asked, budget, default_coordinates(policy.model.config.model_type))
 
 
 def limits_for(trained: dict[str, Any], grounding: int | None = None, answer: int | None = None) -> TurnLimits:

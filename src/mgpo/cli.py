@@ -56,19 +56,19 @@ def evaluate_command(
     from mgpo.evaluation_run import EvaluationRequest, run_evaluation
 
     request = EvaluationRequest(
-        model,
-        task,
-        split,
-        seed,
-        n,
-        protocol,
-        max_turns,
-        max_pixels,
-        grounding_tokens,
-        answer_tokens,
-        batch_size,
-        megapixels,
-        backgrounds,
+        model=model,
+        task=task,
+        split=split,
+        seed=seed,
+        n=n,
+        protocol=protocol,
+        max_turns=max_turns,
+        max_pixels=max_pixels,
+        grounding_tokens=grounding_tokens,
+        answer_tokens=answer_tokens,
+        batch_size=batch_size,
+        megapixels=megapixels,
+        backgrounds=backgrounds,
     )
     row = run_evaluation(request, console)
     if out is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
-from mgpo.grounding import BoxRules, Coordinates
+from mgpo.grounding import Coordinates
 from mgpo.imaging import PixelBudget
 from mgpo.protocol import CropFrame, Method, Protocol
 
@@ -87,19 +87,12 @@ class MGPOConfig(GRPOConfig):
 
     def protocol(self, own_budget: PixelBudget, own_coordinates: Coordinates) -> Protocol:
         """The turn protocol; what is not set comes from the model's processor and family."""
-        coordinates = own_coordinates if self.coordinates == "auto" else Coordinates(self.coordinates)
         budget = PixelBudget(
             self.min_pixels or min(own_budget.min_pixels, self.max_pixels or own_budget.max_pixels),
             self.max_pixels or own_budget.max_pixels,
             own_budget.factor,
         )
-        return Protocol(
-            method=Method.DIRECT if self.method == SFT else Method(self.method),
-            max_turns=self.max_turns,
-            crop_frame=CropFrame(self.crop_frame),
-            box=BoxRules(self.min_box_side, self.max_box_aspect, coordinates=coordinates),
-            budget=budget,
-        )
+        return Protocol.from_settings(vars(self), budget, own_coordinates)
 
     def episode_parts(self, protocol: Protocol) -> dict[str, int]:
         """Tokens of the longest episode, part by part, in order. Images count with their two delimiters."""

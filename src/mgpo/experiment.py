@@ -18,6 +18,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -81,6 +82,7 @@ def run_experiment(plan: Plan) -> Path:
     return report
 
 
+@cache
 def fingerprint() -> str:
     """What a result depends on besides its plan: base weights, recipes and the package's version."""
     package = files("mgpo")
@@ -121,9 +123,12 @@ def _train_all(plan: Plan, progress: Progress) -> None:
 
 
 def _start_training(plan: Plan, method: str, seed: int) -> subprocess.Popen:
+    """Start or go on; what was begun from another base, by another recipe or for another number of steps is thrown away."""
     folder = run_folder(plan, method, seed)
+    if _mark(folder) not in (_wanted(plan, trained=False), _wanted(plan, trained=True)):
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    _mark(plan, folder, trained=False)
+    _write_mark(folder, _wanted(plan, trained=False))
     recipe = str(files("mgpo") / "recipes" / f"tiny_{method}.yaml")
     command = [sys.executable, "-m", "mgpo", "train", "--config", recipe, "--output_dir", str(folder)]
     command += [
@@ -143,21 +148,22 @@ def _start_training(plan: Plan, method: str, seed: int) -> subprocess.Popen:
 
 
 def _is_trained(plan: Plan, method: str, seed: int) -> bool:
-    """A training of this length has ended. What was begun from another base, by another recipe or for another number
-    of steps is thrown away."""
-    folder = run_folder(plan, method, seed)
-    marker = folder / "plan.json"
-    if marker.is_file():
-        begun = json.loads(marker.read_text())
-        if (begun["from"], begun["steps"]) == (fingerprint(), plan.steps):
-            return begun["trained"]
-    shutil.rmtree(folder, ignore_errors=True)
-    return False
+    """A training of this plan has ended."""
+    return _mark(run_folder(plan, method, seed)) == _wanted(plan, trained=True)
 
 
-def _mark(plan: Plan, folder: Path, trained: bool) -> None:
-    marker = {"from": fingerprint(), "steps": plan.steps, "trained": trained}
-    (folder / "plan.json").write_text(json.dumps(marker) + "\n")
+def _wanted(plan: Plan, trained: bool) -> dict[str, Any]:
+    return {"from": fingerprint(), "steps": plan.steps, "trained": trained}
+
+
+def _mark(folder: Path) -> dict[str, Any] | None:
+    """What a run folder was begun for, and whether it is done; None if it was not begun by an experiment."""
+    file = folder / "plan.json"
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def _write_mark(folder: Path, mark: dict[str, Any]) -> None:
+    (folder / "plan.json").write_text(json.dumps(mark) + "\n")
 
 
 def _finish_training(plan: Plan, job: tuple[str, int], process: subprocess.Popen) -> None:
@@ -165,7 +171,7 @@ def _finish_training(plan: Plan, job: tuple[str, int], process: subprocess.Popen
     if process.returncode != 0:
         tail = "".join((folder / "log.txt").read_text().splitlines(keepends=True)[-15:])
         raise ChildProcessError(f"Training of {job[0]}, seed {job[1]} failed. The end of {folder / 'log.txt'}:\n{tail}")
-    _mark(plan, folder, trained=True)
+    _write_mark(folder, _wanted(plan, trained=True))
 
 
 def _show_steps(plan: Plan, job: tuple[str, int], bar: TaskID, progress: Progress) -> None:
@@ -209,8 +215,9 @@ def evaluate_split(plan: Plan, split: str, seed: int) -> list[dict[str, Any]]:
     from mgpo.trajectories import save_trajectories
 
     torch.set_num_threads(1)
-    models = {"base": "mgpo-tiny"} | {method: str(run_folder(plan, method, seed)) for method in reversed(METHODS)}
-    policies = {name: _policy_of(model, "grpo" if name == "grpo" else "mgpo") for name, model in models.items()}
+    runs = {method: run_folder(plan, method, seed) for method in reversed(METHODS)}
+    policies = {"base": _policy_of("mgpo-tiny", runs["mgpo"])}
+    policies |= {method: _policy_of(str(run), run) for method, run in runs.items()}
     results: dict[str, list[Result]] = {name: [] for name in policies}
     for number, first in enumerate(range(0, plan.questions, BATCH)):
         count = min(BATCH, plan.questions - first)
@@ -231,15 +238,13 @@ def evaluate_split(plan: Plan, split: str, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _policy_of(model: str, method: str) -> tuple[Any, Any, Any]:
-    from mgpo.engines.loading import default_budget
+def _policy_of(model: str, run: Path) -> tuple[Any, Any, Any]:
+    """A policy, and the protocol and token limits of a run: its own, or for the base MGPO's."""
+    from mgpo.asking import limits_for, protocol_for, trained_with
     from mgpo.engines.local import LocalPolicy
-    from mgpo.protocol import Method, Protocol
-    from mgpo.rollout import TurnLimits
 
-    policy = LocalPolicy.load(model, dtype="float32")
-    protocol = Protocol(method=Method(method), budget=default_budget(policy.processor))
-    return policy, protocol, TurnLimits(grounding=28, answer=44 if method == "grpo" else 12)
+    policy, trained = LocalPolicy.load(model, dtype="float32"), trained_with(str(run))
+    return policy, protocol_for(policy, trained=trained), limits_for(trained)
 
 
 def _report(plan: Plan, rows: list[dict[str, Any]], seconds: float) -> Path:

@@ -13,8 +13,10 @@ The texts are joined, never formatted: a question may hold braces or anything el
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from PIL import Image
 
@@ -104,6 +106,28 @@ class Protocol:
             raise ValueError(
                 f"MGPO needs max_turns of at least 2 (one to ground, one to answer), not {self.max_turns}."
             )
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], budget: PixelBudget, own_coordinates: Coordinates) -> Protocol:
+        """From a run's settings (the fields of `MGPOConfig`); what is missing is the paper's.
+
+        Args:
+            settings: by name; others than the protocol's are left alone.
+            budget: pixel budget of every image shown.
+            own_coordinates: how the model's family writes boxes, for `coordinates: auto`.
+        """
+        way, unit, usual = settings.get("method", "mgpo"), settings.get("coordinates", "auto"), BoxRules()
+        return cls(
+            method=Method.DIRECT if way == "sft" else Method(way),
+            max_turns=settings.get("max_turns", cls.max_turns),
+            crop_frame=CropFrame(settings.get("crop_frame", cls.crop_frame)),
+            box=BoxRules(
+                settings.get("min_box_side", usual.min_side_px),
+                settings.get("max_box_aspect", usual.max_aspect),
+                coordinates=own_coordinates if unit == "auto" else Coordinates(unit),
+            ),
+            budget=budget,
+        )
 
     @property
     def turns(self) -> int:

@@ -116,7 +116,7 @@ def main() -> None:
     model.set_attn_implementation("eager")  # faster than SDPA's backward for images this small
     eyes, heads = model.model.visual, Heads()
     for part in [eyes.merger, *(p for block in eyes.blocks for p in (block.mlp, block.norm1, block.norm2))]:
-        part.compile(dynamic=True)  # a third off every step: at this size the elementwise kernels are what costs
+        part.compile(dynamic=True)  # at this size much of a step is elementwise kernels
     if args.init:
         eyes.load_state_dict(load_file(args.init))
     optimizer = MuonAdamW(eyes, heads.parameters(), args.lr)

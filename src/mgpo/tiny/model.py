@@ -1,8 +1,8 @@
 """What `mgpo-tiny` is: a real Qwen2.5-VL, small. Configuration and patch preparation for making it.
 
 The text rotary base is 50 rather than a million. A picture is six tokens wide, and with Qwen's own base neighbouring
-columns would look alike to a head of 32 dimensions; with 20, no dimension turns slowly enough for a word to find the
-image token that it names from a few dozen tokens away.
+columns would look alike to a head of 32 dimensions; much smaller, and no dimension turns slowly enough for a word to find
+the image token that it names from a few dozen tokens away.
 """
 
 from __future__ import annotations

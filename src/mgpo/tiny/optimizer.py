@@ -1,6 +1,6 @@
 """What both stages of making `mgpo-tiny` train with: Muon for the matrices inside, AdamW for the rest.
 
-Orthogonalised updates (Jordan et al., 2024) cost a few milliseconds at this size and save a large part of the steps.
+Orthogonalised updates (Jordan et al., 2024) are cheap for matrices this small.
 """
 
 from __future__ import annotations

@@ -46,14 +46,14 @@ CIRCUIT_HEADS = {
 }
 """Layer and head that is shown where to look for each circuit (see `dialogues.Sequence`).
 
-`FIND` has `SIGN`'s head and a loss of its own: fifteen of sixteen positions in a box can tell the sign by the coordinate
-just said, and a common mean taught that instead of finding what the words name (0.35 against 0.91 of the mass).
+`FIND` has `SIGN`'s head and a loss of its own: most positions in a box can tell the sign by the coordinate just said, and a
+common mean would teach that instead of finding what the words name.
 """
 CIRCUITS = tuple(CIRCUIT_HEADS)
 LOOK_WEIGHT = 1.0
 DECISIVE = torch.tensor([CIRCUITS.index(name) for name in ("FIND", "PRINT", "CHOICE")])
-"""What is said right after these looks (a box's first digit, the value seen, the answer's letter) has a loss of its own: one token in eight
-or in twenty, it would be learned last."""
+"""What is said right after these looks (a box's first digit, the value seen, the answer's letter) has a loss of its own:
+one token in eight or in twenty, it would be learned last."""
 PLACE_LAYER = 1
 """Hidden states after this layer (from 0) are asked for places."""
 
@@ -237,7 +237,7 @@ def main() -> None:
     model.set_attn_implementation("eager")
     for layer in model.model.language_model.layers:
         for part in (layer.mlp, layer.input_layernorm, layer.post_attention_layernorm):
-            part.compile(dynamic=True)  # at this size the elementwise kernels are what costs
+            part.compile(dynamic=True)
     model.model.visual.load_state_dict(load_file(args.eyes))
     model.model.visual.requires_grad_(False)
     features = args.pool / f"features_{hashlib.sha256(args.eyes.read_bytes()).hexdigest()[:12]}.npy"
