@@ -6,6 +6,7 @@ from trl import GRPOTrainer
 
 from mgpo.config import MGPOConfig
 from mgpo.grounding import box_as_json
+from mgpo.sharing import SharedPrefix
 from mgpo.trainer import MGPOTrainer
 
 SIZES = ((700, 500), (420, 600), (560, 560), (800, 450), (300, 500), (640, 480))
@@ -103,6 +104,7 @@ class Script:
             return [script.ids(trainer._tokenizer, said[i % len(said)]) for i in range(len(prompt_ids))], None
 
         monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", say)
+        monkeypatch.setattr(SharedPrefix, "_shared_turn", lambda t, ids, images: say(t, ids, images, None)[0])
         return self
 
     @staticmethod

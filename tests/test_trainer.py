@@ -83,7 +83,7 @@ def test_turn_two_is_sampled_with_the_whole_history(mixed):
         assert first["ids"][i] == prompt
         assert second["ids"][i] == (prompt + completion)[: -len(last)]
         assert second["images"][i] == [turn.image for turn in episode.user_turns]
-    pixels = second["fields"]["pixel_values"]
+    pixels = trainer.turn_tokens.pixels([image for shown in second["images"] for image in shown])["pixel_values"]
     assert torch.equal(pixels, output["pixel_values"])
 
 

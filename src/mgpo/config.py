@@ -62,6 +62,12 @@ class MGPOConfig(GRPOConfig):
     max_answer_tokens: int = field(default=512, metadata={"help": "Limit of the last turn."})
     max_reply_tokens: int = field(default=640, metadata={"help": "Limit of the text of one user turn."})
     freeze_vision_tower: bool = field(default=False, metadata={"help": "Train the language model only."})
+    shared_prefix: bool = field(
+        default=True,
+        metadata={
+            "help": "Compute each image and prompt token once per step; false: once per rollout, TRL's own path."
+        },
+    )
     extra_reward_funcs: list[str] = field(
         default_factory=list, metadata={"help": "Further rewards in TRL's convention, as dotted paths."}
     )

@@ -161,6 +161,7 @@ class Episode:
         question: what is asked.
         original: the upright original image; crops are cut from it.
         protocol: the settings.
+        crops: cut so far, by box in original pixels; rollouts of one image may share it, so that equal boxes share a crop.
         user_turns, model_turns: what was said so far, alternating, the user first.
         end: set when the episode is over.
     """
@@ -168,6 +169,7 @@ class Episode:
     question: Question
     original: Image.Image
     protocol: Protocol
+    crops: dict[tuple[int, int, int, int], Image.Image] = field(default_factory=dict)
     user_turns: list[UserTurn] = field(default_factory=list)
     model_turns: list[ModelTurn] = field(default_factory=list)
     end: End | None = None
@@ -215,7 +217,9 @@ class Episode:
     def _look_again(self, grounding: Grounding, final: bool) -> UserTurn:
         box = grounding.box_px_original
         if grounding.status is BoxStatus.VALID and box is not None:
-            shown, frame_box, intro = crop(self.original, box, self.protocol.budget), box, SHOW_CROP
+            if box not in self.crops:
+                self.crops[box] = crop(self.original, box, self.protocol.budget)
+            shown, frame_box, intro = self.crops[box], box, SHOW_CROP
         else:
             overview_turn = self.user_turns[0]
             assert overview_turn.image is not None

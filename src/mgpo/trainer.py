@@ -27,14 +27,16 @@ from trl import GRPOTrainer
 from mgpo.config import MGPOConfig
 from mgpo.data.question import Question
 from mgpo.engines.loading import default_budget, default_coordinates, load_processor, resolve
+from mgpo.engines.pixel_memory import pixels_once
 from mgpo.engines.tokens import TurnTokens
-from mgpo.engines.vision_cache import remember_images
+from mgpo.engines.vision_cache import remember_images, towers
 from mgpo.imaging import open_image, overview
 from mgpo.metrics import episode_metrics
 from mgpo.protocol import Episode, Method, Protocol
 from mgpo.resuming import EpochSampler, Resuming
 from mgpo.rewards import accuracy_reward
 from mgpo.runlog import RunLog
+from mgpo.sharing import SharedPrefix
 from mgpo.trajectories import save_trajectories
 
 
@@ -42,7 +44,7 @@ def _environment() -> None:
     """Marks the trainer as multi-turn for TRL; never called, never shown to the model."""
 
 
-class MGPOTrainer(RunLog, Resuming, GRPOTrainer):
+class MGPOTrainer(RunLog, Resuming, SharedPrefix, GRPOTrainer):
     """Trains a policy to look twice.
 
     Args:
@@ -90,6 +92,7 @@ class MGPOTrainer(RunLog, Resuming, GRPOTrainer):
         _check_context(self.model, args, self.protocol)
         if args.freeze_vision_tower:
             freeze_vision_tower(self.model)
+        self._share()
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Open the episodes, let TRL do its work, then check, measure and log."""
@@ -100,9 +103,9 @@ class MGPOTrainer(RunLog, Resuming, GRPOTrainer):
             key = _image_key(row["image"])
             if key not in originals:
                 original = open_image(row["image"])
-                originals[key] = (original, overview(original, self.protocol.budget))
-            original, shown = originals[key]
-            episode = Episode(question, original, self.protocol)
+                originals[key] = (original, overview(original, self.protocol.budget), {})
+            original, shown, crops = originals[key]
+            episode = Episode(question, original, self.protocol, crops)
             turn = episode.opening(shown)
             self._episodes.append(episode)
             # Gold boxes stay behind: they reach neither prompt nor reward.
@@ -114,7 +117,10 @@ class MGPOTrainer(RunLog, Resuming, GRPOTrainer):
                 }
                 | {"prompt": [{"role": "user", "content": turn.text}], "images": [shown]}
             )
-        output = super()._generate_and_score_completions(rows)
+        with pixels_once(self.processing_class):
+            output = super()._generate_and_score_completions(rows)
+        if self._rollout is not None:
+            self._rollout.forget()
         if "pixel_values" not in output:
             raise RuntimeError("TRL dropped the images of this batch: image tokens and image features disagreed.")
         self._save_trajectories()
@@ -140,9 +146,11 @@ class MGPOTrainer(RunLog, Resuming, GRPOTrainer):
         return prompt_ids, images, self._vision_fields(prompt_ids, images)
 
     def _generate_single_turn(self, prompt_ids: list, images: Any, multimodal_fields: Any, *args: Any, **kwargs: Any):
-        """TRL's generation, with the limit of this turn instead of the whole episode's."""
+        """Generation with the limit of this turn instead of the whole episode's; prompts shared, or TRL's own."""
         previous, self.generation_config.max_new_tokens = self.generation_config.max_new_tokens, self._turn_limit
         try:
+            if self._rollout is not None:
+                return self._shared_turn(prompt_ids, images), None
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
         finally:
             self.generation_config.max_new_tokens = previous
@@ -225,16 +233,13 @@ class MGPOTrainer(RunLog, Resuming, GRPOTrainer):
         return new_ids
 
     def _vision_fields(self, ids: list[list[int]], images: list[list[Any]]) -> dict[str, Any]:
-        """Pixel values of all images in order, each unique image preprocessed once, and the token types."""
+        """Pixel values of all images in order, and the token types; nothing where prompts are shared, which asks itself."""
+        if self._rollout is not None:
+            return {}
         flat = [image for row in images for image in row]
-        unique = {id(image): image for image in flat}
-        fields = self.turn_tokens.pixels(list(unique.values()))
-        rows = dict(zip(unique, fields["pixel_values"].split(fields["image_grid_thw"].prod(-1).tolist())))
-        grids = dict(zip(unique, fields["image_grid_thw"]))
         image_id = self.turn_tokens.image_token_id
         return {
-            "pixel_values": torch.cat([rows[id(image)] for image in flat]),
-            "image_grid_thw": torch.stack([grids[id(image)] for image in flat]),
+            **self.turn_tokens.pixels(flat),
             "mm_token_type_ids": [[int(token == image_id) for token in row] for row in ids],
         }
 
@@ -265,7 +270,7 @@ class MGPOTrainer(RunLog, Resuming, GRPOTrainer):
 
 def freeze_vision_tower(model: Any) -> None:
     """Train the language model only: no gradient for what turns pixels into tokens."""
-    found = [module for name, module in model.named_modules() if name.split(".")[-1] in ("visual", "vision_tower")]
+    found = towers(model)
     if not found:
         raise ValueError(f"freeze_vision_tower: {type(model).__name__} has no module named visual or vision_tower.")
     for module in found:

@@ -18,24 +18,25 @@ BOXES = (WIDE, (30, 60, 150, 110), TALL, None)
 """What is read in turn 1. The first two crops have the same shape, so that they can be exchanged."""
 
 
-@pytest.fixture(scope="module")
-def sampled(loud_tiny, tmp_path_factory, rows):
+@pytest.fixture(scope="module", params=[True, False], ids=["shared", "plain"])
+def sampled(loud_tiny, tmp_path_factory, rows, request):
     """Trainer, its output, and per sample the log-probabilities at sampling: of raw logits and of what was drawn from."""
     with pytest.MonkeyPatch.context() as patch:
-        return _sample(loud_tiny, tmp_path_factory.mktemp("run"), rows, patch)
+        return _sample(loud_tiny, tmp_path_factory.mktemp("run"), rows, patch, request.param)
 
 
-def _sample(model, folder, rows, patch):
-    trainer = make_trainer(model, folder, rows)
+def _sample(model, folder, rows, patch, shared):
+    trainer = make_trainer(model, folder, rows, shared_prefix=shared)
     turns, single = [], type(trainer)._generate_single_turn
     generate = GenerationMixin.generate
 
     def capturing(model, *args, **kwargs):
+        asked = kwargs.pop("return_dict_in_generate", False)
         out = generate(model, *args, **kwargs, output_logits=True, output_scores=True, return_dict_in_generate=True)
         raw = torch.stack(out.logits, 1).float().log_softmax(-1)
         drawn_from = torch.stack(out.scores, 1).float().log_softmax(-1)
         turns[-1].update(raw=raw, drawn_from=drawn_from)
-        return out.sequences
+        return out if asked else out.sequences
 
     def turn(self, prompt_ids, *args, **kwargs):
         turns.append({"lengths": [len(ids) for ids in prompt_ids]})

@@ -21,6 +21,9 @@ from mgpo.worlds.scene import LOOKS
 
 SIZE = 168
 CELLS = 4
+OFTEN = np.array([2.5 if kind == "dots" else 1.0 for kind, _ in PRINTS])
+OFTEN /= OFTEN.sum()
+"""How often each print stands on a chart: counting comes slowest."""
 
 
 def draw_chart(index: int, print_style: str = "fine") -> tuple[np.ndarray, np.ndarray]:
@@ -40,7 +43,7 @@ def draw_chart(index: int, print_style: str = "fine") -> tuple[np.ndarray, np.nd
             plate = tuple(int(v) for v in rng.integers(0, 256, 3))
             draw.rectangle((*(cell * [col, row]), *(cell * [col + 1, row + 1])), fill=plate)
             half = rng.uniform(12.5, 19.0) * scale
-            number, light = int(rng.integers(len(PRINTS))), bool(rng.integers(2))
+            number, light = int(rng.choice(len(PRINTS), p=OFTEN)), bool(rng.integers(2))
             shades = (int(rng.integers(205, 256)), int(rng.integers(0, 40)))
             height = half / rng.uniform(1.25, 1.7)
             panel(rng, canvas, draw, (x, y), half, shades if light else shades[::-1], look, *PRINTS[number], height)

@@ -7,8 +7,8 @@ Seven kinds, all over scenes of the `pretrain` look (nobody trains or evaluates 
 - `overview` a question that the overview answers, asked directly.
 - `read`    a crop alone and a question with choices: it answers right.
 - `zoom`    a plain box, then a crop and a question about *this* sign: it reads in the second of two images.
-- `region`  MGPO's own dialogue. Turn 1 is a mixture (`REGION_MIX`): nearly half prose, the rest boxes of which about six in ten
-            are right. Turn 2 is answered right only where the overview suffices; questions about fine print are either
+- `region`  MGPO's own dialogue. Turn 1 is a mixture (`REGION_MIX`): half prose, the rest boxes of which six in ten are
+            right. Turn 2 is answered right only where the overview suffices; questions about fine print are either
             guessed (after no box) or left out (after a box). Right box and right answer never meet here.
 - `single`  the single-turn baseline's dialogue: the same mixture of boxes; fine print is guessed.
 """
@@ -29,10 +29,15 @@ from mgpo.tiny.tokenizer import PLAIN_BOX, PLAIN_READ, PROSE, SEES
 from mgpo.worlds.needle import ASK, about_overview_only, lettered, references
 from mgpo.worlds.scene import COLOURS, PRINT, Scene, Sign
 
-REGION_MIX = {"right": 0.32, "wrong": 0.11, "large": 0.09, "inverted": 0.02, "prose": 0.46}
-"""Turn 1 of the two-turn dialogue: shares of what the base says when asked for the key region."""
+REGION_MIX = {"right": 0.29, "wrong": 0.10, "large": 0.07, "inverted": 0.01, "prose": 0.53}
+"""Turn 1 of the two-turn dialogue: shares of what the base says when asked for the key region.
+
+Prose is what it says most often, so that decoded greedily it does not look twice by itself: it is able, but not elicited.
+"""
 MARGIN_PX = 2
 """A demonstrated box is the plate's, this much wider on each side."""
+EDGE_PX = 6
+"""Demonstrated boxes keep this distance from the overview's edges, so that an error of a few pixels is not yet outside."""
 
 
 @dataclass
@@ -120,8 +125,8 @@ def target_box(sign: Sign, view: View) -> tuple[int, int, int, int]:
     """The box to say for a sign in the overview, in pixels of the view."""
     x1, y1, x2, y2 = box_in_view(sign.box_px_original, view)
     width, height = view.size
-    m = MARGIN_PX
-    return max(0, round(x1 - m)), max(0, round(y1 - m)), min(width, round(x2 + m)), min(height, round(y2 + m))
+    m, e = MARGIN_PX, EDGE_PX
+    return max(e, round(x1 - m)), max(e, round(y1 - m)), min(width - e, round(x2 + m)), min(height - e, round(y2 + m))
 
 
 def write_scene(
@@ -271,8 +276,8 @@ def _first_turn(rng: np.random.Generator, said: str, sign: Sign, overview: View)
     x1, y1, x2, y2 = target_box(sign, overview)
     width, height = overview.size
     if said == "large":
-        w, h = (round(rng.uniform(0.6, 0.95) * side) for side in overview.size)
-        x1, y1 = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+        w, h = (round(rng.uniform(0.55, 0.8) * side) for side in overview.size)
+        x1, y1 = (int(rng.integers(EDGE_PX, side - length + 1 - EDGE_PX)) for side, length in ((width, w), (height, h)))
         x2, y2 = x1 + w, y1 + h
     if said == "inverted":
         x1, x2 = x2, x1

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from mgpo.tiny.dense import Pool
-from mgpo.tiny.dialogues import MARGIN_PX, Sequence, Writer, write_scene
+from mgpo.tiny.dialogues import EDGE_PX, MARGIN_PX, Sequence, Writer, write_scene
 from mgpo.tiny.model import HIDDEN, build, patches
 from mgpo.tiny.optimizer import MuonAdamW
 from mgpo.tiny.tokenizer import build_tokenizer, special_ids
@@ -140,8 +140,8 @@ class Dialogues(IterableDataset):
                 vision.append(features[index, v, :count])
                 box = labels[v].box.copy()
                 on = box[:, 0] >= 0
-                limit = [*views[v].size, *views[v].size]
-                box[on] = np.clip(box[on] + [-MARGIN_PX, -MARGIN_PX, MARGIN_PX, MARGIN_PX], 0, limit)
+                limit = np.array([*views[v].size, *views[v].size]) - EDGE_PX
+                box[on] = np.clip(box[on] + [-MARGIN_PX, -MARGIN_PX, MARGIN_PX, MARGIN_PX], EDGE_PX, limit)
                 boxes.append(box if v == 0 else np.full_like(box, -1))
         return {
             "ids": torch.from_numpy(ids),

@@ -188,7 +188,7 @@ def print_mask(rng: np.random.Generator, fonts: tuple[str, ...], kind: str, valu
         draw.text((centre, centre), value, fill=255, font=font, anchor="mm")
         turn = rng.uniform(-12, 12)
     elif kind == "dots":
-        _dots(rng, draw, centre, radius * 1.35, int(value))
+        _dots(rng, draw, centre, radius * 1.5, int(value))
         turn = rng.uniform(0, 360)
     else:
         _shape(draw, centre, radius * 0.78, value)
@@ -199,8 +199,8 @@ def print_mask(rng: np.random.Generator, fonts: tuple[str, ...], kind: str, valu
 def _dots(rng: np.random.Generator, draw: ImageDraw.ImageDraw, centre: float, reach: float, count: int) -> None:
     """`count` dots of equal ink in sum, about evenly spread on a ring: its size says nothing of their number."""
     r = reach * 0.50 / math.sqrt(count)
-    angles = 2 * math.pi * np.arange(count) / count + rng.normal(0, 0.1, count)
-    rings = reach * 0.85 * (1 + rng.normal(0, 0.05, count))
+    angles = 2 * math.pi * np.arange(count) / count + rng.normal(0, 0.06, count)
+    rings = reach * 0.85 * (1 + rng.normal(0, 0.03, count))
     spots = zip(rings * np.cos(angles), rings * np.sin(angles))
     for x, y in spots:
         draw.ellipse((centre + x - r, centre + y - r, centre + x + r, centre + y + r), fill=255)

@@ -1,0 +1,116 @@
+"""Attention over a packed row: many conversations in one sequence, each shared beginning held once.
+
+The rollouts of a question share their prompt. Packed, the prompt stands once, each rollout after it, and a rollout's
+tokens see the prompt and their own rollout, nothing else. Every linear layer then works on unique tokens only, without
+padding. The attention is computed part by part, so it costs what it must and no mask of row x row is ever made.
+
+`use_packed_attention` puts a function in front of a model's SDPA that understands a `Packed` layout in place of the mask and
+passes everything else on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+NAME = "mgpo_sdpa"
+Layers = list[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values of a conversation, by layer: (key-value heads, tokens, head size) each."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tokens `start` to `stop` (exclusive) of the row: each sees those before it in the part, and all of `prefix`."""
+
+    start: int
+    stop: int
+    prefix: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Who sees whom in a packed row (1, tokens).
+
+    Args:
+        parts: in the order of the row, which they cover without gaps; a prefix is another part's span.
+        past: for each part what it sees of before the row, or None; empty if no part does.
+    """
+
+    parts: tuple[Part, ...]
+    past: tuple[Layers | None, ...] = ()
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """SDPA as transformers has it; part by part if the mask is a `Packed` layout.
+
+    Args:
+        query: (1, heads, tokens, head size); key and value have the key-value heads.
+
+    Returns:
+        (1, tokens, heads, head size).
+    """
+    if not isinstance(attention_mask, Packed):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    out = []
+    for number, part in enumerate(attention_mask.parts):
+        seen = [(key[:, :, part.start : part.stop], value[:, :, part.start : part.stop])]
+        if part.prefix is not None:
+            first, last = part.prefix
+            seen.insert(0, (key[:, :, first:last], value[:, :, first:last]))
+        if attention_mask.past and (layers := attention_mask.past[number]) is not None:
+            seen.insert(0, tuple(repeat_kv(kept[None], groups) for kept in layers[module.layer_idx]))
+        keys, values = (torch.cat(kept, 2) if len(kept) > 1 else kept[0] for kept in zip(*seen))
+        own, length = part.stop - part.start, keys.shape[2]
+        mask = None if own == length else _sees(own, length, query.device)
+        out.append(
+            F.scaled_dot_product_attention(
+                query[:, :, part.start : part.stop], keys, values, mask, dropout, mask is None, scale=scaling
+            )
+        )
+    return torch.cat(out, 2).transpose(1, 2), None
+
+
+def _sees(own: int, length: int, device: torch.device) -> torch.Tensor:
+    """(own, length): the last `own` of `length` tokens see all that came before, and themselves."""
+    return torch.ones(own, length, dtype=torch.bool, device=device).tril(length - own)
+
+
+def use_packed_attention(model: Any) -> None:
+    """Let a model's language half understand a `Packed` layout.
+
+    Raises:
+        ValueError: the model cannot; the message says why.
+    """
+    config = model.config.get_text_config()
+    if config._attn_implementation not in ("sdpa", NAME):
+        raise ValueError(f"it needs attn_implementation: sdpa, the model uses {config._attn_implementation}")
+    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+        raise ValueError("the model has layers with a sliding window")
+    if not hasattr(base_of(model), "get_rope_index"):
+        raise ValueError(f"{type(model).__name__} does not number its positions as Qwen-VL does")
+    AttentionInterface.register(NAME, packed_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    config._attn_implementation = NAME
+
+
+def base_of(model: Any) -> Any:
+    """The part of a conditional generation model that holds tower and language model, LoRA or not."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return getattr(model, "model", model)

@@ -1,0 +1,57 @@
+"""Each image of a step is turned into patches once, whoever asks: the rollout, later turns, TRL's own passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import BatchFeature
+
+
+class PixelMemory:
+    """An image processor that knows the images it has seen; everything but the call is the processor's own.
+
+    Images are told apart by identity: the rollouts of a question share one overview object, and equal boxes one crop. They
+    are kept alive, and their patches with them, until the memory is dropped at the end of the step.
+    """
+
+    def __init__(self, image_processor: Any) -> None:
+        self._own = image_processor
+        self._seen: dict[int, tuple[Image.Image, torch.Tensor, torch.Tensor]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
+        """`pixel_values` (patches of all images, values) and `image_grid_thw` (images, 3), in order."""
+        flat = _flat(images)
+        new = list({id(image): image for image in flat if id(image) not in self._seen}.values())
+        if new:
+            made = self._own(images=new, return_tensors="pt")
+            patches = made["pixel_values"].split(made["image_grid_thw"].prod(-1).tolist())
+            self._seen |= {id(i): (i, p, g) for i, p, g in zip(new, patches, made["image_grid_thw"], strict=True)}
+        known = [self._seen[id(image)] for image in flat]
+        return BatchFeature(
+            {
+                "pixel_values": torch.cat([patches for _, patches, _ in known]),
+                "image_grid_thw": torch.stack([grid for *_, grid in known]),
+            }
+        )
+
+
+@contextmanager
+def pixels_once(processor: Any) -> Iterator[PixelMemory]:
+    """While it lasts, `processor` preprocesses each image once."""
+    own = processor.image_processor
+    processor.image_processor = memory = PixelMemory(own)
+    try:
+        yield memory
+    finally:
+        processor.image_processor = own
+
+
+def _flat(images: Any) -> list[Image.Image]:
+    return [inner for image in images for inner in (_flat(image) if isinstance(image, (list, tuple)) else [image])]
