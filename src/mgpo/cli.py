@@ -107,7 +107,7 @@ def ask(
 @app.command()
 def demo(
     out: Path = Path("runs/demo"),
-    steps: Annotated[int, typer.Option(help="Training steps of each method.")] = 50,
+    steps: Annotated[int, typer.Option(help="Training steps of each method.")] = 70,
     n: Annotated[int, typer.Option(help="Evaluation questions per split.")] = 150,
     seed: int = 0,
 ) -> None:
@@ -121,7 +121,7 @@ def demo(
 def reproduce(
     out: Path = Path("runs/reproduce-tiny"),
     seeds: Annotated[str, typer.Option(help="Training seeds, comma-separated.")] = "0,1,2",
-    steps: int = 50,
+    steps: int = 120,
     n: int = 1000,
 ) -> None:
     """The three-seed result of the README; goes on where it was stopped."""

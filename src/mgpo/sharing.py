@@ -37,6 +37,9 @@ class SharedPrefix:
                     use_packed_attention(model)
             except ValueError as error:
                 reason = str(error)
+        if self.args.shared_prefix:
+            for tower in (tower for model in models for tower in towers(model)):
+                remember_images(tower)
         if reason is not None:
             if self.args.mask_truncated_completions and self.protocol.turns > 1:
                 raise ValueError(
@@ -46,9 +49,6 @@ class SharedPrefix:
             if self.args.shared_prefix:
                 logger.warning("shared_prefix: %s; every prompt is computed once per rollout instead.", reason)
             return
-        for model in models:
-            for tower in towers(model):
-                remember_images(tower)
         self._rollout = SharedRollout(self.turn_tokens.pixels, self._tokenizer.pad_token_id, self.eos_token_ids)
 
     def _why_not(self) -> str | None:

@@ -18,6 +18,7 @@ prompts are written, lest a tool schema be rendered.
 from __future__ import annotations
 
 import importlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from mgpo.data.question import Question
 from mgpo.engines.loading import default_budget, default_coordinates, load_processor, resolve
 from mgpo.engines.pixel_memory import pixels_once
 from mgpo.engines.tokens import TurnTokens
-from mgpo.engines.vision_cache import remember_images, towers
+from mgpo.engines.vision_cache import towers
 from mgpo.imaging import open_image, overview
 from mgpo.metrics import episode_metrics
 from mgpo.protocol import Episode, Method, Protocol
@@ -117,7 +118,7 @@ class MGPOTrainer(RunLog, Resuming, SharedPrefix, GRPOTrainer):
                 }
                 | {"prompt": [{"role": "user", "content": turn.text}], "images": [shown]}
             )
-        with pixels_once(self.processing_class):
+        with pixels_once(self.processing_class) if self.args.shared_prefix else nullcontext():
             output = super()._generate_and_score_completions(rows)
         if self._rollout is not None:
             self._rollout.forget()
@@ -275,7 +276,6 @@ def freeze_vision_tower(model: Any) -> None:
         raise ValueError(f"freeze_vision_tower: {type(model).__name__} has no module named visual or vision_tower.")
     for module in found:
         module.requires_grad_(False)
-        remember_images(module)
 
 
 def load_dotted(path: str) -> Any:

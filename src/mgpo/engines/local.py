@@ -11,6 +11,7 @@ from PIL import Image
 
 from mgpo.engines.loading import load_model, load_processor
 from mgpo.engines.tokens import TurnTokens
+from mgpo.engines.vision_cache import remember_images, towers
 from mgpo.imaging import PixelBudget
 
 
@@ -49,8 +50,11 @@ class LocalPolicy:
 
     @classmethod
     def load(cls, name_or_path: str, budget: PixelBudget | None = None, dtype: str = "auto") -> LocalPolicy:
-        """From `mgpo-tiny`, a folder or a hub id."""
-        return cls(load_model(name_or_path, dtype), load_processor(name_or_path, budget))
+        """From `mgpo-tiny`, a folder or a hub id; it is not to be trained, and sees each image once."""
+        model = load_model(name_or_path, dtype).requires_grad_(False)
+        for tower in towers(model):
+            remember_images(tower)
+        return cls(model, load_processor(name_or_path, budget))
 
     def set_budget(self, budget: PixelBudget) -> None:
         """Make the processor agree with the protocol's pixel budget."""

@@ -235,7 +235,7 @@ def _region(
     again = asked(question) + "\n" + ask_answer(question)
     if said in ("prose", "inverted"):
         begin = writer.user(seq, SHOW_AGAIN + "\n" + again, 0, labels[0].colour.size)
-    elif about_overview and view and said == "right":
+    elif about_overview and view:  # whatever was named: the overview, which is still there, tells
         begin = writer.user(seq, SHOW_CROP + "\n" + again, view, labels[view].colour.size)
     else:
         return seq
