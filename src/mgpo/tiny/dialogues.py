@@ -38,6 +38,8 @@ MARGIN_PX = 2
 """A demonstrated box is the plate's, this much wider on each side."""
 EDGE_PX = 6
 """Demonstrated boxes keep this distance from the overview's edges, so that an error of a few pixels is not yet outside."""
+LEAST_PX = 30
+"""Their sides are at least this long: the protocol takes no box of 28 px or less."""
 
 
 @dataclass
@@ -122,11 +124,18 @@ class Writer:
 
 
 def target_box(sign: Sign, view: View) -> tuple[int, int, int, int]:
-    """The box to say for a sign in the overview, in pixels of the view."""
+    """The box to say for a sign in the overview, in pixels of the view: never at its edge, never too small to be taken."""
     x1, y1, x2, y2 = box_in_view(sign.box_px_original, view)
-    width, height = view.size
-    m, e = MARGIN_PX, EDGE_PX
-    return max(e, round(x1 - m)), max(e, round(y1 - m)), min(width - e, round(x2 + m)), min(height - e, round(y2 + m))
+    (left, right), (top, bottom) = _side(x1, x2, view.size[0]), _side(y1, y2, view.size[1])
+    return left, top, right, bottom
+
+
+def _side(low: float, high: float, length: int) -> tuple[int, int]:
+    first = max(EDGE_PX, round(low - MARGIN_PX))
+    last = min(length - EDGE_PX, round(high + MARGIN_PX))
+    if last - first < LEAST_PX:  # cut off at an edge: widened inwards
+        first, last = (first, first + LEAST_PX) if first == EDGE_PX else (last - LEAST_PX, last)
+    return first, last
 
 
 def write_scene(
