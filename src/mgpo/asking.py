@@ -11,7 +11,7 @@ import yaml
 from mgpo.data.question import Question
 from mgpo.engines.loading import default_budget, default_coordinates
 from mgpo.engines.local import LocalPolicy
-from mgpo.imaging import open_image
+from mgpo.photograph import Photograph
 from mgpo.protocol import Episode, Protocol
 from mgpo.rollout import TurnLimits, run_episodes
 
@@ -66,6 +66,6 @@ def ask_image(
     policy, trained = LocalPolicy.load(model), trained_with(model)
     protocol = protocol_for(policy, "mgpo", max_turns, max_pixels, trained)
     policy.set_budget(protocol.budget)
-    episode = Episode(Question(image, question, choices, id=str(image)), open_image(image), protocol)
+    episode = Episode(Question(image, question, choices, id=str(image)), Photograph(image), protocol)
     run_episodes(policy, [episode], limits_for(trained))
     return episode

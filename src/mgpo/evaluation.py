@@ -19,8 +19,8 @@ import torch
 from mgpo.data.question import Question
 from mgpo.engines.local import LocalPolicy
 from mgpo.grounding import BoxStatus
-from mgpo.imaging import crop, open_image
 from mgpo.metrics import episode_metrics
+from mgpo.photograph import Photograph
 from mgpo.protocol import Episode, Method, Protocol
 from mgpo.rewards import is_correct
 from mgpo.rollout import TurnLimits, run_episodes
@@ -68,7 +68,7 @@ def evaluate(
     """
     results: list[Result] = []
     for number, batch in enumerate(_batched(questions, batch_size)):
-        originals = [open_image(question.image) for question in batch]
+        originals = [Photograph(question.image) for question in batch]
         greedy = [Episode(q, image, protocol) for q, image in zip(batch, originals)]
         run_episodes(policy, greedy, limits)
         alone = _crop_only(policy, greedy, limits)
@@ -128,7 +128,7 @@ def _crop_only(policy: LocalPolicy, episodes: list[Episode], limits: TurnLimits)
         if protocol.method is Method.MGPO:
             shown = episode.user_turns[1].image
         else:
-            shown = crop(episode.original, box, protocol.budget) if box else episode.user_turns[0].image
+            shown = episode.original.crop(box, protocol.budget) if box else episode.user_turns[0].image
         single = Episode(episode.question, shown, replace(protocol, method=Method.DIRECT))
         single.opening(shown)
         alone.append(single)

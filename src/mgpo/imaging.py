@@ -24,6 +24,9 @@ from PIL import Image, ImageOps
 DEFAULT_MAX_IMAGE_PIXELS = 300_000_000
 """A 100-megapixel photograph passes with room to spare, a decompression bomb does not."""
 
+ORIENTATION_TAG = 0x0112
+"""EXIF: values of 5 and more mean that width and height change places."""
+
 MAX_ASPECT_RATIO = 200
 """Qwen's own limit for an image's longer over its shorter side."""
 
@@ -125,20 +128,40 @@ def open_image(source: Any, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) ->
     Raises:
         ImageError: the file is missing, is no image, is truncated, is over the limit or comes as a URL.
     """
-    name = _name_of(source)
-    try:
-        image = _lazy_open(source, name)
-        if image.width * image.height > max_image_pixels:
-            raise ImageError(
-                f"{name} has {image.width}x{image.height} px, over the limit of {max_image_pixels:,} pixels. "
-                "Raise max_image_pixels if you trust it."
-            )
+    with _readable(source) as name:
+        image = _within_limit(_lazy_open(source, name), name, max_image_pixels)
         with _without_pillow_limit():  # some formats (TIFF) check it again while decoding
             return _to_rgb(ImageOps.exif_transpose(image))
-    except ImageError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{name} could not be read as an image: {error}") from error
+
+
+def read_header(source: Any, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> tuple[tuple[int, int], bool]:
+    """Upright size in pixels, and whether the file can be decoded at a reduced scale (a JPEG in colour or grey).
+
+    Raises:
+        ImageError: as `open_image`, for what the header tells.
+    """
+    with _readable(source) as name:
+        image = _within_limit(_lazy_open(source, name), name, max_image_pixels)
+        turned = image.getexif().get(ORIENTATION_TAG, 1) >= 5
+        size = (image.height, image.width) if turned else image.size
+        return size, image.format == "JPEG" and image.mode in ("RGB", "L") and not isinstance(source, Image.Image)
+
+
+def open_reduced(
+    source: Any, size: tuple[int, int], ratio: float, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
+) -> Image.Image:
+    """A JPEG at `size`, decoded at the smallest scale that has at least `ratio` times its sides, upright and RGB.
+
+    Raises:
+        ImageError: as `open_image`.
+    """
+    with _readable(source) as name:
+        image = _within_limit(_lazy_open(source, name), name, max_image_pixels)
+        turned = image.getexif().get(ORIENTATION_TAG, 1) >= 5
+        least = [round(ratio * side) for side in (size[::-1] if turned else size)]
+        image.draft(None, tuple(least))
+        with _without_pillow_limit():
+            return resize(_to_rgb(ImageOps.exif_transpose(image)), size)
 
 
 def overview(image: Image.Image, budget: PixelBudget) -> Image.Image:
@@ -158,6 +181,27 @@ def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     if image.size == size:
         return image
     return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+
+
+@contextmanager
+def _readable(source: Any) -> Iterator[str]:
+    """Turns what Pillow raises over a source into an `ImageError` that names it."""
+    name = _name_of(source)
+    try:
+        yield name
+    except ImageError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{name} could not be read as an image: {error}") from error
+
+
+def _within_limit(image: Image.Image, name: str, max_image_pixels: int) -> Image.Image:
+    if image.width * image.height > max_image_pixels:
+        raise ImageError(
+            f"{name} has {image.width}x{image.height} px, over the limit of {max_image_pixels:,} pixels. "
+            "Raise max_image_pixels if you trust it."
+        )
+    return image
 
 
 def _name_of(source: Any) -> str:

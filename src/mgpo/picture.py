@@ -15,7 +15,7 @@ BOX_COLOUR, INK, PAPER = (225, 29, 72), (24, 24, 27), (250, 250, 249)
 
 def draw_episode(episode: Episode) -> Image.Image:
     """One RGB picture of a finished episode."""
-    overview = _fitted(episode.original)
+    overview = _fitted(episode.original.image)
     scale = overview.width / episode.original.width
     draw = ImageDraw.Draw(overview)
     panels = [overview]

@@ -22,7 +22,8 @@ from PIL import Image
 
 from mgpo.data.question import LETTERS, Question
 from mgpo.grounding import BoxRules, BoxStatus, Coordinates, Frame, Grounding, read_grounding
-from mgpo.imaging import PixelBudget, crop, overview
+from mgpo.imaging import PixelBudget
+from mgpo.photograph import Photograph
 from mgpo.rewards import boxed
 
 EXAMPLE = '```json\n[{"bbox_2d": [x1, y1, x2, y2], "label": "what is there"}]\n```'
@@ -159,7 +160,7 @@ class Episode:
 
     Attributes:
         question: what is asked.
-        original: the upright original image; crops are cut from it.
+        original: the photograph; crops are cut from it. A PIL image becomes one.
         protocol: the settings.
         crops: cut so far, by box in original pixels; rollouts of one image may share it, so that equal boxes share a crop.
         user_turns, model_turns: what was said so far, alternating, the user first.
@@ -167,16 +168,20 @@ class Episode:
     """
 
     question: Question
-    original: Image.Image
+    original: Photograph
     protocol: Protocol
     crops: dict[tuple[int, int, int, int], Image.Image] = field(default_factory=dict)
     user_turns: list[UserTurn] = field(default_factory=list)
     model_turns: list[ModelTurn] = field(default_factory=list)
     end: End | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.original, Photograph):
+            self.original = Photograph(self.original)
+
     def opening(self, shown: Image.Image | None = None) -> UserTurn:
         """The first user turn. `shown` is the overview if the caller has it already (same budget)."""
-        shown = shown or overview(self.original, self.protocol.budget)
+        shown = shown or self.original.overview(self.protocol.budget)
         turn = UserTurn(
             opening_text(self.question, self.protocol), shown, Frame(shown.size, (0, 0, *self.original.size))
         )
@@ -218,7 +223,7 @@ class Episode:
         box = grounding.box_px_original
         if grounding.status is BoxStatus.VALID and box is not None:
             if box not in self.crops:
-                self.crops[box] = crop(self.original, box, self.protocol.budget)
+                self.crops[box] = self.original.crop(box, self.protocol.budget)
             shown, frame_box, intro = self.crops[box], box, SHOW_CROP
         else:
             overview_turn = self.user_turns[0]

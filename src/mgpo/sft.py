@@ -10,7 +10,7 @@ from trl import SFTConfig, SFTTrainer
 from mgpo.config import DataArguments, MGPOConfig
 from mgpo.data.question import Question
 from mgpo.engines.loading import default_budget, default_coordinates, load_processor, resolve
-from mgpo.imaging import open_image, overview
+from mgpo.photograph import Photograph
 from mgpo.protocol import Protocol, neutral, opening_text
 from mgpo.resuming import Resuming
 from mgpo.runlog import RunLog
@@ -27,7 +27,7 @@ class ShortAnswers:
         batch = self.draw(batch) if self.draw else batch
         rows = [dict(zip(batch, values)) for values in zip(*batch.values())]
         questions = [Question.from_row(row) for row in rows]
-        shown = [overview(open_image(q.image), self.protocol.budget) for q in questions]
+        shown = [Photograph(q.image).overview(self.protocol.budget) for q in questions]
         return {
             "prompt": [[{"role": "user", "content": opening_text(q, self.protocol)}] for q in questions],
             "completion": [[{"role": "assistant", "content": f"\\boxed{{{neutral(q.answer)}}}"}] for q in questions],

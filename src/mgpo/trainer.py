@@ -31,8 +31,8 @@ from mgpo.engines.loading import default_budget, default_coordinates, load_proce
 from mgpo.engines.pixel_memory import pixels_once
 from mgpo.engines.tokens import TurnTokens
 from mgpo.engines.vision_cache import towers
-from mgpo.imaging import open_image, overview
 from mgpo.metrics import episode_metrics
+from mgpo.photograph import Photograph
 from mgpo.protocol import Episode, Method, Protocol
 from mgpo.resuming import EpochSampler, Resuming
 from mgpo.rewards import accuracy_reward
@@ -103,8 +103,10 @@ class MGPOTrainer(RunLog, Resuming, SharedPrefix, GRPOTrainer):
             question = Question.from_row(row)
             key = _image_key(row["image"])
             if key not in originals:
-                original = open_image(row["image"])
-                originals[key] = (original, overview(original, self.protocol.budget), {})
+                original = Photograph(row["image"])
+                originals[key] = (original, original.overview(self.protocol.budget), {})
+                if self.protocol.turns > 1:
+                    original.decode_ahead()
             original, shown, crops = originals[key]
             episode = Episode(question, original, self.protocol, crops)
             turn = episode.opening(shown)

@@ -57,7 +57,7 @@ def save_trajectories(episodes: Sequence[Episode], file: Path, step: int | None 
     for number, episode in enumerate(episodes):
         row = {"step": step} | trajectory(episode)
         stem = f"{file.stem}_{number}"
-        row["overview"] = _thumbnail(episode.original, images / f"{stem}_overview.jpg")
+        row["overview"] = _thumbnail(episode.original.image, images / f"{stem}_overview.jpg")
         for turn, said in enumerate(row["turns"]):
             later = episode.user_turns[turn + 1 : turn + 2]
             said["shown"] = _thumbnail(later[0].image, images / f"{stem}_turn{turn + 1}.jpg") if later else None
