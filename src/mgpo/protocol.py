@@ -168,7 +168,7 @@ class Episode:
     """
 
     question: Question
-    original: Photograph
+    original: Photograph = field(compare=False)
     protocol: Protocol
     crops: dict[tuple[int, int, int, int], Image.Image] = field(default_factory=dict)
     user_turns: list[UserTurn] = field(default_factory=list)
