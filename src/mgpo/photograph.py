@@ -72,7 +72,7 @@ class Photograph:
     def overview(self, budget: PixelBudget) -> Image.Image:
         """The whole picture at the size at which a model with this budget sees it."""
         size = budget.fit(self.size)
-        if self.reducible:
+        if self.reducible and all(side >= 2 * KEPT_RATIO * shown for side, shown in zip(self.size, size)):
             return imaging.open_reduced(self.source, size, KEPT_RATIO, self.max_image_pixels)
         return imaging.resize(self.image, size)
 
