@@ -64,9 +64,7 @@ class MGPOConfig(GRPOConfig):
     freeze_vision_tower: bool = field(default=False, metadata={"help": "Train the language model only."})
     shared_prefix: bool = field(
         default=True,
-        metadata={
-            "help": "Compute each image and prompt token once per step; false: once per rollout, TRL's own path."
-        },
+        metadata={"help": "Compute a prompt once for all its rollouts; false: once per rollout, TRL's own path."},
     )
     extra_reward_funcs: list[str] = field(
         default_factory=list, metadata={"help": "Further rewards in TRL's convention, as dotted paths."}

@@ -1,7 +1,8 @@
-"""`shared_prefix`: each image and each prompt token of a step is computed once.
+"""`shared_prefix`: each image and each prompt token is computed once: per turn when sampling, per batch in the update.
 
 A mixin over TRL's `GRPOTrainer`. It replaces how tokens are sampled (`mgpo.engines.shared_rollout`) and how their
-log-probabilities are computed (`mgpo.engines.shared_update`), and skips rollouts that carry no gradient. Loss, advantages
+log-probabilities are computed (`mgpo.engines.shared_update`), and skips rollouts that carry no gradient (all but one per
+batch) unless a KL or entropy term needs them. Loss, advantages
 and everything else stay TRL's, so with `shared_prefix: false` the same trainer is the reference that tests compare with.
 """
 
@@ -30,16 +31,13 @@ class SharedPrefix:
     def _share(self) -> None:
         """Use the shared path if model and settings allow it; if not, say so once and keep TRL's own."""
         reason = self._why_not()
-        models = [self.model] if self.ref_model is None else [self.model, self.ref_model]
+        models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
         if reason is None:
             try:
                 for model in models:
                     use_packed_attention(model)
             except ValueError as error:
                 reason = str(error)
-        if self.args.shared_prefix:
-            for tower in (tower for model in models for tower in towers(model)):
-                remember_images(tower)
         if reason is not None:
             if self.args.mask_truncated_completions and self.protocol.turns > 1:
                 raise ValueError(
@@ -49,6 +47,10 @@ class SharedPrefix:
             if self.args.shared_prefix:
                 logger.warning("shared_prefix: %s; every prompt is computed once per rollout instead.", reason)
             return
+        if self.ref_model is not None and not self.args.sync_ref_model:
+            self.ref_model.requires_grad_(False)  # it never changes, so its tower may remember
+        for tower in (tower for model in models for tower in towers(model)):
+            remember_images(tower)
         self._rollout = SharedRollout(self.turn_tokens.pixels, self._tokenizer.pad_token_id, self.eos_token_ids)
 
     def _why_not(self) -> str | None:
@@ -59,12 +61,19 @@ class SharedPrefix:
             return "weights are sharded over processes (FSDP or ZeRO-3), whose forwards must be the same on each"
         if self.use_transformers_continuous_batching:
             return "use_transformers_continuous_batching samples by itself"
+        sampling = vars(self.generation_config) | (self.generation_kwargs or {})
+        if (
+            (sampling.get("num_beams") or 1) > 1
+            or sampling.get("cache_implementation")
+            or sampling.get("use_cache") is False
+        ):
+            return "it fills the cache of plain sampling: leave num_beams, cache_implementation and use_cache alone"
         if self.aux_loss_enabled:
             return "the router's loss of a mixture of experts counts tokens as often as they are repeated"
         return None
 
-    def _shared_turn(self, ids: list[list[int]], images: list[list[Any]]) -> list[list[int]]:
-        """The next turn of all rollouts."""
+    def _shared_turn(self, ids: list[list[int]], images: list[list[Any]], last: bool) -> list[list[int]]:
+        """The next turn of all rollouts; after the `last` nothing of them is kept."""
         assert self._rollout is not None
         with (
             unwrap_model_for_generation(
@@ -74,8 +83,9 @@ class SharedPrefix:
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
             torch.no_grad(),
+            self.accelerator.autocast(),
         ):
-            return self._rollout.speak(model, ids, images, self.generation_config)
+            return self._rollout.speak(model, ids, images, self.generation_config, last)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -106,6 +116,8 @@ class SharedPrefix:
             with self.accelerator.autocast():
                 out = model(**packed.inputs, fused_lm_head=True)
             logps = unpack(out.log_probs, packed, logps)
+            if not packed.where:  # every rollout was cut off and masked: the pass counts, its values do not
+                logps = logps + 0 * out.log_probs.sum()
             entropies = unpack(out.entropy, packed, entropies) if compute_entropy else entropies
         if compute_entropy and len(rows) < len(input_ids):
             entropies = self._like_the_scored(entropies, rows)
@@ -125,7 +137,7 @@ class SharedPrefix:
         At least one row stays, so that every process has a forward and a backward pass in every step.
         """
         lengths = completion_mask.sum(1)
-        rows = [row for row, length in enumerate(lengths.tolist()) if length]
+        rows = [row for row, length in enumerate(lengths.tolist()) if length] or [0]
         inputs = self._scored_with
         if inputs is None or not self.model.training or self.beta != 0 or self._entropy_bonus_enabled:
             return rows

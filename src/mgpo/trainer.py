@@ -79,7 +79,7 @@ class MGPOTrainer(RunLog, Resuming, SharedPrefix, GRPOTrainer):
         args.generation_kwargs = {"suppress_tokens": self.turn_tokens.banned_ids(), **(args.generation_kwargs or {})}
         rewards = [accuracy_reward, *(load_dotted(path) for path in args.extra_reward_funcs)]
         self._episodes: list[Episode] = []
-        self._turn_limit = args.max_grounding_tokens
+        self._turn_limit, self._is_last_turn = args.max_grounding_tokens, False
         super().__init__(
             model=resolve(model) if isinstance(model, str) else model,
             reward_funcs=rewards,
@@ -122,8 +122,6 @@ class MGPOTrainer(RunLog, Resuming, SharedPrefix, GRPOTrainer):
             )
         with pixels_once(self.processing_class) if self.args.shared_prefix else nullcontext():
             output = super()._generate_and_score_completions(rows)
-        if self._rollout is not None:
-            self._rollout.forget()
         if "pixel_values" not in output:
             raise RuntimeError("TRL dropped the images of this batch: image tokens and image features disagreed.")
         self._save_trajectories()
@@ -153,7 +151,7 @@ class MGPOTrainer(RunLog, Resuming, SharedPrefix, GRPOTrainer):
         previous, self.generation_config.max_new_tokens = self.generation_config.max_new_tokens, self._turn_limit
         try:
             if self._rollout is not None:
-                return self._shared_turn(prompt_ids, images), None
+                return self._shared_turn(prompt_ids, images, self._is_last_turn), None
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
         finally:
             self.generation_config.max_new_tokens = previous
@@ -161,7 +159,12 @@ class MGPOTrainer(RunLog, Resuming, SharedPrefix, GRPOTrainer):
     def _generate(self, prompts: list) -> Any:
         single = self.protocol.turns == 1
         self._turn_limit = self.args.max_answer_tokens if single else self.args.max_grounding_tokens
-        return super()._generate(prompts)
+        self._is_last_turn = single
+        try:
+            return super()._generate(prompts)
+        finally:
+            if self._rollout is not None:
+                self._rollout.forget()
 
     def _tool_call_loop(
         self,
@@ -185,7 +188,7 @@ class MGPOTrainer(RunLog, Resuming, SharedPrefix, GRPOTrainer):
             replies = self._reply_to(spoken, completions)
             if number == self.protocol.turns:
                 break
-            self._turn_limit = self._limit_of(number + 1)
+            self._turn_limit, self._is_last_turn = self._limit_of(number + 1), number + 1 == self.protocol.turns
             for i, turn in enumerate(replies):
                 if turn is None:
                     continue

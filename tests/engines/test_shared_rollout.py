@@ -46,8 +46,44 @@ def test_greedy_rollouts_are_those_of_the_plain_path(loud_tiny, tmp_path, rows, 
     torch.manual_seed(0)
     trainer, shared = sample(loud_tiny, tmp_path / "b", rows, monkeypatch, shared=True, **changes)
     assert trainer._rollout is not None
-    for name in ("prompt_ids", "completion_ids", "completion_mask", "pixel_values", "advantages"):
+    for name in ("completion_ids", "completion_mask", "pixel_values"):
         assert torch.equal(shared[name], plain[name]), name
+
+
+def test_an_episode_that_ends_early_changes_nothing_for_the_others(loud_tiny, tmp_path, rows, monkeypatch):
+    """With four turns, some answer in their second; what they would say later is thrown away."""
+    from mgpo import protocol
+
+    boxed, said, outputs = protocol.boxed, [], []
+
+    def eighth_answers(text):
+        said.append(text)
+        return "A" if len(said) == 8 else boxed(text)
+
+    monkeypatch.setattr(protocol, "boxed", eighth_answers)
+    for shared in (False, True):
+        said.clear()
+        trainer, output = sample(loud_tiny, tmp_path / str(shared), rows, monkeypatch, shared, max_turns=4)
+        turns = [len(episode.model_turns) for episode in trainer._episodes]
+        assert turns.count(4) >= 3 and turns.count(2) >= 1
+        outputs.append(output)
+    assert torch.equal(outputs[0]["completion_ids"], outputs[1]["completion_ids"])
+
+
+@pytest.mark.parametrize("kwargs", [{"num_beams": 2}, {"cache_implementation": "static"}])
+def test_sampling_that_wants_its_own_cache_gets_it(loud_tiny, tmp_path, rows, kwargs):
+    assert make_trainer(loud_tiny, tmp_path, rows, generation_kwargs=kwargs)._rollout is None
+
+
+def test_other_families_are_left_alone(loud_tiny):
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    from mgpo.engines.packed import use_packed_attention
+
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(loud_tiny)
+    model.config.model_type = "qwen3_vl"
+    with pytest.raises(ValueError, match="not for qwen3_vl"):
+        use_packed_attention(model)
 
 
 def counted(trainer, monkeypatch):
@@ -73,7 +109,6 @@ def test_prompts_are_computed_once_and_later_turns_go_on(loud_tiny, tmp_path, ro
 
 
 def test_equal_boxes_share_a_crop(loud_tiny, tmp_path, rows, monkeypatch):
-    monkeypatch.setattr("support.rollouts", rollouts)
     trainer, _ = sample(loud_tiny, tmp_path, rows, monkeypatch, shared=True, questions=1, each=6)
     crops = [episode.user_turns[1].image for episode in trainer._episodes]
     assert crops[0] is crops[5], "WIDE was named twice"

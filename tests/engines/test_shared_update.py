@@ -28,9 +28,14 @@ def update(model, folder, rows, monkeypatch, shared, turns=TWICE, questions=3, c
                 parameter.add_(0.02 * torch.randn_like(parameter))
     trainer.current_gradient_accumulation_steps = accumulation
     losses = []
-    for _ in range(accumulation):
+    for number in range(accumulation * changes.get("num_iterations", 1)):
         torch.manual_seed(2)  # TRL shuffles the rollouts
         inputs = trainer._prepare_inputs(rollouts(rows, questions, each))
+        if number >= accumulation:  # a second update of the same rollouts: the policy is no longer who sampled them
+            trainer.model.zero_grad()
+            with torch.no_grad():
+                for parameter in trainer.model.parameters():
+                    parameter.mul_(2)
         loss = trainer.compute_loss(trainer.model, change(inputs) if change else inputs)
         loss.backward()
         losses.append(loss.item())
@@ -62,7 +67,6 @@ CASES = {
     "accumulation": {"gradient_accumulation_steps": 2, "loss_type": "dapo"},
     "KL": {"beta": 0.1},
     "KL and LoRA": {"beta": 0.1, "peft_config": LORA},
-    "several updates per rollout": {"num_iterations": 2},
     "entropy bonus": {"entropy_coef": 0.01},
 }
 
@@ -91,6 +95,36 @@ def test_cut_off_rollouts_can_be_left_out(random_tiny, tmp_path, rows, monkeypat
     same(plain, shared)
     with pytest.raises(ValueError, match="mask_truncated_completions needs shared_prefix"):
         make_trainer(random_tiny, tmp_path / "c", rows, shared_prefix=False, mask_truncated_completions=True)
+
+
+def test_a_second_update_of_the_same_rollouts(random_tiny, tmp_path, rows, monkeypatch):
+    """Old log-probabilities are kept, the policy has moved: ratios are no longer 1, and some are clipped."""
+    runs = [
+        update(random_tiny, tmp_path / str(shared), rows, monkeypatch, shared=shared, num_iterations=2)
+        for shared in (False, True)
+    ]
+    same(*runs)
+    clipped = [run[2]._metrics["train"]["clip_ratio/region_mean"][-1] for run in runs]
+    assert runs[0][0][0] != pytest.approx(runs[0][0][1], rel=1e-3) and max(clipped) > 0
+
+
+def test_a_rollout_batch_split_over_steps(random_tiny, tmp_path, rows, monkeypatch):
+    """Rollouts of a question may land in different batches, each with the prompt."""
+    args = {"steps_per_generation": 2, "gradient_accumulation_steps": 2}
+    plain = update(random_tiny, tmp_path / "a", rows, monkeypatch, shared=False, **args)
+    same(plain, update(random_tiny, tmp_path / "b", rows, monkeypatch, shared=True, **args))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_a_batch_of_cut_off_rollouts_gives_no_gradient_and_no_error(random_tiny, tmp_path, rows, monkeypatch, beta):
+    cut = ((box((10, 20, 130, 70)), ("", CUT)), (("\\boxed{", CUT), ("x", CUT)))
+    args = {"mask_truncated_completions": True, "beta": beta}
+    losses, gradients, trainer = update(random_tiny, tmp_path, rows, monkeypatch, True, turns=cut, **args)
+    assert losses == [0.0] and gradients and not any(g.any() for g in gradients.values())
+    trainer.model.eval()
+    with torch.no_grad():
+        inputs = trainer._prepare_inputs(rollouts(rows, 3, 2))
+        assert trainer.compute_loss(trainer.model, inputs) == 0
 
 
 def test_a_group_without_signal_is_not_computed(random_tiny, tmp_path, rows, monkeypatch):

@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "mgpo_sdpa"
+FAMILIES = {"qwen2_vl", "qwen2_5_vl"}
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of a conversation, by layer: (key-value heads, tokens, head size) each."""
 
@@ -98,16 +99,21 @@ def use_packed_attention(model: Any) -> None:
     Raises:
         ValueError: the model cannot; the message says why.
     """
+    if not shares_well(model):
+        raise ValueError(f"it is written for Qwen2-VL and Qwen2.5-VL, not for {model.config.model_type}")
     config = model.config.get_text_config()
     if config._attn_implementation not in ("sdpa", NAME):
         raise ValueError(f"it needs attn_implementation: sdpa, the model uses {config._attn_implementation}")
     if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
         raise ValueError("the model has layers with a sliding window")
-    if not hasattr(base_of(model), "get_rope_index"):
-        raise ValueError(f"{type(model).__name__} does not number its positions as Qwen-VL does")
     AttentionInterface.register(NAME, packed_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     config._attn_implementation = NAME
+
+
+def shares_well(model: Any) -> bool:
+    """Whether a model's tower and masks are of the kind that this package's sharing was written for."""
+    return model.config.model_type in FAMILIES
 
 
 def base_of(model: Any) -> Any:

@@ -8,6 +8,7 @@ in the first, over what the environment added in the later ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,22 +69,25 @@ class SharedRollout:
         ids: list[list[int]],
         images: list[list[Image.Image]],
         config: GenerationConfig,
-        **generate: Any,
+        last: bool = False,
     ) -> list[list[int]]:
         """The model's next turn in each conversation.
 
         Args:
             ids: conversations as token ids; those that go on from the last call are recognised by their beginning.
             images: the images behind their placeholders.
+            config: how to sample.
+            last: nothing follows, so nothing is remembered.
 
         Returns:
             New token ids of each, up to and including its end-of-turn token, if it said one.
         """
         positions, deltas = self._positions(model, ids, images)
-        before = [self._known(i, row) for i, row in enumerate(ids)]
+        before = [self._known(i, row, images[i]) for i, row in enumerate(ids)]
         unique: dict[Any, list[int]] = {}
         for i, row in enumerate(ids):
-            unique.setdefault((tuple(row), tuple(map(id, images[i])), id(before[i])), []).append(i)
+            key = (tuple(row), tuple(map(id, images[i]))) if before[i] is None else i
+            unique.setdefault(key, []).append(i)
         filled: list[Any] = [None] * len(ids)
         for chunk in self._chunks(unique.values(), ids, before):
             new = self._fill(model, [(ids[i], images[i], before[i], positions[:, i]) for i in chunk])
@@ -91,7 +95,11 @@ class SharedRollout:
                 if members[0] in chunk:
                     for i in members:
                         filled[i] = new[chunk.index(members[0])]
-        said, layers = self._sample(model, ids, filled, deltas, config, generate)
+        before.clear()
+        self.forget()  # the padded cache of the turn before is freed before the next one is made
+        said, layers = self._sample(model, ids, filled, deltas, config)
+        if last:
+            return said
         width = max(map(len, ids))
         self._kept = [
             Kept(
@@ -109,9 +117,16 @@ class SharedRollout:
         ]
         return said
 
-    def _known(self, i: int, ids: list[int]) -> Kept | None:
+    def _known(self, i: int, ids: list[int], images: list[Image.Image]) -> Kept | None:
+        """What is remembered of a conversation, up to its last token: sampling begins there."""
         kept = self._kept[i] if i < len(self._kept) else None
-        return kept if kept is not None and len(kept.ids) < len(ids) and ids[: len(kept.ids)] == kept.ids else None
+        if kept is None:
+            return None
+        known = min(len(kept.ids), len(ids) - 1)
+        same = len(kept.images) <= len(images) and all(a is b for a, b in zip(kept.images, images))
+        if not same or kept.ids[:known] != ids[:known]:
+            return None
+        return Kept(ids[:known], kept.images, [(k[:, :known], v[:, :known]) for k, v in kept.layers])
 
     def _chunks(self, groups: Any, ids: list[list[int]], before: list[Kept | None]) -> list[list[int]]:
         """One row of each group, packed up to `row_tokens`."""
@@ -178,7 +193,7 @@ class SharedRollout:
         return filled
 
     def _sample(
-        self, model: Any, ids: list[list[int]], filled: list[Layers], deltas: torch.Tensor, config: Any, generate: dict
+        self, model: Any, ids: list[list[int]], filled: list[Layers], deltas: torch.Tensor, config: GenerationConfig
     ) -> tuple[list[list[int]], Layers]:
         """`generate` over a filled cache; returns what was said, and keys and values (rows, heads, columns, size)."""
         width, device = max(map(len, ids)), model.device
@@ -194,14 +209,15 @@ class SharedRollout:
             for i, layers in enumerate(filled):
                 keys[i, :, width - len(ids[i]) :], values[i, :, width - len(ids[i]) :] = layers[layer]
             cache.update(keys, values, layer)
+        filled.clear()
         base_of(model).rope_deltas = deltas.to(device)
+        config = copy(config)
+        config.return_dict_in_generate = True
         out = model.generate(
             input_ids=padded.to(device),
             attention_mask=mask.to(device),
             past_key_values=cache,
             generation_config=config,
-            return_dict_in_generate=True,
-            **generate,
         )
         said = [self._until_end(row) for row in out.sequences[:, width:].tolist()]
         return said, [(layer.keys, layer.values) for layer in out.past_key_values.layers]

@@ -50,10 +50,8 @@ def pack(model: Any, batch: Batch, rows: list[int]) -> PackedBatch:
 
     Args:
         model: gives the M-RoPE positions; may be a LoRA model.
-        rows: those to score; the others are left out.
-
-    Raises:
-        ValueError: no row has a token to score.
+        rows: those to score, each with a completion; the others are left out. If none has one (all were cut off and
+            masked), a single row's prompt is packed, so that there is a forward pass to take part in, and `where` is empty.
     """
     device, columns = batch.input_ids.device, batch.input_ids.shape[1]
     image_id = base_of(model).config.image_token_id
@@ -61,6 +59,9 @@ def pack(model: Any, batch: Batch, rows: list[int]) -> PackedBatch:
     positions = _positions(model, batch, grids, rows, image_id)
     begins = (batch.split - batch.attention_mask[:, : batch.split].sum(1)).tolist()
     lengths = batch.attention_mask[:, batch.split :].sum(1).tolist()
+    scored = any(lengths[row] for row in rows)
+    if not scored:
+        rows, lengths[rows[0]] = rows[:1], 1
     merged = base_of(model).config.vision_config.spatial_merge_size ** 2
 
     groups: dict[Any, list[int]] = {}
@@ -87,17 +88,14 @@ def pack(model: Any, batch: Batch, rows: list[int]) -> PackedBatch:
         order += [(first, i) for i in range(in_prompt[first])]
         at = span[1]
         for row in members:
-            if not lengths[row]:
-                continue
             own = torch.arange(batch.split - 1, batch.split - 1 + lengths[row], device=device) + row * columns
             take.append(own)
             labels.append(batch.input_ids.flatten()[own + 1])
             parts.append(Part(at, at + len(own), span if len(shared) else None))
-            order += [(row, i) for i in range(in_prompt[row], batch.num_images[row])]
-            where.append((row, at, at + len(own)))
+            if scored:
+                order += [(row, i) for i in range(in_prompt[row], batch.num_images[row])]
+                where.append((row, at, at + len(own)))
             at += len(own)
-    if not where:
-        raise ValueError("No row of the batch has a token to score.")
     taken, targets = torch.cat(take), torch.cat(labels)
     inputs = {
         "input_ids": batch.input_ids.flatten()[taken][None],
