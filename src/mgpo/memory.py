@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from mgpo.config import SFT, DataArguments, MGPOConfig
+from mgpo.protocol import Method
 
 GIB = 2**30
 ESTIMATE = "memory, a rough estimate"
@@ -91,11 +92,12 @@ def memory_lines(data: DataArguments, config: MGPOConfig, devices: int, episode_
         )
     if episode_tokens is not None:
         rollouts = config.per_device_train_batch_size * config.steps_per_generation
-        cache = _gib(rollouts * episode_tokens * size.cache_bytes)
+        twice = config.shared_prefix and devices == 1 and config.method == Method.MGPO
+        cache = _gib((2 if twice else 1) * rollouts * episode_tokens * size.cache_bytes)
         gathered = f" beside {_gib(weights)} GiB of gathered weights" if devices > 1 else ""
         lines.append(
             f"{ESTIMATE}: while generating, up to {cache} GiB of key-value cache on each GPU "
-            f"({rollouts} rollouts x {episode_tokens} tokens){gathered}"
+            f"({rollouts} rollouts x {episode_tokens} tokens{', held twice while a turn begins' if twice else ''}){gathered}"
         )
     return lines
 
