@@ -107,7 +107,7 @@ def ask(
 @app.command()
 def demo(
     out: Path = Path("runs/demo"),
-    steps: Annotated[int, typer.Option(help="Training steps of each method.")] = 70,
+    steps: Annotated[int, typer.Option(help="Training steps of each method.")] = 60,
     n: Annotated[int, typer.Option(help="Evaluation questions per split.")] = 150,
     seed: int = 0,
 ) -> None:
