@@ -7,7 +7,7 @@ in the first, over what the environment added in the later ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -84,38 +84,25 @@ class SharedRollout:
         """
         positions, deltas = self._positions(model, ids, images)
         before = [self._known(i, row, images[i]) for i, row in enumerate(ids)]
-        unique: dict[Any, list[int]] = {}
-        for i, row in enumerate(ids):
-            key = (tuple(row), tuple(map(id, images[i]))) if before[i] is None else i
-            unique.setdefault(key, []).append(i)
-        filled: list[Any] = [None] * len(ids)
-        for chunk in self._chunks(unique.values(), ids, before):
-            new = self._fill(model, [(ids[i], images[i], before[i], positions[:, i]) for i in chunk])
-            for members in unique.values():
-                if members[0] in chunk:
-                    for i in members:
-                        filled[i] = new[chunk.index(members[0])]
+        filled = self._fill_all(model, ids, images, before, positions)
         before.clear()
         self.forget()  # the padded cache of the turn before is freed before the next one is made
         said, layers = self._sample(model, ids, filled, deltas, config)
         if last:
             return said
-        width = max(map(len, ids))
-        self._kept = [
-            Kept(
-                row + spoken[:-1],  # the last token was sampled, not yet computed
-                shown,
-                [
-                    (
-                        k[i, :, width - len(row) : width + len(spoken) - 1],
-                        v[i, :, width - len(row) : width + len(spoken) - 1],
-                    )
-                    for k, v in layers
-                ],
-            )
-            for i, (row, spoken, shown) in enumerate(zip(ids, said, images))
-        ]
+        self._keep(ids, images, said, layers)
         return said
+
+    def _keep(
+        self, ids: list[list[int]], images: list[list[Image.Image]], said: list[list[int]], layers: Layers
+    ) -> None:
+        """Remember each conversation but for its last token, which was sampled and not yet computed."""
+        width = max(map(len, ids))
+        for i, (row, spoken, shown) in enumerate(zip(ids, said, images, strict=True)):
+            computed = slice(width - len(row), width + len(spoken) - 1)
+            self._kept.append(
+                Kept(row + spoken[:-1], shown, [(k[i, :, computed], v[i, :, computed]) for k, v in layers])
+            )
 
     def _known(self, i: int, ids: list[int], images: list[Image.Image]) -> Kept | None:
         """What is remembered of a conversation, up to its last token: sampling begins there."""
@@ -128,16 +115,41 @@ class SharedRollout:
             return None
         return Kept(ids[:known], kept.images, [(k[:, :known], v[:, :known]) for k, v in kept.layers])
 
-    def _chunks(self, groups: Any, ids: list[list[int]], before: list[Kept | None]) -> list[list[int]]:
-        """One row of each group, packed up to `row_tokens`."""
-        chunks: list[list[int]] = [[]]
+    def _fill_all(
+        self,
+        model: Any,
+        ids: list[list[int]],
+        images: list[list[Image.Image]],
+        before: list[Kept | None],
+        positions: torch.Tensor,
+    ) -> list[Layers]:
+        """Keys and values of each conversation without its last token; equal ones are computed once."""
+        unique: dict[Any, list[int]] = {}
+        for i, row in enumerate(ids):
+            key = (tuple(row), tuple(map(id, images[i]))) if before[i] is None else i
+            unique.setdefault(key, []).append(i)
+        filled: list[Any] = [None] * len(ids)
+        for chunk in self._chunks(unique.values(), ids, before):
+            firsts = [members[0] for members in chunk]
+            new = self._fill(model, [(ids[i], images[i], before[i], positions[:, i]) for i in firsts])
+            for members, layers in zip(chunk, new, strict=True):
+                for i in members:
+                    filled[i] = layers
+        return filled
+
+    def _chunks(
+        self, groups: Iterable[list[int]], ids: list[list[int]], before: list[Kept | None]
+    ) -> list[list[list[int]]]:
+        """Groups of equal conversations, as many at a time as have `row_tokens` new tokens."""
+        chunks: list[list[list[int]]] = [[]]
         size = 0
-        for first, *_ in groups:
-            tokens = len(ids[first]) - (len(before[first].ids) if before[first] else 0)
+        for members in groups:
+            kept = before[members[0]]
+            tokens = len(ids[members[0]]) - (len(kept.ids) if kept else 0)
             if chunks[-1] and size + tokens > self.row_tokens:
                 chunks.append([])
                 size = 0
-            chunks[-1].append(first)
+            chunks[-1].append(members)
             size += tokens
         return chunks
 

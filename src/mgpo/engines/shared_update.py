@@ -62,19 +62,12 @@ def pack(model: Any, batch: Batch, rows: list[int]) -> PackedBatch:
     scored = any(lengths[row] for row in rows)
     if not scored:
         rows, lengths[rows[0]] = rows[:1], 1
-    merged = base_of(model).config.vision_config.spatial_merge_size ** 2
-
+    in_prompt = {row: _images_in_prompt(model, batch, grids[row], row) for row in rows}
     groups: dict[Any, list[int]] = {}
-    in_prompt = {}
     for row in rows:
-        prompt = batch.input_ids[row, begins[row] : batch.split].tolist()
-        tokens, count = prompt.count(image_id), 0
-        while tokens > 0:
-            tokens -= int(grids[row][count].prod()) // merged
-            count += 1
-        in_prompt[row] = count
-        shown = tuple(image_key(p, g.tolist()) for p, g in zip(pixels[row][:count], grids[row]))
-        groups.setdefault((tuple(prompt), shown), []).append(row)
+        prompt = tuple(batch.input_ids[row, begins[row] : batch.split].tolist())
+        shown = tuple(image_key(p, g.tolist()) for p, g in zip(pixels[row][: in_prompt[row]], grids[row]))
+        groups.setdefault((prompt, shown), []).append(row)
 
     take, labels, parts, where, order = [], [], [], [], []
     at = 0
@@ -115,6 +108,16 @@ def unpack(values: torch.Tensor, packed: PackedBatch, like: torch.Tensor) -> tor
     for row, start, stop in packed.where:
         out[row, : stop - start] = values[0, start:stop]
     return out
+
+
+def _images_in_prompt(model: Any, batch: Batch, grids: list[torch.Tensor], row: int) -> int:
+    """How many of a row's images stand before its completion."""
+    config = base_of(model).config
+    tokens, count = int((batch.input_ids[row, : batch.split] == config.image_token_id).sum()), 0
+    while tokens > 0:
+        tokens -= int(grids[count].prod()) // config.vision_config.spatial_merge_size**2
+        count += 1
+    return count
 
 
 def _images_of(batch: Batch) -> tuple[list[list[torch.Tensor]], list[list[torch.Tensor]]]:
