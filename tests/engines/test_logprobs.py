@@ -31,7 +31,7 @@ def _sample(model, folder, rows, patch, shared):
     generate = GenerationMixin.generate
 
     def capturing(model, *args, **kwargs):
-        asked = kwargs.pop("return_dict_in_generate", False)
+        asked = kwargs["generation_config"].return_dict_in_generate
         out = generate(model, *args, **kwargs, output_logits=True, output_scores=True, return_dict_in_generate=True)
         raw = torch.stack(out.logits, 1).float().log_softmax(-1)
         drawn_from = torch.stack(out.scores, 1).float().log_softmax(-1)
