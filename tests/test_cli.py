@@ -96,3 +96,8 @@ def test_a_mistake_is_a_sentence_and_no_traceback(random_tiny, monkeypatch, caps
     told = capsys.readouterr()
     assert stop.value.code == 2
     assert sentence in " ".join(told.err.split()) and "Traceback" not in told.err
+
+
+def test_a_training_without_a_recipe_is_not_begun():
+    result = run.invoke(cli.app, ["train"])
+    assert result.exit_code != 0 and "--config" in result.output + str(result.exception)

@@ -145,10 +145,10 @@ def test_a_sampled_placeholder_raises_and_names_the_question(random_tiny, tmp_pa
 
 def test_a_path_is_opened_once_per_question(random_tiny, tmp_path, rows, monkeypatch):
     """TRL hands every rollout its own copy of the row, so the path is another string each time."""
-    import mgpo.trainer
+    from mgpo import imaging
 
-    opened, real = [], mgpo.trainer.open_image
-    monkeypatch.setattr(mgpo.trainer, "open_image", lambda source: opened.append(source) or real(source))
+    opened, real = [], imaging.open_image
+    monkeypatch.setattr(imaging, "open_image", lambda source, most: opened.append(source) or real(source, most))
     Script(MIXED).install(monkeypatch)
     trainer = make_trainer(random_tiny, tmp_path, rows)
     batch = next(iter(trainer.get_train_dataloader()))

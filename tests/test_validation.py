@@ -1,5 +1,6 @@
 """`mgpo validate`: what a recipe will do, in numbers, and a sentence where it cannot run."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,10 @@ def test_a_missing_dataset_is_a_note_and_a_short_one_an_error(recipe, tmp_path):
     folder.mkdir()
     assert starting(validate_recipe(recipe(dataset_name=str(folder)), []), f"note: dataset: {folder}/train.jsonl")
     (folder / "train.jsonl").write_text('{"question": "?"}\n' * 2)
+    assert "has no column 'image' and 'answer'" in refused(recipe(dataset_name=str(folder)))
+    (folder / "a.png").write_bytes(b"")
+    row = {"image": "a.png", "question": "?", "choices": ["red", "blue"], "answer": "A"}
+    (folder / "train.jsonl").write_text((json.dumps(row) + "\n") * 2)
     assert "train.jsonl, 2 questions" in "\n".join(validate_recipe(recipe(dataset_name=str(folder)), []))
     assert "but one generation takes 4" in refused(recipe(dataset_name=str(folder)), "--num_gpus", "2")
 

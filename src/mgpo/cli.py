@@ -22,6 +22,8 @@ def train(context: typer.Context) -> None:
     from mgpo.training import parse
     from mgpo.training import train as run
 
+    if not context.args:
+        raise ValueError("mgpo train needs a recipe: --config recipes/tiny_mgpo.yaml, or your own.")
     data, config = parse(context.args)
     console.print(f"run folder: {run(data, config)}")
 

@@ -115,6 +115,16 @@ def _refuse_another_run(folder: Path, settings: dict[str, Any]) -> None:
         )
 
 
+def enough_questions(config: MGPOConfig, rows: int, name: str) -> None:
+    """Refuse a dataset that is smaller than one batch of rollouts: the trainer would make no step, and say nothing."""
+    needed = 1 if config.method == SFT else config.generation_batch_size // config.num_generations
+    if rows < needed:
+        raise ValueError(
+            f"{name} has {rows} questions, but one generation takes {needed}, so no step would be made. Lower "
+            f"per_device_train_batch_size (rollouts: questions x num_generations={config.num_generations}), or add questions."
+        )
+
+
 def build_trainer(data: DataArguments, config: MGPOConfig) -> Any:
     """The trainer of a recipe, ready to run."""
     questions = load_questions(
@@ -125,6 +135,7 @@ def build_trainer(data: DataArguments, config: MGPOConfig) -> Any:
         data.needle_megapixels,
         data.needle_backgrounds,
     )
+    enough_questions(config, len(questions), data.dataset_name)
     if config.method == SFT:
         from mgpo.sft import build_sft_trainer
 

@@ -19,12 +19,13 @@ from pathlib import Path
 import yaml
 
 from mgpo.config import SFT, DataArguments, MGPOConfig
+from mgpo.data.loading import load_questions
 from mgpo.engines.loading import default_budget, default_coordinates, load_processor, resolve
 from mgpo.grounding import Coordinates
 from mgpo.imaging import PixelBudget
 from mgpo.memory import memory_lines
 from mgpo.protocol import Protocol
-from mgpo.training import parse
+from mgpo.training import enough_questions, parse
 
 QWEN2_5_VL_CONTEXT = 128_000
 QWEN2_5_VL_BUDGET = PixelBudget(4 * 28 * 28, 16_384 * 28 * 28, 28)
@@ -251,16 +252,13 @@ def _dataset_lines(data: DataArguments, config: MGPOConfig) -> list[str]:
         rows = data.dataset_size
         lines.append(f"dataset: needle, {rows} questions, seed {data.dataset_seed}")
     elif path.is_file() and path.suffix == ".jsonl":
-        with path.open("rb") as file:
-            rows = sum(1 for line in file if line.strip())
+        rows = len(load_questions(name))
         lines.append(f"dataset: {path}, {rows} questions")
     elif Path(name).is_dir() or path.suffix == ".jsonl":
         return [f"note: dataset: {path} does not exist"]
     else:
         return [f"note: dataset: {name} is no folder or JSONL file here, so training would look for it on the hub"]
-    needed = 1 if config.method == SFT else config.generation_batch_size // config.num_generations
-    if rows < needed:
-        raise ValueError(f"{name} has {rows} questions, but one generation takes {needed}, so no step would be made.")
+    enough_questions(config, rows, name)
     return lines
 
 

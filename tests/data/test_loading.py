@@ -51,3 +51,11 @@ def test_many_bad_rows_are_counted(write):
 def test_a_file_without_answers_is_refused(write):
     with pytest.raises(ValueError, match="no column 'answer'"):
         load_questions(write({key: value for key, value in ROW.items() if key != "answer"}))
+
+
+@pytest.mark.parametrize("line", ['{"image": "a.png", }', "not json", "[1, 2]"])
+def test_a_line_that_is_no_json_is_named_by_its_number(tmp_path, line):
+    file = tmp_path / "broken.jsonl"
+    file.write_text('{"image": "a.png", "question": "?", "answer": "A"}\n\n' + line + "\n")
+    with pytest.raises(ValueError, match=r"Line 3 of .*broken\.jsonl cannot be read"):
+        load_questions(str(file))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def load_questions(
     if path.suffix == ".jsonl":
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist. A folder must hold {split}.jsonl.")
+        _check_lines(path)
         data = datasets.load_dataset("json", data_files=str(path), split="train")
         data = (
             data.map(lambda row: row | {"image": row["image"] and str(path.parent / row["image"])})
@@ -60,6 +62,18 @@ def load_questions(
         )
     _check_rows(data, name)
     return data
+
+
+def _check_lines(path: Path) -> None:
+    """Refuse a JSONL file with a line that is no JSON object, by its number."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    if not isinstance(json.loads(line), dict):
+                        raise ValueError("it is no JSON object")
+                except ValueError as error:
+                    raise ValueError(f"Line {number} of {path} cannot be read: {error}.") from None
 
 
 def _check_rows(data: Any, name: str, told: int = 5) -> None:
