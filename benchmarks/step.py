@@ -136,7 +136,7 @@ def set_boxes(seed: int) -> Any:
     rng = np.random.default_rng(seed)
 
     def read(text: str, frame: Any, rules: Any) -> Grounding:
-        width, height = frame.size
+        width, height = frame.input_size
         side = rng.uniform(0.25, 0.4, 2) * (width, height)
         corner = rng.uniform(0, 1, 2) * ((width, height) - side)
         box = tuple(int(v) for v in (*corner, *(corner + side)))
