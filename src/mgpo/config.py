@@ -111,6 +111,23 @@ class MGPOConfig(GRPOConfig):
             parts |= {"reply": further * self.max_reply_tokens, "crop": further * image}
         return parts | {"answer": self.max_answer_tokens}
 
+    def fit_completion(self, protocol: Protocol) -> None:
+        """Compute `max_completion_length`, or prove that the longest possible episode fits into what is set.
+
+        Raises:
+            ValueError: it does not; the message says what would.
+        """
+        needed = self.completion_tokens(protocol)
+        if not self.max_completion_length:
+            self.max_completion_length = needed
+        elif self.max_completion_length < needed:
+            parts = {k: v for k, v in self.episode_parts(protocol).items() if k not in ("question", "overview")}
+            told = " + ".join(f"{tokens} {name}" for name, tokens in parts.items())
+            raise ValueError(
+                f"max_completion_length={self.max_completion_length} cannot hold the longest episode: {told} = {needed} "
+                f"tokens. Set max_completion_length to {needed}, or leave it out to have it computed."
+            )
+
     def check_vllm_length(self, protocol: Protocol) -> None:
         """Prove that the longest episode fits into vLLM's context, where that is set.
 

@@ -136,7 +136,7 @@ def _finish(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Answer what a results file does not hold yet; all of its records, in order."""
     file, size = request.out / file_of(task), request.batch_size
-    records = finished_batches(file, size, total)[:total]
+    records = finished_batches(file, size, total)
     questions = _questions(request, task)
     for record, question in zip(records, questions):  # the data must still be what it was
         now = {

@@ -149,8 +149,8 @@ class GroundedVQA:
         )
 
     def episode(self, image: Any, question: str, choices: Sequence[str] | None = None) -> Episode:
-        """An episode that is ready to run: the photograph's header is read and the overview made."""
-        photograph = Photograph(image, self.max_image_pixels)
+        """An episode that is ready to run: the header of the image (or a `Photograph`) is read and the overview made."""
+        photograph = image if isinstance(image, Photograph) else Photograph(image, self.max_image_pixels)
         if self.protocol.looks_again:
             photograph.decode_ahead()
         episode = Episode(Question(image, question, tuple(choices or ())), photograph, self.protocol)

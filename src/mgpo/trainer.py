@@ -76,7 +76,7 @@ class MGPOTrainer(RunLog, Resuming, SharedPrefix, VLLMSampling, GRPOTrainer):
             "longest_edge": self.protocol.budget.max_pixels,
         }
         self.turn_tokens = TurnTokens(processor)
-        _fit_budget(args, self.protocol)
+        args.fit_completion(self.protocol)
         args.check_vllm_length(self.protocol)
         args.min_pixels, args.max_pixels = self.protocol.budget.min_pixels, self.protocol.budget.max_pixels
         args.coordinates = str(self.protocol.box.coordinates)
@@ -332,20 +332,6 @@ def model_type_of(model: Any) -> str:
 
 def _as_message(turn: Any) -> dict[str, Any]:
     return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": turn.text}]}
-
-
-def _fit_budget(args: MGPOConfig, protocol: Protocol) -> None:
-    """Prove that the longest possible episode fits into `max_completion_length`."""
-    needed = args.completion_tokens(protocol)
-    if not args.max_completion_length:
-        args.max_completion_length = needed
-    elif args.max_completion_length < needed:
-        parts = {k: v for k, v in args.episode_parts(protocol).items() if k not in ("question", "overview")}
-        told = " + ".join(f"{tokens} {name}" for name, tokens in parts.items())
-        raise ValueError(
-            f"max_completion_length={args.max_completion_length} cannot hold the longest episode: {told} = {needed} "
-            f"tokens. Set max_completion_length to {needed}, or leave it out to have it computed."
-        )
 
 
 def _check_context(model: Any, args: MGPOConfig, protocol: Protocol) -> None:

@@ -6,7 +6,6 @@ import torch
 from cpu import SETTINGS
 from PIL import Image
 
-from mgpo.data.question import Question
 from mgpo.engines.local import Conversation, LocalPolicy
 from mgpo.engines.vllm_policy import VLLMPolicy
 from mgpo.engines.vllm_rollout import banned_words, check_prompts, one_placeholder
@@ -107,8 +106,3 @@ def test_a_prompt_that_vllm_reads_differently_is_refused(policies):
         there.say([doubled], 2)
     with pytest.raises(RuntimeError, match="reports 1 prompts for 2"):
         check_prompts([[1]], [[1], [2]])
-
-
-def test_questions_are_answered_by_name(policies):
-    question = Question(picture((300, 200)), "Which?", ("x", "y"))
-    assert question.chance == 0.5 and policies[1].coordinates == policies[0].coordinates

@@ -79,7 +79,7 @@ def test_both_turns_and_their_log_probabilities(server, here):
     made = [conversation(here, [(168, 168)]), conversation(here, [(112, 252)])]
     twice = [c for c in made for _ in range(2)]
     said, logprobs = speaker.speak([c.ids for c in twice], [c.images for c in twice], 10, 2)
-    assert len(said) == 4 and len({tuple(ids) for ids in said[:2]}) >= 1
+    assert len(said) == 4
     check(here, twice, said, logprobs)
     second = []
     for kept, ids in zip(twice, said):

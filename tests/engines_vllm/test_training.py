@@ -61,7 +61,7 @@ def test_three_steps(trainer_of):
     trainer = trainer_of(max_steps=3)
     trainer.train()
     steps = [line for line in logged(trainer) if "loss" in line]
-    assert len(steps) == 3 and {0.0, 1.0} != {line["grounding/valid_share"] for line in steps}
+    assert len(steps) == 3 and 0 < sum(line["grounding/valid_share"] for line in steps) < 3
     same_policy(steps)
     assert all(line["grad_norm"] > 0 for line in steps)
 

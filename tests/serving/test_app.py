@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import struct
 import threading
 import time
@@ -15,31 +14,10 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
-from served import message, picture, said, uri
+from served import ASKED, IMAGE, chat, client, message, picture, post, said
 
-from mgpo.serving.limits import ApiError, Limits, is_loopback
+from mgpo.serving.limits import Limits, is_loopback
 from mgpo.serving.run import ServeRequest, build
-from mgpo.serving.wire import _image
-
-
-def client(url, key="none"):
-    return openai.OpenAI(base_url=url + "/v1", api_key=key, max_retries=0, timeout=60)
-
-
-def post(url, body, headers=None):
-    """Status and JSON of a request."""
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"} | (headers or {}))
-    try:
-        with urllib.request.urlopen(request, timeout=60) as reply:
-            return reply.status, json.loads(reply.read())
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
-
-
-def chat(url, content, **changes):
-    body = {"model": "colours", "messages": [{"role": "user", "content": content}]} | changes
-    return post(url + "/v1/chat/completions", body)
 
 
 def test_the_official_client_gets_the_answer_and_the_trace(start):
@@ -190,8 +168,6 @@ def test_a_photograph_of_100_megapixels_passes(start):
     assert status == 200 and found["mgpo"]["image_size"] == [11_648, 8_736]
 
 
-IMAGE = {"type": "image_url", "image_url": {"url": uri(picture())}}
-ASKED = {"type": "text", "text": "Which?"}
 REFUSED = {
     "two images": ([ASKED, IMAGE, IMAGE], {}, 400, "exactly one image, not 2"),
     "no image": ("Which?", {}, 400, "exactly one image, not 0"),
@@ -316,44 +292,3 @@ def test_a_question_that_breaks_its_batch_breaks_alone(start, policy):
         found = list(pool.map(lambda text: chat(url, message(picture((4, 5, 6)), text)["content"]), texts))
     assert [status for status, _ in found] == [200, 500, 200, 200] and max(n for n, *_ in policy.batches) > 1
     assert all(body["choices"][0]["message"]["content"] == "4,5,6" for status, body in found if status == 200)
-
-
-@pytest.mark.parametrize("url", ["http://evil.example?@good.example/x", "http://evil.example#@good.example", "ftp://good.example/x",
-                                 "http://me@good.example/x", "http://good.example.evil.example/x"])  # fmt: skip
-def test_only_named_hosts_are_fetched_from(url):
-    limits = Limits(image_hosts=("good.example",))
-    assert _image("https://good.example:8443/a.png", limits) == "https://good.example:8443/a.png"
-    with pytest.raises(ApiError, match="data URI"):
-        _image(url, limits)
-
-
-def test_an_allowed_url_is_fetched_and_a_dead_one_is_told(start):
-    url, _ = start(Limits(image_hosts=("127.0.0.1",)))
-    status, found = chat(url, [ASKED, {"type": "image_url", "image_url": {"url": url + "/healthz"}}])
-    assert status == 400 and "could not be read" in found["error"]["message"], "it was fetched, and is no image"
-    status, found = chat(url, [ASKED, {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/a.png"}}])
-    assert status == 400 and "could not be fetched" in found["error"]["message"]
-
-
-def test_half_a_character_is_no_text(start):
-    url, _ = start()
-    assert chat(url, [IMAGE, {"type": "text", "text": "Which \ud800?"}])[0] == 400
-
-
-@pytest.mark.parametrize("path", ["/etc/hostname", "https://example.org/a.png", "http://127.0.0.1:9/a.png"])
-def test_the_page_reads_no_file_and_fetches_no_url(start, path, tmp_path):
-    url, _ = start(page=True)
-    config = json.loads(urllib.request.urlopen(url + "/config", timeout=30).read())
-    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    for index in range(len(config["dependencies"])):
-        body = {"data": [file, "Which?", ""], "fn_index": index, "session_hash": f"s{index}"}
-        status, _ = post(url + "/gradio_api/queue/join", body)
-        if status == 200:
-            with urllib.request.urlopen(f"{url}/gradio_api/queue/data?session_hash=s{index}", timeout=30) as events:
-                told = b"".join(line for line in events if b"close_stream" not in line).decode()
-            assert (
-                "/tmp/gradio" not in told
-                and "process_completed" in told
-                and '"success": true' not in told.replace('"success":true', '"success": true')
-                or "Choose" in told
-            )

@@ -6,6 +6,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,7 @@ def convert(rows: Rows, to: str, folder: Path, split: str) -> tuple[Path, int]:
 def to_jsonl(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
     """The project's own form. Images that are files stay where they are, named relative to the folder."""
     file, count = folder / f"{split}.jsonl", 0
-    aside = file.with_name(file.name + ".part")
-    with aside.open("w", encoding="utf-8") as out:
+    with _whole(file) as aside, aside.open("w", encoding="utf-8") as out:
         for count, row in enumerate(rows, 1):
             question = Question.from_row(row)
             line = {
@@ -52,7 +52,6 @@ def to_jsonl(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
                 "gold_boxes": [list(box) for box in question.gold_boxes_px_original], "id": question.id or str(count),
             }  # fmt: skip
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
-    os.replace(aside, file)
     return file, count
 
 
@@ -102,13 +101,12 @@ def to_vstar(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
         ValueError: a question has no choices, or several right ones: V* has neither.
     """
     file, count = folder / "test_questions.jsonl", 0
-    aside = file.with_name(file.name + ".part")
-    with aside.open("w", encoding="utf-8") as out:
+    with _whole(file) as aside, aside.open("w", encoding="utf-8") as out:
         for count, row in enumerate(rows, 1):
             question = Question.from_row(row)
             if not question.choices or question.answer not in LETTERS:
                 raise ValueError(f"Question {question.id!r} has no single right choice, which V*'s layout needs.")
-            category = question.category.replace("/", "_") or "direct_attributes"
+            category = question.category.replace("/", "_").lstrip(".") or "direct_attributes"
             stem = folder / category / f"sa_{count:05d}"
             stem.parent.mkdir(exist_ok=True)
             image = stem.with_suffix(".png")
@@ -125,13 +123,20 @@ def to_vstar(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
             line = {"image": f"{category}/{image.name}", "text": text, "category": question.category,
                     "label": question.answer, "question_id": question.id or str(count)}  # fmt: skip
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
-    os.replace(aside, file)
     return file, count
 
 
 WRITERS: dict[str, Callable[[Rows, Path, str], tuple[Path, int]]] = {
     "jsonl": to_jsonl, "trl": to_trl, "verl": to_verl, "vstar": to_vstar,
 }  # fmt: skip
+
+
+@contextmanager
+def _whole(file: Path) -> Iterator[Path]:
+    """A path to write to; the file appears under its own name when all of it is there."""
+    aside = file.with_name(file.name + ".part")
+    yield aside
+    os.replace(aside, file)
 
 
 def _with_choices(question: Question) -> str:

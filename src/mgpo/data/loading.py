@@ -13,7 +13,7 @@ from typing import Any
 
 from mgpo.data.reading import BadRow, RawRow
 from mgpo.data.schemas import PICTURE_COLUMNS
-from mgpo.data.sources import files_of, question_row, read_questions, refuse_typo
+from mgpo.data.sources import files_of, question_row, read_questions, refuse_typo, undecoded
 from mgpo.worlds.needle import load_needle, resized
 
 TOLD = 5
@@ -55,9 +55,8 @@ def load_questions(
         refuse_typo(name)
         return _mapped(datasets.load_dataset(name, split=split), name, Path())
     rows = list(usable(read_questions(name, split), name))
-    columns = dict.fromkeys(
-        column for row in rows for column in row
-    )  # from_list would keep those of the first row alone
+    # from_list would keep the columns of the first row alone
+    columns = dict.fromkeys(column for row in rows for column in row)
     rows = [dict.fromkeys(columns) | row for row in rows]
     try:
         return datasets.Dataset.from_list(rows)
@@ -93,17 +92,8 @@ def count_usable(rows: Iterable[dict[str, Any] | BadRow], name: str) -> int:
 
 def _mapped(data: Any, name: str, root: Path) -> Any:
     """A dataset with embedded pictures, each row read when it is drawn; texts and answers are checked now."""
-    data = data.with_format(None)
-    import datasets
-
-    pictures = [column for column in PICTURE_COLUMNS if column in data.features]
-    for column in pictures:
-        kind = data.features[column]
-        if isinstance(kind, datasets.Image):
-            data = data.cast_column(column, datasets.Image(decode=False))
-        elif isinstance(getattr(kind, "feature", None), datasets.Image):
-            data = data.cast_column(column, datasets.List(datasets.Image(decode=False)))
-    embedded = [c for c in pictures if not _holds_text(data.features[c])]
+    data = undecoded(data)
+    embedded = [c for c in PICTURE_COLUMNS if c in data.features and not _holds_text(data.features[c])]
     texts = data.remove_columns(embedded)  # whole pictures would be read for nothing
     stand_in = dict.fromkeys(embedded, PLACEHOLDER)
     count_usable((question_row(RawRow(r | stand_in, f"{name} row {n}", root)) for n, r in enumerate(texts, 1)), name)

@@ -1,7 +1,7 @@
 """What the rows of known datasets mean: each layout is recognised by its columns and read into `Question`'s fields.
 
 Sources of the layouts: the datasets' own files and cards, lmms-eval, VLMEvalKit, verl, EasyR1 and DeepEyes; see
-`docs/data.md` for one row of each. Choices keep their order, except where a dataset lists the right one first (V*'s own
+`docs/data.md` for their columns. Choices keep their order, except where a dataset lists the right one first (V*'s own
 files): those are put into an order that depends on nothing but the row's text.
 """
 

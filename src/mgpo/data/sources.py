@@ -130,11 +130,18 @@ def refuse_typo(name: str) -> None:
 def _hub_rows(name: str, split: str, config: str | None) -> Iterator[RawRow]:
     import datasets
 
-    data = datasets.load_dataset(name, config, split=split, streaming=True)
+    data = undecoded(datasets.load_dataset(name, config, split=split, streaming=True))
+    for number, row in enumerate(data, 1):
+        yield RawRow(row, f"{name} {split} row {number}", Path())
+
+
+def undecoded(data: Any) -> Any:
+    """A dataset of `datasets` whose image columns give files as they are: `mgpo.imaging` decodes, within its limits."""
+    import datasets
+
     for column, kind in (data.features or {}).items():
         if isinstance(kind, datasets.Image):
             data = data.cast_column(column, datasets.Image(decode=False))
         elif isinstance(getattr(kind, "feature", None), datasets.Image):
             data = data.cast_column(column, datasets.List(datasets.Image(decode=False)))
-    for number, row in enumerate(data, 1):
-        yield RawRow(row, f"{name} {split} row {number}", Path())
+    return data

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 from mgpo.engines.tokens import TurnTokens
 from mgpo.imaging import PixelBudget
@@ -57,16 +56,16 @@ def engine_settings(budget: PixelBudget) -> Iterator[None]:
     """While TRL builds a colocated engine: the run's pixel budget for vLLM's own image processor."""
     from trl.generation import vllm_generation
 
-    if getattr(vllm_generation, "LLM", None) is None:
-        yield
-        return
-    made = partial(
-        vllm_generation.LLM,
+    stock = getattr(vllm_generation, "LLM", None)  # missing where vLLM is: TRL says so itself
+    vllm_generation.LLM = stock and partial(
+        stock,
         mm_processor_kwargs={"min_pixels": budget.min_pixels, "max_pixels": budget.max_pixels},
         limit_mm_per_prompt={"image": IMAGES_PER_PROMPT, "video": 0},
     )
-    with patch.object(vllm_generation, "LLM", made):
+    try:
         yield
+    finally:
+        vllm_generation.LLM = stock
 
 
 class VLLMRollout:

@@ -19,7 +19,6 @@ from mgpo.asking import limits_for, protocol_for, trained_with
 from mgpo.data.question import Question
 from mgpo.data.texts import letter_choices, split_choices
 from mgpo.engines.local import LocalPolicy
-from mgpo.photograph import Photograph
 from mgpo.protocol import Episode
 from mgpo.rewards import boxed, chosen_letter
 from mgpo.rollout import run_episodes
@@ -102,7 +101,7 @@ class MGPO(lmms):
         text, options = split_choices(context)
         choices = letter_choices(options, "A")[0] if options else []
         question = Question(images[0], text or context, tuple(choices), id=f"{task}/{doc_id}")
-        return Episode(question, Photograph(images[0]), self.protocol)
+        return Episode(question, images[0], self.protocol)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Not how a policy that looks twice is scored."""

@@ -101,9 +101,10 @@ class Batcher:
             self.inside -= 1
 
     def _prepare(self, image: Any, question: str, choices: list[str]) -> Episode:
-        """Decode before the batch, so that a damaged image stops its own request only."""
+        """Decode what a region will be cut from before the batch, so that a damaged image stops its own request only."""
         episode = self.vqa.episode(image() if callable(image) else image, question, choices)
-        _ = episode.original.image
+        if self.vqa.protocol.looks_again:
+            _ = episode.original.image
         return episode
 
     async def _work(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from mgpo.imaging import DEFAULT_MAX_IMAGE_PIXELS
@@ -34,7 +34,7 @@ class Limits:
     waiting: int = 256
     batch: int = 16
     seconds: float = 120.0
-    image_hosts: tuple[str, ...] = field(default_factory=tuple)
+    image_hosts: tuple[str, ...] = ()
 
 
 class ApiError(Exception):

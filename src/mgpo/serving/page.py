@@ -21,14 +21,13 @@ from fastapi import FastAPI  # noqa: E402
 from fastapi.responses import JSONResponse  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
 
-from mgpo.data.question import LETTERS  # noqa: E402
 from mgpo.grounded import Turn  # noqa: E402
 from mgpo.imaging import ImageError, PixelBudget  # noqa: E402
 from mgpo.photograph import Photograph  # noqa: E402
 from mgpo.picture import BOX_COLOUR  # noqa: E402
 from mgpo.serving.app import answer  # noqa: E402
 from mgpo.serving.limits import ApiError  # noqa: E402
-from mgpo.serving.wire import read_question  # noqa: E402
+from mgpo.serving.wire import read_question, spoken  # noqa: E402
 from mgpo.worlds.needle import needle_rows  # noqa: E402
 
 SHOWN = PixelBudget(64 * 784, 1000 * 784)
@@ -68,9 +67,9 @@ class UploadsOnly:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """One request; only JSON for gradio's own API is looked at."""
+        """One request; of gradio's own API, all but uploads is looked at, whatever it calls itself."""
         kind = dict(scope.get("headers", ())).get(b"content-type", b"")
-        if scope["type"] != "http" or "/gradio_api/" not in scope["path"] or not kind.startswith(b"application/json"):
+        if scope["type"] != "http" or "/gradio_api/" not in scope["path"] or kind.startswith(b"multipart/"):
             return await self.app(scope, receive, send)
         body, more = b"", True
         while more:
@@ -160,10 +159,11 @@ async def ask_page(app: FastAPI, file: str | None, text: str, lines: str) -> Asy
     try:
         if not file:
             raise ApiError(400, "Choose a photograph first.", "no_image")
-        asked = read_question(await asyncio.to_thread(Path(file).read_bytes), text or "", options, app.state.limits)
-        picture = await asyncio.to_thread(
-            lambda: Photograph(asked.image, app.state.limits.image_pixels).overview(SHOWN)
-        )
+        limits = app.state.limits
+        data = await asyncio.to_thread(Path(file).read_bytes)
+        photograph = await asyncio.to_thread(Photograph, data, limits.image_pixels)
+        asked = read_question(photograph, text or "", options, limits)
+        picture = await asyncio.to_thread(photograph.overview, SHOWN)
         yield "Looking ...", picture, None, "<p>The model is looking at the whole picture.</p>"
         task = asyncio.create_task(answer(app, asked, lambda *told: events.put_nowait(told)))
         task.add_done_callback(lambda _: events.put_nowait(None))
@@ -174,10 +174,9 @@ async def ask_page(app: FastAPI, file: str | None, text: str, lines: str) -> Asy
     except (ApiError, ImageError, ValueError, ConnectionError) as error:
         yield f"**That did not work.** {_plain(getattr(error, 'message', str(error)))}", None, None, "<p>No turns.</p>"
         return
-    said = found.answer or "(no answer in the asked form)"
-    letter = f"{found.letter}. " if found.letter in tuple(LETTERS) else ""
+    said = spoken(found) if found.answer else "(no answer in the asked form)"
     shown = draw_boxes(picture, found.turns, found.episode.original.size)
-    yield f"**{_plain(letter + said)}**", shown, _last_crop(found.turns), turns_html(found.turns)
+    yield f"**{_plain(said)}**", shown, _last_crop(found.turns), turns_html(found.turns)
 
 
 def draw_boxes(picture: Image.Image, turns: tuple[Turn, ...], size: tuple[int, int]) -> Image.Image:

@@ -6,7 +6,7 @@ import base64
 import binascii
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mgpo.data.texts import split_choices, take_label
 from mgpo.engines.endpoint import png_uri
 from mgpo.grounded import Answer, Turn
+from mgpo.photograph import Photograph
 from mgpo.serving.limits import ApiError, Limits
 
 NOT_SUPPORTED = {
@@ -50,15 +51,15 @@ class ChatRequest(BaseModel):
 
 @dataclass(frozen=True)
 class Asked:
-    """One question, taken out of a request. `image` is bytes, or a URL on an allowed host."""
+    """One question, taken out of a request. `image` is bytes, a photograph, or a URL on an allowed host."""
 
-    image: bytes | str
+    image: bytes | str | Photograph
     question: str
     choices: list[str]
     temperature: float = 0.0
     answer_tokens: int | None = None
     crops: bool = False
-    stream: bool = field(default=False)
+    stream: bool = False
 
 
 def read_request(request: ChatRequest, limits: Limits) -> Asked:
@@ -86,7 +87,7 @@ def read_request(request: ChatRequest, limits: Limits) -> Asked:
 
 
 def read_question(
-    image: bytes | str, text: str, choices: list[str], limits: Limits, temperature: float = 0.0,
+    image: bytes | str | Photograph, text: str, choices: list[str], limits: Limits, temperature: float = 0.0,
     tokens: int | None = None, crops: bool = False, stream: bool = False,
 ) -> Asked:  # fmt: skip
     """A question with its choices, which may stand in the text line by line ("A. red")."""

@@ -1,0 +1,49 @@
+"""What a request cannot make the server do: read its files, or fetch from where it was not told to."""
+
+import json
+import urllib.request
+
+import pytest
+from served import ASKED, IMAGE, chat, post
+
+from mgpo.serving.limits import ApiError, Limits
+from mgpo.serving.wire import _image
+
+
+@pytest.mark.parametrize("url", ["http://evil.example?@good.example/x", "http://evil.example#@good.example", "ftp://good.example/x",
+                                 "http://me@good.example/x", "http://good.example.evil.example/x"])  # fmt: skip
+def test_only_named_hosts_are_fetched_from(url):
+    limits = Limits(image_hosts=("good.example",))
+    assert _image("https://good.example:8443/a.png", limits) == "https://good.example:8443/a.png"
+    with pytest.raises(ApiError, match="data URI"):
+        _image(url, limits)
+
+
+def test_an_allowed_url_is_fetched_and_a_dead_one_is_told(start):
+    url, _ = start(Limits(image_hosts=("127.0.0.1",)))
+    status, found = chat(url, [ASKED, {"type": "image_url", "image_url": {"url": url + "/healthz"}}])
+    assert status == 400 and "could not be read" in found["error"]["message"], "it was fetched, and is no image"
+    status, found = chat(url, [ASKED, {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/a.png"}}])
+    assert status == 400 and "could not be fetched" in found["error"]["message"]
+
+
+def test_half_a_character_is_no_text(start):
+    url, _ = start()
+    assert chat(url, [IMAGE, {"type": "text", "text": "Which \ud800?"}])[0] == 400
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/x+json"])
+@pytest.mark.parametrize("path", ["/etc/hostname", "https://example.org/a.png", "http://127.0.0.1:9/a.png"])
+def test_the_page_reads_no_file_and_fetches_no_url(start, path, kind):
+    url, _ = start(page=True)
+    config = json.loads(urllib.request.urlopen(url + "/config", timeout=30).read())
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    for index in range(len(config["dependencies"])):
+        body = {"data": [file, "Which?", ""], "fn_index": index, "session_hash": f"s{index}"}
+        status, told = post(url + "/gradio_api/queue/join", body, {"Content-Type": kind})
+        if "://" in path:
+            assert status == 400 and "URLs are not fetched" in told["error"]["message"]
+            continue
+        assert status == 200
+        with urllib.request.urlopen(f"{url}/gradio_api/queue/data?session_hash=s{index}", timeout=30) as events:
+            assert "was not uploaded by a user" in events.read().decode()
