@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+
+from mgpo.errors import RunError, Stopped
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console()
@@ -277,9 +280,16 @@ def main() -> None:
     """Entry point: a wrong setting is a sentence, not a traceback."""
     try:
         app()
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"[bold red]mgpo:[/bold red] {escape(str(error))}", markup=True, highlight=False)
+    except (ValueError, OSError, RunError) as error:
+        _say(str(error))
         sys.exit(2)
+    except Stopped as stopped:
+        _say(str(stopped))
+        sys.exit(128 + signal.SIGTERM)  # what a shell reports of a program that SIGTERM ended
+
+
+def _say(sentence: str) -> None:
+    Console(stderr=True).print(f"[bold red]mgpo:[/bold red] {escape(sentence)}", markup=True, highlight=False)
 
 
 if __name__ == "__main__":

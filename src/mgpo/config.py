@@ -28,6 +28,8 @@ class DataArguments:
     dataset_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_seed: int = field(default=0, metadata={"help": "needle: seed of the questions."})
     dataset_size: int = field(default=2000, metadata={"help": "needle: number of questions."})
+    dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on, with eval_strategy."})
+    dataset_test_size: int = field(default=100, metadata={"help": "Questions to evaluate on at most."})
     needle_megapixels: float | None = field(default=None, metadata={"help": "needle: canvas area, if not the split's."})
     needle_backgrounds: str | None = field(default=None, metadata={"help": "needle: folder of photographs to draw on."})
     use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters instead of all weights."})

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mgpo.data.question import Question
+from mgpo.files import write_whole
 from mgpo.report import print_results, write_report
 from mgpo.worlds.needle import needle_rows
 from mgpo.worlds.scene import EVAL_SPLITS
@@ -75,7 +76,7 @@ def run_experiment(plan: Plan) -> Path:
         _train_all(plan, progress)
         rows = _evaluate_all(plan, progress)
     results = plan.out / "results.json"
-    results.write_text(json.dumps(rows, indent=1) + "\n")
+    write_whole(results, json.dumps(rows, indent=1) + "\n")
     print_results(rows, console)
     report = _report(plan, rows, time.time() - started)
     console.print(f"results: {results}\nreport:  {report}")
@@ -163,7 +164,7 @@ def _mark(folder: Path) -> dict[str, Any] | None:
 
 
 def _write_mark(folder: Path, mark: dict[str, Any]) -> None:
-    (folder / "plan.json").write_text(json.dumps(mark) + "\n")
+    write_whole(folder / "plan.json", json.dumps(mark) + "\n")
 
 
 def _finish_training(plan: Plan, job: tuple[str, int], process: subprocess.Popen) -> None:
@@ -233,8 +234,7 @@ def evaluate_split(plan: Plan, split: str, seed: int) -> list[dict[str, Any]]:
         if split == "test":
             episodes = [result.episode for result in results[name][:GALLERY]]
             save_trajectories(episodes, plan.out / "trajectories" / f"{name}_seed{seed}.jsonl")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(rows, indent=1) + "\n")
+    write_whole(file, json.dumps(rows, indent=1) + "\n")
     return rows
 
 

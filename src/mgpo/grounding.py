@@ -15,9 +15,14 @@ import math
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 
 MAX_JSON_CHARS = 4_000
-"""A longer JSON block is no box; it also bounds the time that any text can cost."""
+"""A longer JSON block is no box."""
+MAX_TEXT_CHARS = 200_000
+"""A longer turn is not searched for a box. With the other two limits it bounds the time that any text can cost."""
+MAX_BLOCKS = 32
+"""Fenced blocks of a turn that are read; a turn that names one region needs one."""
 
 _FENCE = re.compile(r"```[ \t]*(?:json|JSON)?[ \t]*\r?\n?(.*?)(?:```|\Z)", re.DOTALL)
 
@@ -39,7 +44,7 @@ class BoxStatus(StrEnum):
     NO_JSON = "no_json"
     """The turn holds no fenced JSON and no bare list of objects."""
     TOO_LONG = "too_long"
-    """The JSON block is longer than any list of boxes needs to be."""
+    """The JSON block, or the whole turn, is longer than any list of boxes needs to be."""
     BAD_JSON = "bad_json"
     """The block is not JSON (cut off, trailing comma, NaN, nested without end)."""
     NOT_A_LIST = "not_a_list"
@@ -140,6 +145,8 @@ def read_grounding(text: str, frame: Frame, rules: BoxRules = BoxRules()) -> Gro
     Returns:
         A `Grounding`; this function does not raise.
     """
+    if len(text) > MAX_TEXT_CHARS:
+        return Grounding(BoxStatus.TOO_LONG)
     first: Grounding | None = None
     for block in _json_blocks(text):
         grounding = _read_block(block, frame, rules)
@@ -172,7 +179,7 @@ def holds_centre(box: tuple[float, ...], target: tuple[float, ...]) -> bool:
 
 def _json_blocks(text: str) -> list[str]:
     """Fenced blocks; without any, the text from the first bare list of objects on."""
-    fenced = [match.group(1).strip() for match in _FENCE.finditer(text)]
+    fenced = [match.group(1).strip() for match in islice(_FENCE.finditer(text), MAX_BLOCKS)]
     if fenced:
         return fenced
     bare = re.search(r"\[\s{0,20}\{", text)

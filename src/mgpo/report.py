@@ -22,6 +22,7 @@ from typing import Any
 from PIL import Image
 
 from mgpo.curves import curves_png, draw_curves, read_curves
+from mgpo.files import write_whole
 from mgpo.grounding import BoxStatus, holds_centre
 from mgpo.imaging import ImageError, open_image
 from mgpo.jsonl import read_jsonl
@@ -186,7 +187,7 @@ def write_report(
         found=found,
         gallery_notes=gallery_notes,
     )
-    out.write_text(page, encoding="utf-8")
+    write_whole(out, page)
     return out
 
 

@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mgpo.files import write_whole
+
 
 def begin(folder: Path, settings: dict[str, Any]) -> None:
     """Claim a folder for these settings, or go on with it.
@@ -86,11 +88,3 @@ def add_summary(folder: Path, row: dict[str, Any]) -> None:
     rows = json.loads(file.read_text()) if file.is_file() else []
     rows = [other for other in rows if other["task"] != row["task"]] + [row]
     write_whole(file, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a file so that it is never seen half-written."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(file.name + ".part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, file)

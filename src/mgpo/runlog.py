@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mgpo.files import write_whole
 from mgpo.jsonl import read_jsonl
 
 
@@ -32,4 +33,4 @@ def _forget_from(file: Path, step: int) -> None:
     """Drop what a stopped run logged after the checkpoint that this run goes on from."""
     if file.is_file():
         rows, _ = read_jsonl(file)
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows if row.get("step", 0) < step))
+        write_whole(file, "".join(json.dumps(row) + "\n" for row in rows if row.get("step", 0) < step))

@@ -37,6 +37,11 @@ class ShortAnswers:
         }
 
 
+def _as_short_answers(questions: Any, protocol: Protocol) -> Any:
+    draw = questions.format["format_kwargs"].get("transform") if questions.format["type"] == "custom" else None
+    return questions.with_transform(ShortAnswers(protocol, draw))
+
+
 def _target(question: Question) -> str:
     """The answer to learn; the first where several letters are right."""
     return question.answer.split("|")[0] if question.choices else question.answer
@@ -46,8 +51,8 @@ class ShortAnswerTrainer(RunLog, Resuming, SFTTrainer):
     """TRL's `SFTTrainer`, able to go on from a checkpoint, with a run folder's log."""
 
 
-def build_sft_trainer(data: DataArguments, config: MGPOConfig, questions: Any) -> SFTTrainer:
-    """The trainer of the supervised baseline, from the same settings as MGPO's."""
+def build_sft_trainer(data: DataArguments, config: MGPOConfig, questions: Any, asked: Any = None) -> SFTTrainer:
+    """The trainer of the supervised baseline, from the same settings as MGPO's; `asked` is what it is evaluated on."""
     from mgpo.training import model_kwargs, peft_config
 
     name = data.model_name_or_path
@@ -60,11 +65,11 @@ def build_sft_trainer(data: DataArguments, config: MGPOConfig, questions: Any) -
     shared = {f.name for f in dataclasses.fields(SFTConfig) if f.init} & {f.name for f in dataclasses.fields(config)}
     settings = {key: getattr(config, key) for key in shared - {"max_length", "model_init_kwargs", "loss_type"}}
     args = SFTConfig(**settings, max_length=None, model_init_kwargs=model_kwargs(data))
-    draw = questions.format["format_kwargs"].get("transform") if questions.format["type"] == "custom" else None
     trainer = ShortAnswerTrainer(
         model=resolve(name),
         args=args,
-        train_dataset=questions.with_transform(ShortAnswers(protocol, draw)),
+        train_dataset=_as_short_answers(questions, protocol),
+        eval_dataset=_as_short_answers(asked, protocol) if asked is not None else None,
         processing_class=processor,
         peft_config=peft_config(data),
     )

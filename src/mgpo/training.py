@@ -16,9 +16,12 @@ from typing import Any
 import yaml
 from trl import TrlParser
 
+from mgpo.checkpoints import last_complete, step_of
 from mgpo.config import SFT, DataArguments, MGPOConfig
 from mgpo.data.loading import load_questions
 from mgpo.environment import describe_environment
+from mgpo.errors import Stopped
+from mgpo.files import write_whole
 
 WAYS = (DataArguments, MGPOConfig)
 MAY_CHANGE = re.compile(
@@ -73,30 +76,33 @@ def train(data: DataArguments, config: MGPOConfig, resume: bool = True) -> Path:
 
     Raises:
         ValueError: the folder holds a run with other settings, or one that has made more steps than are asked for.
+        CheckpointError: a checkpoint could not be written or read.
+        Stopped: the run was asked to stop by SIGTERM; it is saved, and goes on when it is started again.
     """
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     trainer = build_trainer(data, config)
-    last = config.resume_from_checkpoint or (_last_checkpoint(folder) if resume else None)
+    last = config.resume_from_checkpoint or (_last_checkpoint(folder, trainer) if resume else None)
     settings = plain_settings(data, config)
+    done = step_of(Path(last)) if last else 0
     if last and not config.resume_from_checkpoint:
-        _refuse_another_run(folder, settings)
-    write_run_files(folder, settings)
-    done = _steps_of(last) if last else 0
+        _refuse_another_run(folder, settings, done)
+    if trainer.is_world_process_zero():
+        write_run_files(folder, settings)
     if done and done == config.max_steps:
         print(f"{last} has made all {done} steps already: nothing to train.")
         trainer._load_from_checkpoint(last)
+        trainer.log_end(last)
     else:
         trainer.train(resume_from_checkpoint=last)
+    if trainer.stopped:
+        made = trainer.state.global_step
+        raise Stopped(f"Stopped by SIGTERM after step {made}. Start it again to go on from {folder}/checkpoint-{made}.")
     trainer.save_model(str(folder))
     return folder
 
 
-def _steps_of(checkpoint: str) -> int:
-    return json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"]
-
-
-def _refuse_another_run(folder: Path, settings: dict[str, Any]) -> None:
+def _refuse_another_run(folder: Path, settings: dict[str, Any], done: int) -> None:
     """A checkpoint's optimizer and schedule belong to the settings that it was made with."""
     file = folder / "config.yaml"
     before = yaml.safe_load(file.read_text()) if file.is_file() else settings
@@ -107,7 +113,6 @@ def _refuse_another_run(folder: Path, settings: dict[str, Any]) -> None:
             f"{folder} holds a run with other settings ({told}). Give the new run a folder of its own by --output_dir, or "
             "delete this one."
         )
-    done = _steps_of(_last_checkpoint(folder))
     if 0 < settings["max_steps"] < done:
         raise ValueError(
             f"{folder} holds a run of {done} steps already, more than max_steps={settings['max_steps']}. Give the new run "
@@ -127,23 +132,25 @@ def enough_questions(config: MGPOConfig, rows: int, name: str) -> None:
 
 def build_trainer(data: DataArguments, config: MGPOConfig) -> Any:
     """The trainer of a recipe, ready to run."""
-    questions = load_questions(
-        data.dataset_name,
-        data.dataset_split,
-        data.dataset_seed,
-        data.dataset_size,
-        data.needle_megapixels,
-        data.needle_backgrounds,
-    )
+    questions = _questions(data, data.dataset_split, data.dataset_size)
     enough_questions(config, len(questions), data.dataset_name)
+    asked = None
+    if config.eval_strategy != "no":
+        asked = _questions(data, data.dataset_test_split, data.dataset_test_size)
+        asked = asked.select(range(min(len(asked), data.dataset_test_size)))
     if config.method == SFT:
         from mgpo.sft import build_sft_trainer
 
-        return build_sft_trainer(data, config, questions)
+        return build_sft_trainer(data, config, questions, asked)
     from mgpo.trainer import MGPOTrainer
 
     config.model_init_kwargs = model_kwargs(data) | (config.model_init_kwargs or {})
-    return MGPOTrainer(data.model_name_or_path, config, questions, peft_config=peft_config(data))
+    return MGPOTrainer(data.model_name_or_path, config, questions, eval_dataset=asked, peft_config=peft_config(data))
+
+
+def _questions(data: DataArguments, split: str, size: int) -> Any:
+    more = data.needle_megapixels, data.needle_backgrounds
+    return load_questions(data.dataset_name, split, data.dataset_seed, size, *more)
 
 
 def model_kwargs(data: DataArguments) -> dict[str, Any]:
@@ -178,8 +185,8 @@ def plain_settings(data: DataArguments, config: MGPOConfig) -> dict[str, Any]:
 
 def write_run_files(folder: Path, settings: dict[str, Any]) -> None:
     """`config.yaml` and `environment.json`."""
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=True))
-    (folder / "environment.json").write_text(json.dumps(describe_environment(), indent=2) + "\n")
+    write_whole(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=True))
+    write_whole(folder / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
 
 
 def _without_secrets(value: Any) -> Any:
@@ -189,7 +196,10 @@ def _without_secrets(value: Any) -> Any:
     return [_without_secrets(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _last_checkpoint(folder: Path) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
-
-    return get_last_checkpoint(str(folder))
+def _last_checkpoint(folder: Path, trainer: Any) -> str | None:
+    """The newest complete checkpoint; others are told of."""
+    last, skipped = last_complete(folder)
+    if trainer.is_world_process_zero():
+        for line in skipped:
+            print(line)
+    return str(last) if last else None

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from mgpo.files import write_whole
 from mgpo.imaging import PixelBudget
 from mgpo.protocol import Episode
 from mgpo.rewards import boxed, chosen_letter, is_correct
@@ -62,7 +63,7 @@ def save_trajectories(episodes: Sequence[Episode], file: Path, step: int | None 
     for number, episode in enumerate(episodes):
         row = {"step": step} | with_pictures(trajectory(episode), episode, file.parent, f"{file.stem}_{number}")
         lines.append(json.dumps(row, ensure_ascii=False))
-    file.write_text("\n".join(lines) + "\n")
+    write_whole(file, "\n".join(lines) + "\n")
 
 
 def with_pictures(row: dict[str, Any], episode: Episode, folder: Path, stem: str) -> dict[str, Any]:

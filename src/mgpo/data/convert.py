@@ -6,13 +6,13 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from mgpo.data.question import LETTERS, Question
+from mgpo.files import whole
 from mgpo.imaging import open_image
 
 Rows = Iterable[dict[str, Any]]
@@ -43,7 +43,7 @@ def convert(rows: Rows, to: str, folder: Path, split: str) -> tuple[Path, int]:
 def to_jsonl(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
     """The project's own form. Images that are files stay where they are, named relative to the folder."""
     file, count = folder / f"{split}.jsonl", 0
-    with _whole(file) as aside, aside.open("w", encoding="utf-8") as out:
+    with whole(file) as aside, aside.open("w", encoding="utf-8") as out:
         for count, row in enumerate(rows, 1):
             question = Question.from_row(row)
             line = {
@@ -101,7 +101,7 @@ def to_vstar(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
         ValueError: a question has no choices, or several right ones: V* has neither.
     """
     file, count = folder / "test_questions.jsonl", 0
-    with _whole(file) as aside, aside.open("w", encoding="utf-8") as out:
+    with whole(file) as aside, aside.open("w", encoding="utf-8") as out:
         for count, row in enumerate(rows, 1):
             question = Question.from_row(row)
             if not question.choices or question.answer not in LETTERS:
@@ -129,14 +129,6 @@ def to_vstar(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
 WRITERS: dict[str, Callable[[Rows, Path, str], tuple[Path, int]]] = {
     "jsonl": to_jsonl, "trl": to_trl, "verl": to_verl, "vstar": to_vstar,
 }  # fmt: skip
-
-
-@contextmanager
-def _whole(file: Path) -> Iterator[Path]:
-    """A path to write to; the file appears under its own name when all of it is there."""
-    aside = file.with_name(file.name + ".part")
-    yield aside
-    os.replace(aside, file)
 
 
 def _with_choices(question: Question) -> str:
@@ -179,12 +171,17 @@ def _bytes_of(image: Any) -> tuple[bytes, str]:
 
 
 def _parquet(rows: Rows, file: Path, row_of: Callable[[Question, int], dict[str, Any]]) -> tuple[Path, int]:
+    with whole(file) as aside:
+        return file, _write_parquet(rows, aside, row_of)
+
+
+def _write_parquet(rows: Rows, file: Path, row_of: Callable[[Question, int], dict[str, Any]]) -> int:
     import pyarrow
     import pyarrow.parquet
 
     text, boxes = pyarrow.list_(pyarrow.string()), pyarrow.list_(pyarrow.list_(pyarrow.int64()))
     kinds = {"choices": text, "gold_boxes": boxes}
-    aside, writer, count = file.with_name(file.name + ".part"), None, 0
+    writer, count = None, 0
     for batch in _batches(rows):
         made = [row_of(Question.from_row(row), count + at) for at, row in enumerate(batch, 1)]
         count += len(made)
@@ -193,12 +190,11 @@ def _parquet(rows: Rows, file: Path, row_of: Callable[[Question, int], dict[str,
             if writer is None and name in table.column_names:
                 at = table.schema.get_field_index(name)
                 table = table.set_column(at, name, table[name].cast(kind))
-        writer = writer or pyarrow.parquet.ParquetWriter(aside, table.schema)
+        writer = writer or pyarrow.parquet.ParquetWriter(file, table.schema)
         writer.write_table(table)
     if writer is not None:
         writer.close()
-        os.replace(aside, file)
-    return file, count
+    return count
 
 
 def _batches(rows: Rows) -> Iterator[list[dict[str, Any]]]:

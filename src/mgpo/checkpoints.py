@@ -1,0 +1,116 @@
+"""Checkpoints on disk: complete ones, half-written ones, and which of them a run goes on from.
+
+A checkpoint is written aside, in `.saving/` of the run folder, sealed by a `manifest.json` that lists all its files with
+their sizes, and moved into place when everything is on disk. So a folder called `checkpoint-N` is complete, unless something
+else wrote or cut it: the manifest tells.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from mgpo.errors import CheckpointError
+from mgpo.files import flush, write_whole
+
+MANIFEST = "manifest.json"
+ASIDE = ".saving"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def seal(folder: Path) -> None:
+    """Write down all files of a checkpoint; it is on disk when this returns."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
+    for file in files:
+        flush(file)
+    sizes = {str(file.relative_to(folder)): file.stat().st_size for file in files}
+    write_whole(folder / MANIFEST, json.dumps({"files": sizes}, indent=1) + "\n")
+    flush(folder)
+
+
+def flaw(folder: Path) -> str | None:
+    """Why a checkpoint cannot be used, None if it is complete."""
+    try:
+        sizes = json.loads((folder / MANIFEST).read_text())["files"]
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}, which is written last: it is half-written, or was not written by mgpo"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its {MANIFEST} cannot be read ({error})"
+    for name, size in sizes.items():
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size:,} bytes instead of {size:,}"
+    return None
+
+
+def last_complete(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest complete checkpoint of a run folder, and a sentence about each newer one that is not complete."""
+    if not run.is_dir():
+        return None, []
+    half = [place for place in (run / ASIDE).glob("checkpoint-*")]
+    told = [f"{place} was being written when the run ended: it is skipped." for place in half]
+    for place in sorted((p for p in run.iterdir() if _is_checkpoint(p)), key=step_of, reverse=True):
+        why = flaw(place)
+        if why is None:
+            return place, told
+        told.append(f"{place} is skipped: {why}.")
+    return None, told
+
+
+def step_of(checkpoint: Path) -> int:
+    """Steps that a checkpoint's run had made, by its name."""
+    match = _NAME.fullmatch(checkpoint.name)
+    if match is None:
+        raise CheckpointError(f"{checkpoint} is not called checkpoint-N.")
+    return int(match.group(1))
+
+
+def move_into_place(aside: Path, final: Path) -> None:
+    """A sealed checkpoint gets its own name; what has that name already goes first."""
+    if final.exists():
+        shutil.rmtree(final)
+    aside.rename(final)
+    flush(final.parent)
+    shutil.rmtree(aside.parent, ignore_errors=True)
+
+
+def replace_files(aside: Path, folder: Path) -> None:
+    """Move what was written aside to where it belongs, in place of what is there."""
+    for made in sorted(aside.iterdir()):
+        there = folder / made.name
+        if there.is_dir():
+            shutil.rmtree(there)
+        if made.is_file():
+            flush(made)
+        os.replace(made, there)
+    flush(folder)
+    shutil.rmtree(aside.parent, ignore_errors=True)
+
+
+def is_about_the_disk(error: Exception) -> bool:
+    """Whether an error is the disk's. safetensors and tokenizers raise errors of their own, with the system's number."""
+    return isinstance(error, OSError) or "os error" in str(error).lower() or "i/o error" in str(error).lower()
+
+
+def cannot_write(run: Path, step: int, error: Exception) -> CheckpointError:
+    """The error for a checkpoint that the disk did not take; nothing of it is left."""
+    shutil.rmtree(run / ASIDE, ignore_errors=True)
+    good, _ = last_complete(run)
+    kept = f"{good} is complete: the run goes on from there" if good else "There is none yet: the run begins again"
+    try:
+        free = f" ({shutil.disk_usage(run).free / 1e9:.1f} GB are free there)"
+    except OSError:
+        free = ""
+    return CheckpointError(
+        f"The checkpoint of step {step} could not be written to {run}{free}: {error}. {kept} when it is started again with "
+        "room and rights to write there."
+    )
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.is_dir() and _NAME.fullmatch(path.name) is not None

@@ -1,0 +1,138 @@
+"""A training run in a process of its own that tells what it is doing, so that it can be killed while it does it."""
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import statistics
+import time
+from contextlib import contextmanager
+
+import torch
+
+from mgpo.config import MGPOConfig
+from mgpo.trainer import MGPOTrainer
+from mgpo.training import parse, train
+
+PHASES = {
+    "rollout": "_generate_and_score_completions",
+    "update": "training_step",
+    "checkpoint": "_save_checkpoint",
+    "evaluation": "evaluate",
+}
+SETTINGS = (
+    "--per_device_train_batch_size 4 --num_generations 2 --learning_rate 2e-4 --lr_scheduler_type cosine --beta 0.0 "
+    "--max_grounding_tokens 12 --max_answer_tokens 6 --max_reply_tokens 160 --no_gradient_checkpointing "
+    "--extra_reward_funcs support.even_ids --use_cpu true --disable_tqdm true --seed 0 --freeze_vision_tower true "
+    # A generation serves two updates, logs and checkpoints fall between each other's steps.
+    "--max_steps 11 --steps_per_generation 2 --save_steps 3 --logging_steps 2 --trajectories_every 1 "
+    "--eval_strategy steps --eval_steps 4 --per_device_eval_batch_size 4"
+).split()
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["killing"])
+
+
+def settings(model, data, folder, *more):
+    where = ["--model_name_or_path", str(model), "--dataset_name", str(data), "--output_dir", str(folder)]
+    return parse([*where, *SETTINGS, *more], MGPOConfig)
+
+
+def _live(pipe, model, data, folder, more, prepare):
+    """The whole life of the process: a training run, phases of which are told through the pipe."""
+    torch.set_num_threads(1)
+    os.dup2(os.open(folder.with_suffix(".log"), os.O_CREAT | os.O_APPEND | os.O_WRONLY), 1)
+    os.dup2(1, 2)
+    if prepare is not None:
+        prepare()
+    for phase, method in PHASES.items():
+        setattr(MGPOTrainer, method, _told(getattr(MGPOTrainer, method), phase, pipe))
+    train(*settings(model, data, folder, *more))
+    pipe.send(("end", None))
+
+
+def _told(method, phase, pipe):
+    def told(trainer, *args, **kwargs):
+        pipe.send((phase, trainer.state.global_step))
+        try:
+            return method(trainer, *args, **kwargs)
+        finally:
+            pipe.send((None, phase))
+
+    return told
+
+
+@contextmanager
+def running(model, data, folder, *more, prepare=None):
+    """A process that trains, and the pipe that it tells its phases through; killed at the end if it still lives."""
+    ours, theirs = _context.Pipe(duplex=False)
+    process = _context.Process(target=_live, args=(theirs, model, data, folder, more, prepare))
+    process.start()
+    theirs.close()
+    try:
+        yield process, ours
+    finally:
+        process.kill()
+        process.join()
+
+
+def kill_within(model, data, folder, phase, times, seconds):
+    """Start the run and kill it so many seconds into its `times`-th `phase`.
+
+    Returns:
+        Whether it died in that phase; None if it ended before.
+    """
+    with running(model, data, folder) as (process, told):
+        while (event := _next(told)) is not None:
+            times -= event[0] == phase
+            if times:
+                continue
+            time.sleep(seconds)
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            while (event := _next(told)) is not None:
+                if event == (None, phase):
+                    return False
+            return True
+    return None
+
+
+def _next(told):
+    try:
+        return told.recv()
+    except (EOFError, OSError):
+        return None
+
+
+def run_through(model, data, folder, *more, prepare=None):
+    """Start the run and let it end: its exit status, and the median seconds of each phase."""
+    seconds, begun = {phase: [] for phase in PHASES}, {}
+    with running(model, data, folder, *more, prepare=prepare) as (process, told):
+        while (event := _next(told)) is not None:
+            phase, detail = event
+            if phase in PHASES:
+                begun[phase] = time.monotonic()
+            elif phase is None:
+                seconds[detail].append(time.monotonic() - begun[detail])
+        process.join()
+        return process.exitcode, {phase: statistics.median(values or [0]) for phase, values in seconds.items()}
+
+
+def killed_often(model, data, folder, phase, kills, seconds, seed):
+    """A run that died so many times in a phase, each time at a random moment of it, and then was left to end."""
+    rng, died = random.Random(seed), 0
+    for _ in range(4 * kills):
+        within = kill_within(model, data, folder, phase, rng.randint(1, 2), rng.uniform(0, seconds))
+        if within is None:  # it ended first: a run that cannot be killed any more tells nothing
+            shutil.rmtree(folder)
+        died = 0 if within is None else died + within
+        if died == kills:
+            break
+    status, _ = run_through(model, data, folder)
+    assert status == 0, log_of(folder)
+    return died
+
+
+def log_of(folder):
+    """The end of what a process printed."""
+    return folder.with_suffix(".log").read_text()[-3000:]
