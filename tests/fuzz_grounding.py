@@ -12,22 +12,26 @@ with atheris.instrument_imports(include=["mgpo.grounding", "json.decoder", "json
 from hostile_texts import RULES, assert_total
 from test_grounding import TABLE
 
+seen = set()
+
 
 def read(data):
     """One input: its first byte chooses the rules, the rest is the text."""
     provider = atheris.FuzzedDataProvider(data)
     rules = RULES[provider.ConsumeBool()]
-    assert_total(provider.ConsumeUnicode(sys.maxsize), rules)
+    status = assert_total(provider.ConsumeUnicode(sys.maxsize), rules)
+    if status not in seen:
+        seen.add(status)
+        print(f"reached: {status}", file=sys.stderr, flush=True)  # libFuzzer ends without a last word of ours
 
 
 if __name__ == "__main__":
     corpus = Path(tempfile.mkdtemp(prefix="fuzz-grounding-"))
     for number, (text, _) in enumerate(TABLE):
-        # ConsumeUnicode: a first byte of 1 means that what follows is ASCII, 2 that it is UTF-16
-        kind = b"\x01" if text.isascii() else b"\x02"
-        (corpus / str(number)).write_bytes(
-            kind + (text.encode("ascii") if text.isascii() else text.encode("utf-16-le")) + b"\x00"
-        )
+        # ConsumeBool takes the first byte; ConsumeUnicode the next: 1 means ASCII, 2 UTF-16
+        ascii_kind = text.isascii()
+        body = text.encode("ascii") if ascii_kind else text.encode("utf-16-le", "surrogatepass")
+        (corpus / str(number)).write_bytes(b"\x00" + (b"\x01" if ascii_kind else b"\x02") + body)
     words = ["```json", "```", '"bbox_2d"', '"label"', "[{", "}]", "NaN", "Infinity", "1e9", ": ["]
     dictionary = corpus.with_suffix(".dict")
     dictionary.write_text("".join('"' + word.replace('"', '\\"') + '"\n' for word in words))

@@ -3,17 +3,19 @@
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
 import statistics
+import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
-from mgpo.config import MGPOConfig
+from mgpo.cli import main
 from mgpo.trainer import MGPOTrainer
-from mgpo.training import parse, train
 
 PHASES = {
     "rollout": "_generate_and_score_completions",
@@ -31,11 +33,16 @@ SETTINGS = (
 ).split()
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["killing"])
+# The server of Python 3.11 forgets where modules are, and each process would import everything anew.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+)
 
 
-def settings(model, data, folder, *more):
+def command(model, data, folder, *more):
+    """Arguments of `mgpo`."""
     where = ["--model_name_or_path", str(model), "--dataset_name", str(data), "--output_dir", str(folder)]
-    return parse([*where, *SETTINGS, *more], MGPOConfig)
+    return ["train", *where, *SETTINGS, *more]
 
 
 def _live(pipe, model, data, folder, more, prepare):
@@ -47,8 +54,8 @@ def _live(pipe, model, data, folder, more, prepare):
         prepare()
     for phase, method in PHASES.items():
         setattr(MGPOTrainer, method, _told(getattr(MGPOTrainer, method), phase, pipe))
-    train(*settings(model, data, folder, *more))
-    pipe.send(("end", None))
+    sys.argv = ["mgpo", *command(model, data, folder, *more)]
+    main()
 
 
 def _told(method, phase, pipe):
@@ -104,6 +111,29 @@ def _next(told):
         return None
 
 
+def terminated_at(model, data, folder, step):
+    """Start the run and send it SIGTERM while it makes the step after this one; its exit status."""
+    with running(model, data, folder) as (process, told):
+        while (event := _next(told)) is not None:
+            if event == ("update", step):
+                os.kill(process.pid, signal.SIGTERM)
+                step = None
+        process.join()
+        return process.exitcode
+
+
+def files_no_larger_than_a_megabyte_after_the_first_checkpoint():
+    """A disk that is full: the kernel refuses every write beyond the limit."""
+    save = MGPOTrainer._save_checkpoint
+
+    def limited(trainer, *args):
+        if trainer.state.global_step > 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+        return save(trainer, *args)
+
+    MGPOTrainer._save_checkpoint = limited
+
+
 def run_through(model, data, folder, *more, prepare=None):
     """Start the run and let it end: its exit status, and the median seconds of each phase."""
     seconds, begun = {phase: [] for phase in PHASES}, {}
@@ -134,5 +164,5 @@ def killed_often(model, data, folder, phase, kills, seconds, seed):
 
 
 def log_of(folder):
-    """The end of what a process printed."""
-    return folder.with_suffix(".log").read_text()[-3000:]
+    """What the processes of a run printed."""
+    return folder.with_suffix(".log").read_text()

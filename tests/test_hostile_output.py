@@ -77,3 +77,5 @@ def test_coverage_guided_fuzzing_finds_nothing(tmp_path):
     ran = subprocess.run(command, capture_output=True, text=True, cwd=script.parent, timeout=280)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert "Done 200000 runs" in ran.stderr, ran.stderr[-3000:]
+    reached = {line.split()[-1] for line in ran.stderr.splitlines() if line.startswith("reached: ")}
+    assert {str(status) for status in BoxStatus} - reached <= {"too_narrow"}, reached

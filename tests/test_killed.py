@@ -1,12 +1,18 @@
-"""Runs that are killed by SIGKILL at random moments end as the run that nobody killed, to the bit."""
+"""Runs that are killed, terminated or left without a disk end as the run that nothing happened to, to the bit."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
+import killing
 import pytest
 import torch
-from killing import killed_often, log_of, run_through
+from killing import killed_often, log_of, run_through, terminated_at
 from safetensors.torch import load_file
 
+from mgpo.checkpoints import flaw
 from mgpo.tree import load_tree
 
 TIMES = ("time", "runtime", "per_second")
@@ -84,6 +90,43 @@ def test_the_comparison_would_notice(whole, tmp_path):
     assert len({row["grad_norm"] for row in rows if "loss" in row}) == 5  # it learns in every step that is logged
 
 
+def test_sigterm_finishes_the_step_saves_and_exits(whole, random_tiny, questions, tmp_path):
+    """Step 5 is no step to save at, and the rollouts of its generation still wait for their second update."""
+    folder = tmp_path / "run"
+    assert terminated_at(random_tiny, questions, folder, 4) == 128 + signal.SIGTERM
+    assert f"Start it again to go on from {folder}/checkpoint-5" in " ".join(log_of(folder).split())
+    assert "Traceback" not in log_of(folder) and not (folder / "model.safetensors").exists()
+    assert flaw(folder / "checkpoint-5") is None
+    assert run_through(random_tiny, questions, folder)[0] == 0, log_of(folder)
+    assert_same_run(whole[0], folder)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(whole, random_tiny, questions, tmp_path):
+    folder, full = tmp_path / "run", killing.files_no_larger_than_a_megabyte_after_the_first_checkpoint
+    status, _ = run_through(random_tiny, questions, folder, prepare=full)
+    told = " ".join(log_of(folder).split())
+    assert status == 2 and "The checkpoint of step 6 could not be written" in told and "Traceback" not in told
+    assert f"{folder}/checkpoint-3 is complete: the run goes on from there" in told
+    assert {place.name for place in folder.iterdir() if place.is_dir()} == {"checkpoint-3", "trajectories"}
+    assert run_through(random_tiny, questions, folder)[0] == 0, log_of(folder)
+    assert_same_run(whole[0], folder)
+
+
+def test_a_half_written_checkpoint_is_skipped_with_a_message(whole, random_tiny, questions, tmp_path):
+    """Two kinds: one that its run was writing when it died, one that something else cut."""
+    folder = tmp_path / "run"
+    assert run_through(random_tiny, questions, folder)[0] == 0, log_of(folder)
+    cut = folder / "checkpoint-9" / "optimizer.safetensors"
+    cut.write_bytes(cut.read_bytes()[:1000])
+    (folder / ".saving").mkdir()
+    (folder / "checkpoint-11").rename(folder / ".saving" / "checkpoint-11")
+    assert run_through(random_tiny, questions, folder)[0] == 0, log_of(folder)
+    told = log_of(folder)
+    assert f"{folder}/.saving/checkpoint-11 was being written when the run ended: it is skipped." in told
+    assert f"{folder}/checkpoint-9 is skipped: optimizer.safetensors has 1,000 bytes instead of " in told
+    assert_same_run(whole[0], folder)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("phase", ["rollout", "update", "checkpoint", "evaluation"])
@@ -92,3 +135,39 @@ def test_a_run_killed_five_times_ends_as_the_one_that_was_not(phase, whole, rand
     unharmed, seconds = whole
     assert killed_often(random_tiny, questions, tmp_path / "run", phase, 5, seconds[phase], seed=len(phase)) == 5
     assert_same_run(unharmed, tmp_path / "run")
+
+
+def in_own_mounts(script, *arguments):
+    """Run a shell script that may mount file systems of its own; skip where the machine does not allow that."""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount in a namespace of their own")
+    words = ["unshare", "-rm", "sh", "-c", script, "sh", *map(str, arguments)]
+    ran = subprocess.run(
+        words, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "500"}
+    )
+    return ran.returncode, ran.stdout + ran.stderr
+
+
+@pytest.mark.slow
+def test_a_real_disk_that_fills_up(random_tiny, questions, tmp_path):
+    """A file system of 100 MB: two checkpoints and their rest fit, a third does not."""
+    words = killing.command(random_tiny, questions, tmp_path / "disk" / "run")
+    script = f"mount -t tmpfs -o size=100m tmpfs {tmp_path}/disk && {sys.executable} -m mgpo $@; echo status $?; "
+    script += f"ls -A {tmp_path}/disk/run"
+    (tmp_path / "disk").mkdir()
+    _, told = in_own_mounts(script, *words)
+    assert "status 2" in told and "No space left on device" in told and "could not be written" in told, told[-2000:]
+    left = told.partition("status 2")[2].split()
+    assert "checkpoint-3" in left and ".saving" not in left and "is complete: the run goes on from there" in told, told[
+        -2000:
+    ]
+
+
+@pytest.mark.slow
+def test_a_read_only_folder_is_refused_at_once(random_tiny, questions, tmp_path):
+    (tmp_path / "run").mkdir()
+    words = killing.command(random_tiny, questions, tmp_path / "run")
+    script = f"mount -t tmpfs tmpfs {tmp_path}/run && mount -o remount,ro {tmp_path}/run && {sys.executable} -m mgpo $@"
+    status, told = in_own_mounts(script, *words)
+    assert status == 2 and "cannot be written to" in told and "Choose another --output_dir" in told, told[-2000:]
+    assert "Traceback" not in told

@@ -1,13 +1,17 @@
 """A run that was stopped and resumed is the run that was not stopped: weights, optimizer and metrics, to the bit."""
 
 import json
+import pickle
+import shutil
 
 import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import make_trainer
 
 from mgpo import training
+from mgpo.errors import CheckpointError
 from mgpo.training import parse, train
 from mgpo.tree import load_tree
 
@@ -87,3 +91,70 @@ def test_a_run_folder_is_complete(runs):
         assert {"config.yaml", "environment.json", "metrics.jsonl", "model.safetensors", "trajectories"} <= {
             file.name for file in folder.iterdir()
         }
+
+
+def test_no_file_of_a_run_is_a_pickle(runs):
+    """Pickles of torch are zip archives or begin with byte 0x80."""
+    for folder in runs:
+        files = [file for file in folder.rglob("*") if file.is_file()]
+        assert not [
+            f
+            for f in files
+            if f.suffix in (".pt", ".pth", ".bin", ".pkl") or f.read_bytes()[:2] in (b"PK", b"\x80\x02")
+        ]
+
+
+class Exploit:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return (open, (str(self.file), "w"))
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth", "scheduler.pt"])
+def test_a_pickled_checkpoint_is_refused_and_never_read(name, runs, random_tiny, rows, tmp_path):
+    whole, _ = runs
+    run = tmp_path / "run"
+    shutil.copytree(whole / "checkpoint-4", run / "checkpoint-4")
+    shutil.copy(whole / "config.yaml", run)
+    with open(run / "checkpoint-4" / name, "wb") as out:
+        pickle.dump(Exploit(tmp_path / "owned"), out)
+    trainer = make_trainer(random_tiny, run, rows, max_steps=8)
+    with pytest.raises(CheckpointError, match=f"{name}, a pickle, .* is refused"):
+        trainer.train(resume_from_checkpoint=str(run / "checkpoint-4"))
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_checkpoint_of_another_program_is_refused(runs, random_tiny, rows, tmp_path):
+    shutil.copytree(runs[0] / "checkpoint-4", tmp_path / "checkpoint-4")
+    (tmp_path / "checkpoint-4" / "manifest.json").unlink()
+    trainer = make_trainer(random_tiny, tmp_path / "run", rows, max_steps=8)
+    with pytest.raises(CheckpointError, match="cannot be resumed from: it has no manifest.json"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+def test_a_reference_model_that_moves_is_resumed_too(random_tiny, rows, tmp_path):
+    """sync_ref_model: the reference is not the model that the run began with."""
+
+    def trained(folder, steps, resume=None):
+        moves = {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 0.5}
+        more = {
+            "extra_reward_funcs": ["support.even_ids"],
+            "save_strategy": "steps",
+            "save_steps": 2,
+            "learning_rate": 1e-2,
+        }
+        trainer = make_trainer(random_tiny, folder, rows, max_steps=steps, **moves, **more)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = trained(tmp_path / "whole", 4)
+    trained(tmp_path / "stopped", 2)
+    other = trained(tmp_path / "stopped", 4, str(tmp_path / "stopped" / "checkpoint-2"))
+    one, two = whole.ref_model.state_dict(), other.ref_model.state_dict()
+    assert not [name for name in one if not torch.equal(one[name], two[name])]
+    began = make_trainer(random_tiny, tmp_path / "new", rows, beta=0.1).ref_model.state_dict()
+    assert [name for name in one if not torch.equal(one[name], began[name])]

@@ -30,7 +30,8 @@ class RunLog:
 
 
 def _forget_from(file: Path, step: int) -> None:
-    """Drop what a stopped run logged after the checkpoint that this run goes on from."""
+    """Drop what a stopped run logged after the checkpoint that this run goes on from, and its line about its end."""
     if file.is_file():
         rows, _ = read_jsonl(file)
-        write_whole(file, "".join(json.dumps(row) + "\n" for row in rows if row.get("step", 0) < step))
+        kept = [row for row in rows if row.get("step", 0) < step and "train_loss" not in row]
+        write_whole(file, "".join(json.dumps(row) + "\n" for row in kept))

@@ -11,6 +11,7 @@ import difflib
 import json
 import re
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import yaml
@@ -80,7 +81,7 @@ def train(data: DataArguments, config: MGPOConfig, resume: bool = True) -> Path:
         Stopped: the run was asked to stop by SIGTERM; it is saved, and goes on when it is started again.
     """
     folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    _refuse_unwritable(folder)
     trainer = build_trainer(data, config)
     last = config.resume_from_checkpoint or (_last_checkpoint(folder, trainer) if resume else None)
     settings = plain_settings(data, config)
@@ -100,6 +101,18 @@ def train(data: DataArguments, config: MGPOConfig, resume: bool = True) -> Path:
         raise Stopped(f"Stopped by SIGTERM after step {made}. Start it again to go on from {folder}/checkpoint-{made}.")
     trainer.save_model(str(folder))
     return folder
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Now, and not when the first checkpoint is due."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"The run folder {folder} cannot be written to ({error}). Choose another --output_dir."
+        ) from error
 
 
 def _refuse_another_run(folder: Path, settings: dict[str, Any], done: int) -> None:
