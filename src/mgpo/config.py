@@ -78,6 +78,10 @@ class MGPOConfig(GRPOConfig):
     extra_reward_funcs: list[str] = field(
         default_factory=list, metadata={"help": "Further rewards in TRL's convention, as dotted paths."}
     )
+    reward_seconds: float = field(default=120.0, metadata={"help": "Limit of one call of an extra reward function."})
+    max_nonfinite_steps: int = field(
+        default=5, metadata={"help": "Stop after so many steps in a row with numbers that are not finite."}
+    )
     trajectories_every: int = field(default=20, metadata={"help": "Save rollouts every so many steps; 0 never."})
     trajectories_kept: int = field(default=8, metadata={"help": "Rollouts to save each time."})
     log_multimodal: bool = field(default=False, metadata={"help": "Gather all images of a batch for TRL's log."})

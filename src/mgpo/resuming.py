@@ -33,7 +33,14 @@ from mgpo.tree import load_tree, save_tree
 
 STATE = "optimizer.safetensors"
 REFERENCE = "reference.safetensors"
-COUNTERS = ("_step", "_tr_loss", "_total_loss_scalar", "_globalstep_last_logged", "_total_train_tokens")
+COUNTERS = (
+    "_step",
+    "_tr_loss",
+    "_total_loss_scalar",
+    "_globalstep_last_logged",
+    "_total_train_tokens",
+    "_nonfinite_in_a_row",
+)
 """Attributes of transformers' and TRL's trainers that a checkpoint must hold for the next log to be the same."""
 PICKLES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "training_args.bin")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,12 @@ class RunLog:
             self._log_begun = True
             _forget_from(file, self.state.global_step)
         with file.open("a") as out:
-            out.write(json.dumps(self.state.log_history[-1]) + "\n")
+            out.write(json.dumps(_finite(self.state.log_history[-1])) + "\n")
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """Null for what JSON has no number for."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
 def _forget_from(file: Path, step: int) -> None:

@@ -33,6 +33,7 @@ from mgpo.engines.pixel_memory import pixels_once
 from mgpo.engines.tokens import TurnTokens
 from mgpo.engines.vision_cache import towers
 from mgpo.engines.vllm_rollout import banned_words, engine_settings
+from mgpo.finite import FiniteSteps
 from mgpo.metrics import episode_metrics
 from mgpo.photograph import Photograph
 from mgpo.protocol import Episode, Method, Protocol
@@ -48,7 +49,7 @@ def _environment() -> None:
     """Marks the trainer as multi-turn for TRL; never called, never shown to the model."""
 
 
-class MGPOTrainer(RunLog, Resuming, SharedPrefix, VLLMSampling, GRPOTrainer):
+class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, VLLMSampling, GRPOTrainer):
     """Trains a policy to look twice.
 
     Args:
@@ -86,13 +87,14 @@ class MGPOTrainer(RunLog, Resuming, SharedPrefix, VLLMSampling, GRPOTrainer):
             else {"suppress_tokens": self.turn_tokens.banned_ids()}
         )
         args.generation_kwargs = banned | (args.generation_kwargs or {})
-        rewards = [accuracy_reward, *(load_dotted(path) for path in args.extra_reward_funcs)]
+        extra = [self._watched(load_dotted(path), args.reward_seconds) for path in args.extra_reward_funcs]
+        self._begin_step()
         self._episodes: list[Episode] = []
         self._turn_limit, self._is_last_turn = args.max_grounding_tokens, False
         with engine_settings(self.protocol.budget) if args.use_vllm else nullcontext():
             super().__init__(
                 model=resolve(model) if isinstance(model, str) else model,
-                reward_funcs=rewards,
+                reward_funcs=[accuracy_reward, *extra],
                 args=args,
                 train_dataset=train_dataset,
                 processing_class=processor,
