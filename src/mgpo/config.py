@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import copy
+from bisect import bisect_right
+from dataclasses import dataclass, field, replace
 
 from trl import GRPOConfig
 
@@ -133,6 +135,49 @@ class MGPOConfig(GRPOConfig):
                 f"max_completion_length={self.max_completion_length} cannot hold the longest episode: {told} = {needed} "
                 f"tokens. Set max_completion_length to {needed}, or leave it out to have it computed."
             )
+
+    def fit_context(self, protocol: Protocol, most: int | None) -> None:
+        """Prove that the longest possible episode fits into the model's context of `most` tokens; None: not known.
+
+        Raises:
+            ValueError: it does not; the message says what would.
+        """
+        parts = self.episode_parts(protocol)
+        needed = sum(parts.values())
+        if most is None or needed <= most:
+            return
+        words = " + ".join(f"{tokens} {name}" for name, tokens in parts.items())
+        fitting = self.changes_that_fit(protocol, most)
+        what = ", or ".join(f"{name}={value}" for name, value in fitting.items())
+        raise ValueError(
+            f"The longest episode takes {needed} tokens ({words}), but the model holds {most}, {needed - most} fewer. "
+            + (
+                f"The smallest change that fits: {what}."
+                if what
+                else "No setting alone makes it fit: lower several of them."
+            )
+        )
+
+    def changes_that_fit(self, protocol: Protocol, most: int) -> dict[str, int]:
+        """Single settings with which the longest episode takes at most so many tokens, the smallest change first."""
+
+        def needed(name: str, value: int) -> int:
+            changed, budget = copy.copy(self), protocol.budget
+            setattr(changed, name, value)
+            if name == "max_pixels":
+                budget = replace(budget, max_pixels=value, min_pixels=min(budget.min_pixels, value))
+            return sum(changed.episode_parts(replace(protocol, budget=budget)).values())
+
+        found = {}
+        for name in ("max_pixels", "max_answer_tokens", "max_reply_tokens", "max_grounding_tokens"):
+            pixels = name == "max_pixels"
+            unit = protocol.budget.factor**2 if pixels else 1
+            now = protocol.budget.max_pixels if pixels else getattr(self, name)
+            steps = range(4 if pixels else 1, now // unit + 1)
+            fit = bisect_right(steps, most, key=lambda step: needed(name, step * unit))  # noqa: B023 (called at once)
+            if fit:
+                found[name] = (steps[fit - 1] * unit, now)
+        return {k: value for k, (value, now) in sorted(found.items(), key=lambda item: -item[1][0] / item[1][1])}
 
     def check_vllm_length(self, protocol: Protocol) -> None:
         """Prove that the longest episode fits into vLLM's context, where that is set.

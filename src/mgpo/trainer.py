@@ -36,7 +36,7 @@ from mgpo.engines.vllm_rollout import banned_words, engine_settings
 from mgpo.finite import FiniteSteps
 from mgpo.metrics import episode_metrics
 from mgpo.photograph import Photograph
-from mgpo.protocol import Episode, Method, Protocol
+from mgpo.protocol import Episode, Method
 from mgpo.resuming import EpochSampler, Resuming
 from mgpo.rewards import accuracy_reward
 from mgpo.runlog import RunLog
@@ -102,7 +102,7 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, VLLMSampling, GRP
             )
         if self.protocol.method is Method.MGPO:
             self.tools = [_environment]
-        _check_context(self.model, args, self.protocol)
+        args.fit_context(self.protocol, getattr(self.model.config.get_text_config(), "max_position_embeddings", None))
         if args.freeze_vision_tower:
             freeze_vision_tower(self.model)
         self._share()
@@ -135,12 +135,19 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, VLLMSampling, GRP
             )
         with pixels_once(self.processing_class) if self.args.shared_prefix else nullcontext():
             output = super()._generate_and_score_completions(rows)
-        if "pixel_values" not in output:
-            raise RuntimeError("TRL dropped the images of this batch: image tokens and image features disagreed.")
+        self._check_images(output)
         if self._vllm is not None:
             self._compare_with_sampling(output)
         self._save_trajectories()
         return output
+
+    def _check_images(self, output: dict[str, Any]) -> None:
+        """What is trained on holds every image that was shown, whole: TRL would go on without the images, silently."""
+        for episode, prompt, said in zip(self._episodes, output["prompt_ids"], output["completion_ids"], strict=True):
+            images = [turn.image for turn in episode.user_turns]
+            self.turn_tokens.check([*prompt.tolist(), *said.tolist()], images, episode.question.id)
+        if "pixel_values" not in output:
+            raise RuntimeError("TRL dropped the images of this batch.")
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         """Metrics are taken here: every episode has ended, and TRL averages what is logged now over all processes."""
@@ -334,14 +341,3 @@ def model_type_of(model: Any) -> str:
 
 def _as_message(turn: Any) -> dict[str, Any]:
     return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": turn.text}]}
-
-
-def _check_context(model: Any, args: MGPOConfig, protocol: Protocol) -> None:
-    """Prove that prompt and completion fit into the model's context."""
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    needed = sum(args.episode_parts(protocol).values())
-    if most is not None and needed > most:
-        raise ValueError(
-            f"The longest episode takes {needed} tokens, but the model holds {most}. Lower max_reply_tokens, "
-            "max_answer_tokens, max_grounding_tokens or max_pixels."
-        )

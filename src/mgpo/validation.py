@@ -238,11 +238,8 @@ def _token_lines(
             f"tokens come after the first user turn. Set max_completion_length to {after}, or leave it out to have it "
             "computed."
         )
-    if context is not None and total > context:  # what the trainer refuses
-        raise ValueError(
-            f"The longest episode, {words}, takes {total} tokens, but the model holds {context}. Lower "
-            "max_reply_tokens, max_answer_tokens, max_grounding_tokens or max_pixels."
-        )
+    if images_known:
+        config.fit_context(protocol, context)
     images = "" if images_known else f" and {_count(protocol.turns, 'image')}"
     holds = "how many the model holds is not known here" if context is None else f"the model holds {context}"
     return [f"longest episode: {words} = {total} tokens{images}, {after} after the first user turn; {holds}"]
