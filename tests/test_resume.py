@@ -48,7 +48,7 @@ def lines(folder, steps):
 def runs(random_tiny, rows, tmp_path_factory):
     """An uninterrupted run of eight steps, and one that was stopped after four and started again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "load_questions", lambda *_: datasets.Dataset.from_list(rows))
+        patch.setattr(training, "_questions", lambda *_: datasets.Dataset.from_list(rows))
         whole = run(tmp_path_factory.mktemp("whole"), random_tiny, "--max_steps", "8")
         stopped = run(tmp_path_factory.mktemp("stopped"), random_tiny, "--max_steps", "4")
         torch.manual_seed(12345)  # another process would not know where this one's generators stand

@@ -89,7 +89,7 @@ def test_no_secret_is_written(recipe, random_tiny, monkeypatch):
 
 @pytest.fixture
 def sft(random_tiny, tmp_path, rows, monkeypatch):
-    monkeypatch.setattr(training, "load_questions", lambda *_: datasets.Dataset.from_list(rows))
+    monkeypatch.setattr(training, "_questions", lambda *_: datasets.Dataset.from_list(rows))
     argv = ["--model_name_or_path", str(random_tiny), "--output_dir", str(tmp_path / "run"), "--method", "sft", *RUN]
     return parse(argv)
 
@@ -158,7 +158,7 @@ def test_a_resumed_supervised_run_starts_from_its_weights(sft):
 
 def test_a_run_folder_s_settings_are_a_recipe(random_tiny, rows, tmp_path, monkeypatch):
     """`config.yaml` is written as resolved, and can be read again to the same settings."""
-    monkeypatch.setattr(training, "load_questions", lambda *_: datasets.Dataset.from_list(rows))
+    monkeypatch.setattr(training, "_questions", lambda *_: datasets.Dataset.from_list(rows))
     argv = ["--model_name_or_path", str(random_tiny), "--output_dir", str(tmp_path / "run"), *TINY_RUN]
     data, config = parse(argv)
     folder = training.train(data, config)
@@ -169,7 +169,7 @@ def test_a_run_folder_s_settings_are_a_recipe(random_tiny, rows, tmp_path, monke
 
 
 def test_a_finished_run_is_neither_trained_further_nor_mixed_with_another(random_tiny, rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "load_questions", lambda *_: datasets.Dataset.from_list(rows))
+    monkeypatch.setattr(training, "_questions", lambda *_: datasets.Dataset.from_list(rows))
     argv = ["--model_name_or_path", str(random_tiny), "--output_dir", str(tmp_path / "run"), *TINY_RUN]
     folder = training.train(*parse(argv))
     before = (folder / "model.safetensors").read_bytes()

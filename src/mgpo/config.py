@@ -13,6 +13,7 @@ from mgpo.imaging import PixelBudget
 from mgpo.protocol import CropFrame, Method, Protocol
 
 SFT = "sft"
+ON_BAD_ROW = ("fail", "skip")
 METHODS = (Method.MGPO, Method.GRPO, SFT)
 
 
@@ -34,6 +35,13 @@ class DataArguments:
     dataset_test_size: int = field(default=100, metadata={"help": "Questions to evaluate on at most."})
     needle_megapixels: float | None = field(default=None, metadata={"help": "needle: canvas area, if not the split's."})
     needle_backgrounds: str | None = field(default=None, metadata={"help": "needle: folder of photographs to draw on."})
+    on_bad_row: str = field(
+        default="fail",
+        metadata={"help": "Rows that cannot be trained on: fail before the first step, or skip and list."},
+    )
+    check_images: bool = field(
+        default=True, metadata={"help": "Decode every image before the first step; false: read headers only."}
+    )
     use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters instead of all weights."})
     lora_r: int = field(default=16, metadata={"help": "Rank of LoRA."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale of LoRA."})
@@ -42,6 +50,10 @@ class DataArguments:
         default=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
         metadata={"help": "Regular expression of the modules that get adapters."},
     )
+
+    def __post_init__(self) -> None:
+        if self.on_bad_row not in ON_BAD_ROW:
+            raise ValueError(f"on_bad_row={self.on_bad_row!r} is unknown. Choose one of: {', '.join(ON_BAD_ROW)}.")
 
 
 @dataclass

@@ -243,8 +243,7 @@ class Episode:
             overview_turn = self.user_turns[0]
             assert overview_turn.image is not None
             shown, frame_box, intro = overview_turn.image, (0, 0, *self.original.size), SHOW_AGAIN
-        text = intro + "\n" + asked(self.question) + "\n" + ("" if final else ASK_MORE) + ask_answer(self.question)
-        return UserTurn(text, shown, Frame(shown.size, frame_box))
+        return UserTurn(_reply_text(self.question, intro, final), shown, Frame(shown.size, frame_box))
 
 
 def neutral(text: str) -> str:
@@ -266,6 +265,18 @@ def opening_text(question: Question, protocol: Protocol) -> str:
     if protocol.method is Method.ADAPTIVE:
         return asked(question) + "\n" + ASK_REGION_IF_NEEDED[unit] + ask_answer(question)
     return asked(question) + "\n" + ask_answer(question)
+
+
+def user_texts(question: Question, protocol: Protocol) -> list[str]:
+    """All that the environment may say to this question, the first user turn first."""
+    last = [True, False][: protocol.turns - 1]  # with K = 2 the second turn is the last
+    return [opening_text(question, protocol)] + [
+        _reply_text(question, intro, final) for intro in (SHOW_CROP, SHOW_AGAIN) for final in last
+    ]
+
+
+def _reply_text(question: Question, intro: str, final: bool) -> str:
+    return intro + "\n" + asked(question) + "\n" + ("" if final else ASK_MORE) + ask_answer(question)
 
 
 def asked(question: Question) -> str:

@@ -10,13 +10,13 @@ from trl import SFTConfig, SFTTrainer
 from mgpo.config import DataArguments, MGPOConfig
 from mgpo.data.question import Question
 from mgpo.engines.families import default_coordinates
-from mgpo.engines.loading import default_budget, load_processor, resolve
+from mgpo.engines.loading import default_budget, load_processor, model_type_of, resolve
 from mgpo.engines.vision_cache import remember_towers
 from mgpo.photograph import Photograph
 from mgpo.protocol import Protocol, neutral, opening_text
 from mgpo.resuming import Resuming
 from mgpo.runlog import RunLog
-from mgpo.trainer import freeze_vision_tower, model_type_of
+from mgpo.trainer import freeze_vision_tower
 
 
 class ShortAnswers:

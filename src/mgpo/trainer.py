@@ -28,7 +28,7 @@ from trl import GRPOTrainer
 from mgpo.config import MGPOConfig
 from mgpo.data.question import Question
 from mgpo.engines.families import default_coordinates
-from mgpo.engines.loading import default_budget, load_processor, resolve
+from mgpo.engines.loading import default_budget, load_processor, model_type_of, resolve
 from mgpo.engines.pixel_memory import pixels_once
 from mgpo.engines.tokens import TurnTokens
 from mgpo.engines.vision_cache import towers
@@ -328,15 +328,6 @@ def _image_key(image: Any) -> Any:
     if isinstance(image, dict):
         return image.get("path"), image.get("bytes")
     return image if isinstance(image, (str, Path, bytes)) else id(image)
-
-
-def model_type_of(model: Any) -> str:
-    """Model type of a loaded model, a folder or a hub id."""
-    if not isinstance(model, str):
-        return model.config.model_type
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(resolve(model), trust_remote_code=False).model_type
 
 
 def _as_message(turn: Any) -> dict[str, Any]:

@@ -15,11 +15,16 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import yaml
+from accelerate.utils import gather_object
 from trl import TrlParser
 
 from mgpo.checkpoints import last_complete, step_of
 from mgpo.config import SFT, DataArguments, MGPOConfig
-from mgpo.data.loading import load_questions
+from mgpo.data.admitting import Admission, admitted
+from mgpo.data.loading import load_rows
+from mgpo.engines.families import default_coordinates
+from mgpo.engines.loading import default_budget, load_processor, model_type_of
+from mgpo.engines.tokens import TurnTokens
 from mgpo.environment import describe_environment
 from mgpo.errors import Stopped
 from mgpo.files import write_whole
@@ -145,11 +150,11 @@ def enough_questions(config: MGPOConfig, rows: int, name: str) -> None:
 
 def build_trainer(data: DataArguments, config: MGPOConfig) -> Any:
     """The trainer of a recipe, ready to run."""
-    questions = _questions(data, data.dataset_split, data.dataset_size)
+    questions = _questions(data, config, data.dataset_split, data.dataset_size)
     enough_questions(config, len(questions), data.dataset_name)
     asked = None
     if config.eval_strategy != "no":
-        asked = _questions(data, data.dataset_test_split, data.dataset_test_size)
+        asked = _questions(data, config, data.dataset_test_split, data.dataset_test_size)
         asked = asked.select(range(min(len(asked), data.dataset_test_size)))
     if config.method == SFT:
         from mgpo.sft import build_sft_trainer
@@ -161,9 +166,24 @@ def build_trainer(data: DataArguments, config: MGPOConfig) -> Any:
     return MGPOTrainer(data.model_name_or_path, config, questions, eval_dataset=asked, peft_config=peft_config(data))
 
 
-def _questions(data: DataArguments, split: str, size: int) -> Any:
+def _questions(data: DataArguments, config: MGPOConfig, split: str, size: int) -> Any:
+    """The questions of a split, each of which this policy can be asked."""
     more = data.needle_megapixels, data.needle_backgrounds
-    return load_questions(data.dataset_name, split, data.dataset_seed, size, *more)
+    loaded = load_rows(data.dataset_name, split, data.dataset_seed, size, *more)
+    if data.dataset_name == "needle":
+        return loaded.questions
+    listing = Path(config.output_dir) / f"skipped_{split}.jsonl"
+    share = config.process_index, config.world_size, gather_object
+    return admitted(loaded, data.dataset_name, admission_of(data, config), data.on_bad_row, listing, share)
+
+
+def admission_of(data: DataArguments, config: MGPOConfig) -> Admission:
+    """What must hold of a row for this policy and these settings."""
+    processor = load_processor(data.model_name_or_path)
+    family = default_coordinates(model_type_of(data.model_name_or_path))
+    protocol = config.protocol(default_budget(processor), family)
+    most = None if config.method == SFT else config.max_reply_tokens
+    return Admission(protocol, TurnTokens(processor).text_tokens, most, data.check_images)
 
 
 def model_kwargs(data: DataArguments) -> dict[str, Any]:

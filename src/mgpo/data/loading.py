@@ -7,7 +7,8 @@ the files, of which `datasets` maps an Arrow copy into memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,36 @@ PLACEHOLDER = "data:image/png;base64,iVBORw0KGgo="
 """Stands for a picture inside a file while the rest of its row is checked."""
 
 
-def load_questions(
+@dataclass(frozen=True)
+class Loaded:
+    """Rows that can be read, as a dataset; where each of them stands; and the rows that cannot be read."""
+
+    questions: Any
+    places: Sequence[str]
+    bad: list[BadRow]
+
+
+def load_questions(name: str, split: str = "train", **which: Any) -> Any:
+    """A dataset whose rows are questions (see `mgpo.data.question.Question`). Arguments and errors of `load_rows`.
+
+    Raises:
+        ValueError: rows cannot be used; the message names the first of them.
+    """
+    loaded = load_rows(name, split, **which)
+    if loaded.bad:
+        raise refused(loaded.bad, len(loaded.places), name)
+    return loaded.questions
+
+
+def load_rows(
     name: str,
     split: str = "train",
     seed: int = 0,
     size: int = 2000,
     megapixels: float | None = None,
     backgrounds: str | None = None,
-) -> Any:
-    """A dataset whose rows are questions (see `mgpo.data.question.Question`).
+) -> Loaded:
+    """All rows of a dataset, read once; no image is opened.
 
     Args:
         name: `needle`; a file (`.jsonl`, `.json`, `.tsv`, `.parquet`) or a folder in a layout of `mgpo.data.schemas`; or a
@@ -39,11 +61,12 @@ def load_questions(
         megapixels, backgrounds: for `needle`: canvas area and a folder of photographs, if not the split's own.
 
     Raises:
-        ValueError: rows cannot be used; the message names the first of them.
+        ValueError: the file as a whole cannot be read, or no row of it.
         FileNotFoundError: the file or folder does not exist.
     """
     if name == "needle":
-        return load_needle(split, seed, size, backgrounds, look=resized(split, megapixels))
+        questions = load_needle(split, seed, size, backgrounds, look=resized(split, megapixels))
+        return Loaded(questions, [f"needle row {number}" for number in range(1, len(questions) + 1)], [])
     import datasets
 
     path = Path(name)
@@ -54,14 +77,25 @@ def load_questions(
     if not files and not path.exists() and path.suffix == "" and not name.startswith((".", "/", "~")):
         refuse_typo(name)
         return _mapped(datasets.load_dataset(name, split=split), name, Path())
-    rows = list(usable(read_questions(name, split), name))
+    rows, bad = [], []
+    for row in read_questions(name, split):
+        (bad if isinstance(row, BadRow) else rows).append(row)
+    if not rows:
+        raise refused(bad, 0, name) if bad else ValueError(f"{name} holds no rows.")
     # from_list would keep the columns of the first row alone
     columns = dict.fromkeys(column for row in rows for column in row)
     rows = [dict.fromkeys(columns) | row for row in rows]
     try:
-        return datasets.Dataset.from_list(rows)
+        return Loaded(datasets.Dataset.from_list(rows), [row["source"] for row in rows], bad)
     except (ValueError, TypeError, OverflowError) as error:  # pyarrow's own are ValueErrors and TypeErrors
         raise ValueError(f"The rows of {name} hold values of different kinds in one column: {error}") from error
+
+
+def refused(bad: Sequence[BadRow], good: int, name: str) -> ValueError:
+    """The error that names the first of the rows that cannot be used, and counts all."""
+    more = f"\n  and {len(bad) - TOLD} more" if len(bad) > TOLD else ""
+    listed = "\n".join(f"  {row}" for row in bad[:TOLD])
+    return ValueError(f"{len(bad)} of {len(bad) + good} rows of {name} cannot be used:\n{listed}{more}")
 
 
 def usable(rows: Iterable[dict[str, Any] | BadRow], name: str) -> Iterator[dict[str, Any]]:
@@ -78,9 +112,7 @@ def usable(rows: Iterable[dict[str, Any] | BadRow], name: str) -> Iterator[dict[
             good += 1
             yield row
     if bad:
-        more = f"\n  and {len(bad) - TOLD} more" if len(bad) > TOLD else ""
-        listed = "\n".join(f"  {row}" for row in bad[:TOLD])
-        raise ValueError(f"{len(bad)} of {len(bad) + good} rows of {name} cannot be used:\n{listed}{more}")
+        raise refused(bad, good, name)
     if not good:
         raise ValueError(f"{name} holds no rows.")
 
@@ -90,14 +122,20 @@ def count_usable(rows: Iterable[dict[str, Any] | BadRow], name: str) -> int:
     return sum(1 for _ in usable(rows, name))
 
 
-def _mapped(data: Any, name: str, root: Path) -> Any:
+def _mapped(data: Any, name: str, root: Path) -> Loaded:
     """A dataset with embedded pictures, each row read when it is drawn; texts and answers are checked now."""
     data = undecoded(data)
     embedded = [c for c in PICTURE_COLUMNS if c in data.features and not _holds_text(data.features[c])]
     texts = data.remove_columns(embedded)  # whole pictures would be read for nothing
     stand_in = dict.fromkeys(embedded, PLACEHOLDER)
-    count_usable((question_row(RawRow(r | stand_in, f"{name} row {n}", root)) for n, r in enumerate(texts, 1)), name)
-    return data.with_transform(_ReadRows(name, root))
+    good, bad = [], []
+    for number, row in enumerate(texts):
+        read = question_row(RawRow(row | stand_in, f"{name} row {number + 1}", root))
+        bad.append(read) if isinstance(read, BadRow) else good.append(number)
+    if not good:
+        raise refused(bad, 0, name) if bad else ValueError(f"{name} holds no rows.")
+    kept = data.select(good) if bad else data
+    return Loaded(kept.with_transform(_ReadRows(name, root)), [f"{name} row {number + 1}" for number in good], bad)
 
 
 def _holds_text(kind: Any) -> bool:

@@ -128,3 +128,10 @@ def default_budget(processor: Any) -> PixelBudget:
     size = dict(processor.image_processor.size)
     factor = processor.image_processor.patch_size * processor.image_processor.merge_size
     return PixelBudget(size["shortest_edge"], size["longest_edge"], factor)
+
+
+def model_type_of(model: Any) -> str:
+    """Model type of a loaded model, a folder or a hub id."""
+    if not isinstance(model, str):
+        return model.config.model_type
+    return AutoConfig.from_pretrained(resolve(model), trust_remote_code=False).model_type

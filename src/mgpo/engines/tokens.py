@@ -63,6 +63,11 @@ class TurnTokens:
             raise RuntimeError("The chat template rewrites earlier turns, so turns cannot be appended to a rollout.")
         return whole[end:] if closed else whole[end - 1 :]
 
+    def text_tokens(self, text: str, opening: bool) -> int:
+        """Tokens that a user turn takes at most besides its image (its two delimiters count as text)."""
+        turn = UserTurn(text, None, None)
+        return 2 + len(self.opening(turn) if opening else self.reply(turn, closed=False))
+
     def banned_ids(self) -> list[int]:
         """Special tokens that must never be sampled: a sampled vision placeholder has no image features."""
         ends = {self.eos_id, self.tokenizer.pad_token_id}

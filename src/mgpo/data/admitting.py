@@ -1,0 +1,121 @@
+"""Before the first step: each row is looked at as training will use it, and refused by file, row and reason, or admitted.
+
+A photograph that turns out to be cut off, or a question that does not fit, would otherwise stop a run after hours. Every
+image is decoded once (JPEGs at a reduced scale, in threads); several processes share the work.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from mgpo.data.loading import Loaded, refused
+from mgpo.data.question import Question
+from mgpo.data.reading import BadRow
+from mgpo.files import write_whole
+from mgpo.photograph import Photograph
+from mgpo.protocol import Protocol, user_texts
+
+AT_ONCE = min(8, os.cpu_count() or 1)
+MANY = 200
+"""From so many rows on, a bar shows how far it is."""
+
+
+class Admission:
+    """What must hold of a question for this policy.
+
+    Args:
+        protocol: how it is asked; its pixel budget says how it is shown.
+        text_tokens: tokens that a user turn with this text takes, without its image; `opening` for the first one.
+        most_text_tokens: `max_reply_tokens`, None for no limit.
+        decode: decode each image; otherwise its header is read only.
+    """
+
+    def __init__(
+        self, protocol: Protocol, text_tokens: Callable[[str, bool], int], most_text_tokens: int | None, decode: bool
+    ) -> None:
+        self.protocol, self.text_tokens, self.most = protocol, text_tokens, most_text_tokens
+        self.decode = decode
+        self.frame = max(text_tokens("", opening) for opening in (True, False))
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """Look at one row.
+
+        Raises:
+            ValueError: it cannot be trained on; the message says why.
+        """
+        question = Question.from_row(row)
+        for number, text in enumerate(user_texts(question, self.protocol)):
+            self._check_text(text, number == 0)
+        photograph = Photograph(question.image)
+        self.protocol.budget.fit(photograph.size)
+        if self.decode:
+            photograph.overview(self.protocol.budget)
+            photograph.drop()
+
+    def _check_text(self, text: str, opening: bool) -> None:
+        try:
+            size = len(text.encode())
+        except UnicodeEncodeError as error:
+            raise ValueError("its text holds half of a character (a lone surrogate)") from error
+        if self.most is None or self.frame + size <= self.most:  # no token is shorter than a byte
+            return
+        tokens = self.text_tokens(text, opening)
+        if tokens > self.most:
+            raise ValueError(
+                f"its text takes {tokens} tokens in a user turn, more than max_reply_tokens={self.most}: raise that, or "
+                "shorten the question"
+            )
+
+
+def admitted(loaded: Loaded, name: str, admission: Admission, on_bad_row: str, listing: Path, share: Any = None) -> Any:
+    """The dataset without the rows that cannot be trained on.
+
+    Args:
+        loaded: what was read.
+        name: of the dataset, for messages.
+        admission: what must hold of a row.
+        on_bad_row: `fail`: an error if there is any; `skip`: bad rows are left out, listed and counted.
+        listing: file of the rows that were left out (JSON lines: where, why).
+        share: (this process, processes, gather a list from all) where several share the work.
+
+    Raises:
+        ValueError: there are bad rows, and they are not to be skipped; or no row is left.
+    """
+    rank, processes, gather = share or (0, 1, list)
+    mine = range(rank, len(loaded.places), processes)
+    found = gather(_look(loaded, mine, admission))
+    bad = loaded.bad + [BadRow(loaded.places[number], why) for number, why in sorted(found)]
+    if not bad:
+        return loaded.questions
+    left = len(loaded.places) - len(found)
+    if on_bad_row == "fail" or not left:
+        raise ValueError(f"{refused(bad, left, name)}\n--on_bad_row skip trains without them, and lists them.")
+    if rank == 0:
+        write_whole(listing, "".join(json.dumps({"where": r.where, "why": r.reason}) + "\n" for r in bad))
+        print(f"{len(bad)} of {len(bad) + left} rows of {name} are skipped; they are listed in {listing}.")
+    kept = sorted(set(range(len(loaded.places))) - {number for number, _ in found})
+    return loaded.questions.select(kept)
+
+
+def _look(loaded: Loaded, numbers: Sequence[int], admission: Admission) -> list[tuple[int, str]]:
+    """Rows of these numbers that cannot be trained on, and why."""
+
+    def why(number: int) -> tuple[int, str] | None:
+        try:
+            admission(loaded.questions[number])
+        except (ValueError, TypeError, OSError, MemoryError) as error:
+            return number, str(error)
+        return None
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        looked = pool.map(why, numbers)
+        if len(numbers) > MANY:
+            looked = track(looked, "checking rows", total=len(numbers), transient=True)
+        return [found for found in looked if found is not None]
