@@ -190,3 +190,15 @@ def test_training_parses_every_shipped_recipe_as_it_is():
 def test_the_command_prints_the_lines(recipe):
     result = CliRunner().invoke(app, ["validate", str(recipe()), "--num_gpus", "2"])
     assert result.exit_code == 0 and "on 2 devices" in result.output, result.output
+
+
+def test_rows_that_will_be_skipped_are_counted(tmp_path, recipe):
+    from PIL import Image
+
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    row = '{"image": "a.png", "question": "Which?", "choices": ["red", "blue"], "answer": "%s"}\n'
+    (tmp_path / "train.jsonl").write_text((row % "A") * 40 + row % "C")
+    path = recipe(dataset_name=str(tmp_path / "train.jsonl"))
+    assert "1 of 41 rows" in refused(path)
+    text = "\n".join(validate_recipe(path, ["--on_bad_row", "skip"]))
+    assert "40 questions" in text and "1 rows cannot be used and will be skipped, the first: " in text and "row 41" in text

@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 
 from mgpo.config import SFT, DataArguments, MGPOConfig
-from mgpo.data.loading import load_questions
+from mgpo.data.loading import load_rows, refused
 from mgpo.engines.families import default_coordinates
 from mgpo.engines.loading import default_budget, load_processor, resolve
 from mgpo.grounding import Coordinates
@@ -253,10 +253,15 @@ def _dataset_lines(data: DataArguments, config: MGPOConfig) -> list[str]:
         rows, lines = data.dataset_size, [f"dataset: needle, {data.dataset_size} questions, seed {data.dataset_seed}"]
     elif path.exists():
         try:
-            rows = len(load_questions(name, split))
+            loaded = load_rows(name, split)
         except FileNotFoundError as error:
             return [f"note: dataset: {error}"]
+        rows = len(loaded.places)
+        if loaded.bad and data.on_bad_row == "fail":
+            raise refused(loaded.bad, rows, name)
         lines = [f"dataset: {name}, {rows} questions"]
+        if loaded.bad:
+            lines.append(f"note: dataset: {len(loaded.bad)} rows cannot be used and will be skipped, the first: {loaded.bad[0]}")
     else:
         return [f"note: dataset: {name} is no file or folder here, so training would look for it on the hub"]
     enough_questions(config, rows, name)

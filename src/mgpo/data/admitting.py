@@ -60,11 +60,7 @@ class Admission:
             photograph.drop()
 
     def _check_text(self, text: str, opening: bool) -> None:
-        try:
-            size = len(text.encode())
-        except UnicodeEncodeError as error:
-            raise ValueError("its text holds half of a character (a lone surrogate)") from error
-        if self.most is None or self.frame + size <= self.most:  # no token is shorter than a byte
+        if self.most is None or self.frame + len(text.encode()) <= self.most:  # no token is shorter than a byte
             return
         tokens = self.text_tokens(text, opening)
         if tokens > self.most:

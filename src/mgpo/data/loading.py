@@ -18,6 +18,8 @@ from mgpo.data.sources import files_of, question_row, read_questions, refuse_typ
 from mgpo.worlds.needle import load_needle, resized
 
 TOLD = 5
+ARROW_ERRORS = (ValueError, TypeError, OverflowError, NotImplementedError)
+"""pyarrow's own errors are kinds of these."""
 PLACEHOLDER = "data:image/png;base64,iVBORw0KGgo="
 """Stands for a picture inside a file while the rest of its row is checked."""
 
@@ -86,9 +88,36 @@ def load_rows(
     columns = dict.fromkeys(column for row in rows for column in row)
     rows = [dict.fromkeys(columns) | row for row in rows]
     try:
-        return Loaded(datasets.Dataset.from_list(rows), [row["source"] for row in rows], bad)
-    except (ValueError, TypeError, OverflowError) as error:  # pyarrow's own are ValueErrors and TypeErrors
-        raise ValueError(f"The rows of {name} hold values of different kinds in one column: {error}") from error
+        table = datasets.Dataset.from_list(rows)
+    except ARROW_ERRORS:
+        odd = _of_another_kind(rows, columns)
+        bad += odd.values()
+        rows = [row for number, row in enumerate(rows) if number not in odd]
+        try:
+            table = datasets.Dataset.from_list(rows)
+        except ARROW_ERRORS as error:
+            raise ValueError(f"The rows of {name} hold values of different kinds in one column: {error}") from error
+    return Loaded(table, [row["source"] for row in rows], bad)
+
+
+def _of_another_kind(rows: Sequence[dict[str, Any]], columns: Iterable[str]) -> dict[int, BadRow]:
+    """Rows by number that hold something in a column which does not go with what the rows before them hold there."""
+    import pyarrow
+
+    odd: dict[int, BadRow] = {}
+    for column in columns:
+        held: list[Any] = []  # the first value, and the last: an empty list goes with lists of anything
+        for number, row in enumerate(rows):
+            if number in odd or row[column] is None:
+                continue
+            try:
+                pyarrow.array([*held, row[column]])
+                held = [*held[:1], row[column]]
+            except ARROW_ERRORS as error:
+                odd[number] = BadRow(
+                    row["source"], f"its column {column!r} is of another kind than in rows before: {error}"
+                )
+    return odd
 
 
 def refused(bad: Sequence[BadRow], good: int, name: str) -> ValueError:

@@ -7,6 +7,8 @@ from typing import Any
 
 LETTERS = "ABCDEF"
 Box = tuple[int, int, int, int]
+MAX_COORDINATE = 2**31
+"""Pixels; no image has a side as long."""
 
 
 @dataclass(frozen=True)
@@ -55,25 +57,27 @@ class Question:
         Raises:
             ValueError: the row has no image or no question; the message names the row's id.
         """
-        name = str(row.get("id", ""))
+        name = _as_text(row.get("id"), "id", "")
         for field in ("image", "question"):
             if row.get(field) is None:
                 raise ValueError(f"Row {name!r} has no {field!r} column. Needed are: image, question, choices, answer.")
         boxes = row.get("gold_boxes_px_original") or row.get("gold_boxes") or ()
         choices, answer = row.get("choices") or (), row.get("answer")
-        if isinstance(choices, str):
-            raise ValueError(f"Row {name!r} has text as 'choices'. Needed is a list of texts.")
+        if not isinstance(choices, (list, tuple)):
+            raise ValueError(f"Row {name!r} has {type(choices).__name__} as 'choices'. Needed is a list of texts.")
         try:
             boxes = tuple((int(x1), int(y1), int(x2), int(y2)) for x1, y1, x2, y2 in boxes)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"Row {name!r} has a gold box that is not four numbers (x1, y1, x2, y2).") from error
+        if any(abs(side) > MAX_COORDINATE for box in boxes for side in box):
+            raise ValueError(f"Row {name!r} has a gold box beyond any image.")
         return cls(
             image=row["image"],
             question=row["question"],
-            choices=tuple(choices),
+            choices=tuple(_as_text(choice, "choices", name) for choice in choices),
             answer="" if answer is None else answer,
             gold_boxes_px_original=boxes,
-            category=row.get("category") or "",
+            category=_as_text(row.get("category"), "category", name),
             id=name,
             source=row.get("source") or "",
         )
@@ -82,3 +86,12 @@ class Question:
     def chance(self) -> float:
         """Accuracy of guessing: right letters over the number of choices, 0 for an open question."""
         return len(self.answer.split("|")) / len(self.choices) if self.choices else 0.0
+
+
+def _as_text(value: Any, column: str, name: str) -> str:
+    """Text of a cell that people also write as a number; nothing for an empty one, which no choice may be."""
+    if value is None and column != "choices":
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(f"Row {name!r} has {type(value).__name__} in {column!r}. Needed is text.")
+    return str(value)

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from mgpo.data.question import Question
 from mgpo.data.reading import SUFFIXES, BadRow, RawRow, read_rows
@@ -16,6 +18,8 @@ from mgpo.data.schemas import schema_of
 
 VSTAR_FOLDERS = ("direct_attributes", "relative_position")
 """V*'s own categories; its other folders (`GPT4V-hard`, `OCR`) are left out by convention."""
+RESERVED = frozenset({"prompts", "completions", "trainer_state", "log_extra", "log_metric", "environments"})
+"""TRL calls reward functions with these beside the columns of the row."""
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -41,16 +45,47 @@ def question_row(raw: RawRow, among: Sequence[str] | None = None) -> dict[str, A
     """One row with `Question`'s fields; or why it cannot be asked. Opens no image, but a path must lead to a file."""
     try:
         row = schema_of(tuple(raw.columns), among).read(raw.columns, raw.root) | {"source": raw.where}
-        if not Question.from_row(row).answer.strip():
+        question = Question.from_row(row)
+        if not question.answer.strip():
             raise ValueError("it has no answer")
-        image = row["image"]
-        if isinstance(image, str) and not Path(image).is_file():
-            raise ValueError(f"its image {image} does not exist")
-        return row
+        _refuse_broken_text(question)
+        if taken := sorted(RESERVED & row.keys()):
+            raise ValueError(f"its column {taken[0]!r} has a name that reward functions are called with: rename it")
+        _refuse_no_image(question.image)
+        row.pop("gold_boxes", None)
+        return row | {
+            "choices": list(question.choices), "category": question.category, "id": question.id,
+            "gold_boxes_px_original": [list(box) for box in question.gold_boxes_px_original],
+        }  # fmt: skip
     except KeyError as error:
         return BadRow(raw.where, f"it has no {error}")
     except (ValueError, TypeError, AttributeError, OSError, LookupError, ArithmeticError) as error:
-        return BadRow(raw.where, str(error))
+        return BadRow(raw.where, shortened(str(error), 500))
+
+
+def _refuse_no_image(image: Any) -> None:
+    if isinstance(image, str):
+        if not Path(image).is_file():
+            raise ValueError(f"its image {shortened(image)} does not exist")
+    elif isinstance(image, Mapping):
+        if not isinstance(image.get("bytes"), bytes):
+            raise ValueError("its image has neither bytes nor a path")
+    elif not isinstance(image, (bytes, Image.Image)):
+        raise ValueError(f"its image is neither a path nor a picture, but {type(image).__name__}")
+
+
+def _refuse_broken_text(question: Question) -> None:
+    """Half of a character (a lone surrogate) can be written in JSON; no file and no tokenizer takes it."""
+    for text in (question.question, question.answer, question.category, question.id, *question.choices):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("its text holds half of a character (a lone surrogate)") from error
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """A text for a message."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
 def raw_rows(name: str, split: str, config: str | None = None) -> Iterator[RawRow | BadRow]:
