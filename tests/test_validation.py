@@ -201,4 +201,6 @@ def test_rows_that_will_be_skipped_are_counted(tmp_path, recipe):
     path = recipe(dataset_name=str(tmp_path / "train.jsonl"))
     assert "1 of 41 rows" in refused(path)
     text = "\n".join(validate_recipe(path, ["--on_bad_row", "skip"]))
-    assert "40 questions" in text and "1 rows cannot be used and will be skipped, the first: " in text and "row 41" in text
+    assert (
+        "40 questions" in text and "1 rows cannot be used and will be skipped, the first: " in text and "row 41" in text
+    )

@@ -29,7 +29,9 @@ def train(context: typer.Context) -> None:
     if not context.args:
         raise ValueError("mgpo train needs a recipe: --config recipes/tiny_mgpo.yaml, or your own.")
     data, config = parse(context.args)
-    console.print(f"run folder: {run(data, config)}")
+    folder = run(data, config)
+    if config.process_index == 0:
+        console.print(f"run folder: {folder}")
 
 
 @app.command(context_settings=OPEN)

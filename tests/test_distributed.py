@@ -1,0 +1,130 @@
+"""Two processes are one: the same global batch gives the same losses and weights; an error of one ends both."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from distributed import CASES
+from killing import command
+from safetensors.torch import load_file
+from test_killed import differing, untimed
+
+from mgpo.tree import load_tree
+
+HERE = Path(__file__).parent
+EXACT = 1e-5
+FEW = ("--per_device_train_batch_size", "2")
+"""Six questions are not enough for more on two processes."""
+
+
+def start(*words, processes=2):
+    """Run a script or module, on one core and thread per process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "accelerate.commands.launch", "--num_machines", "1", "--main_process_port", str(port)]
+    # --cpu would start one process, whatever --num_processes says; so this says several, and the environment says CPU.
+    launcher += ["--multi_gpu", "--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    words = [sys.executable, *(launcher if processes > 1 else []), *map(str, words)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), "COLUMNS": "400", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(words, capture_output=True, text=True, env=env, timeout=280)
+
+
+@pytest.fixture(scope="module")
+def questions(rows, tmp_path_factory):
+    file = tmp_path_factory.mktemp("questions") / "train.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture(scope="module")
+def runs(random_tiny, questions, tmp_path_factory):
+    """Folders of the run in one process and of the run in two."""
+    folders = []
+    for processes in (1, 2):
+        folder = tmp_path_factory.mktemp(f"in_{processes}")
+        ran = start(HERE / "distributed.py", random_tiny, questions, folder, processes=processes)
+        assert ran.returncode == 0, (ran.stdout + ran.stderr)[-4000:]
+        folders.append(folder)
+    return folders
+
+
+def logged(folder):
+    return [row for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_gradients_are_the_same(case, runs):
+    one, two = (logged(folder / case) for folder in runs)
+    assert len(one) == len(two) == 3 and all(row["grad_norm"] > 0 for row in one)
+    for key in (
+        "loss",
+        "grad_norm",
+        "reward_std",
+        "reward",
+        "grounding/valid_share",
+        "turns/1_tokens",
+        "learning_rate",
+    ):
+        assert [row[key] for row in two] == pytest.approx([row[key] for row in one], rel=EXACT, abs=1e-7), key
+    assert {row["grounding/valid_share"] for row in one} == {0.5}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weights_are_the_same(case, runs, random_tiny):
+    """Per tensor; AdamW divides by the root of tiny second moments, so single entries may differ by more."""
+    one, two = (load_file(folder / case / "model.safetensors") for folder in runs)
+    began = load_file(random_tiny / "model.safetensors")
+    apart = {name: ((two[name] - weight).norm() / weight.norm()).item() for name, weight in one.items()}
+    assert max(apart.values()) < EXACT, max(apart, key=apart.get)
+    assert sum(not torch.equal(weight, began[name]) for name, weight in one.items()) > 20
+
+
+def test_single_entries_are_the_same_without_adam(runs):
+    one, two = (load_file(folder / "sgd" / "model.safetensors") for folder in runs)
+    for name, weight in one.items():
+        assert torch.allclose(two[name], weight, rtol=EXACT, atol=EXACT * weight.abs().max().item()), name
+
+
+@pytest.mark.slow
+def test_an_error_on_one_process_ends_all_with_its_message(random_tiny, questions, tmp_path):
+    """The other one waits in a collective call; nobody waits for it."""
+    words = command(
+        random_tiny,
+        questions,
+        tmp_path / "run",
+        *FEW,
+        "--extra_reward_funcs",
+        "distributed.fails_on_the_second_process",
+    )
+    begun = time.monotonic()
+    ran = start("-m", "mgpo", *words)
+    assert ran.returncode != 0 and "The answer key of question q3 is broken." in ran.stdout + ran.stderr
+    assert time.monotonic() - begun < 60 + 30  # half a minute is the start of two processes
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert "rank      : 1" in ran.stderr  # the launcher names it
+
+
+@pytest.mark.slow
+def test_two_processes_resume_as_one_does(random_tiny, questions, tmp_path):
+    """Each process goes on with its own random numbers and its own waiting rollouts: equal to the bit."""
+    stopped, whole = tmp_path / "run", tmp_path / "kept"
+    for _ in range(2):
+        ran = start("-m", "mgpo", *command(random_tiny, questions, stopped, *FEW))
+        assert ran.returncode == 0, ran.stderr[-3000:]
+        if not whole.exists():
+            shutil.copytree(stopped, whole)
+            for step in (6, 9, 11):
+                shutil.rmtree(stopped / f"checkpoint-{step}")
+    for name in ("model", "process_0", "process_1"):
+        file = f"checkpoint-11/{name}.safetensors"
+        read = load_file if name == "model" else load_tree
+        assert not differing(untimed(read(whole / file)), untimed(read(stopped / file))), name
+    assert untimed(logged(whole)) == untimed(logged(stopped))
