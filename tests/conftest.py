@@ -1,37 +1,24 @@
-"""What all tests share: no network, one thread, and a checkpoint folder with random weights."""
+"""What all tests share: no network but loopback, one thread, and a checkpoint folder with random weights."""
 
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import socket
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-LOOPBACK = ("127.", "localhost", "::1", "0.0.0.0")
+HERE = Path(__file__).parent
+# What a test starts is watched too: `startup/sitecustomize.py` is loaded by every Python process.
+sys.path.append(str(HERE / "startup"))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(HERE / "startup")]))
 
+import offline  # noqa: E402
 
-@pytest.fixture(scope="session", autouse=True)
-def no_network():
-    """A test that reaches for the network fails by name; loopback (servers under test) and Unix sockets pass."""
-    patch = pytest.MonkeyPatch()
-
-    def guarded(method):
-        real = getattr(socket.socket, method)
-
-        def connect(self, address, *args):
-            if isinstance(address, tuple) and not str(address[0]).startswith(LOOPBACK):
-                raise RuntimeError(f"A test tried to reach the network: {address}.")
-            return real(self, address, *args)
-
-        return connect
-
-    for method in ("connect", "connect_ex"):
-        patch.setattr(socket.socket, method, guarded(method))
-    yield
-    patch.undo()
+offline.forbid()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,6 +16,7 @@ from killing import command
 from safetensors.torch import load_file
 from test_killed import differing, untimed
 
+from mgpo.checkpoints import last_complete, step_of
 from mgpo.tree import load_tree
 
 HERE = Path(__file__).parent
@@ -24,16 +25,22 @@ FEW = ("--per_device_train_batch_size", "2")
 """Six questions are not enough for more on two processes."""
 
 
-def start(*words, processes=2):
-    """Run a script or module, on one core and thread per process."""
+def launched(*words, processes=2):
+    """The command that runs a script or module in so many processes, of one thread each, and its environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launcher = ["-m", "accelerate.commands.launch", "--num_machines", "1", "--main_process_port", str(port)]
     # --cpu would start one process, whatever --num_processes says; so this says several, and the environment says CPU.
     launcher += ["--multi_gpu", "--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
-    words = [sys.executable, *(launcher if processes > 1 else []), *map(str, words)]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), "COLUMNS": "400", "ACCELERATE_USE_CPU": "true"}
+    paths = os.pathsep.join([str(HERE), os.environ["PYTHONPATH"]])
+    env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "COLUMNS": "400", "ACCELERATE_USE_CPU": "true"}
+    return [sys.executable, *(launcher if processes > 1 else []), *map(str, words)], os.environ | env
+
+
+def start(*words, processes=2):
+    """Run it to its end."""
+    words, env = launched(*words, processes=processes)
     return subprocess.run(words, capture_output=True, text=True, env=env, timeout=280)
 
 
@@ -93,7 +100,6 @@ def test_single_entries_are_the_same_without_adam(runs):
         assert torch.allclose(two[name], weight, rtol=EXACT, atol=EXACT * weight.abs().max().item()), name
 
 
-@pytest.mark.slow
 def test_an_error_on_one_process_ends_all_with_its_message(random_tiny, questions, tmp_path):
     """The other one waits in a collective call; nobody waits for it."""
     words = command(
@@ -128,3 +134,20 @@ def test_two_processes_resume_as_one_does(random_tiny, questions, tmp_path):
         read = load_file if name == "model" else load_tree
         assert not differing(untimed(read(whole / file)), untimed(read(stopped / file))), name
     assert untimed(logged(whole)) == untimed(logged(stopped))
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_launcher_saves_on_all(random_tiny, questions, tmp_path):
+    """The launcher hands the signal on; all processes stop after the same step, and a new start goes on from it."""
+    folder = tmp_path / "run"
+    words, env = launched("-m", "mgpo", *command(random_tiny, questions, folder, *FEW, "--max_steps", "60"))
+    process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not (folder / "metrics.jsonl").exists():
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        time.sleep(0.1)
+    process.terminate()
+    said, _ = process.communicate(timeout=60)
+    last, skipped = last_complete(folder)
+    assert last is not None and not skipped and f"Start it again to go on from {last}" in said, said[-3000:]
+    ran = start("-m", "mgpo", *command(random_tiny, questions, folder, *FEW, "--max_steps", str(step_of(last) + 2)))
+    assert ran.returncode == 0 and (folder / f"checkpoint-{step_of(last) + 2}").is_dir(), ran.stderr[-3000:]

@@ -158,3 +158,23 @@ def test_a_reference_model_that_moves_is_resumed_too(random_tiny, rows, tmp_path
     assert not [name for name in one if not torch.equal(one[name], two[name])]
     began = make_trainer(random_tiny, tmp_path / "new", rows, beta=0.1).ref_model.state_dict()
     assert [name for name in one if not torch.equal(one[name], began[name])]
+
+
+@pytest.mark.parametrize(
+    "how", [("--method", "sft"), ("--use_peft", "true"), ("--use_peft", "true", "--beta", "0.1")], ids=" ".join
+)
+def test_other_ways_of_training_resume_too(how, random_tiny, rows, tmp_path, monkeypatch):
+    """Short answers and LoRA adapters, saved between two lines of the log."""
+    monkeypatch.setattr(training, "_questions", lambda *_: datasets.Dataset.from_list(rows))
+    words = (*how, "--logging_steps", "3", "--max_steps", "6")
+    whole = run(tmp_path / "whole", random_tiny, *words)
+    stopped = tmp_path / "stopped"
+    shutil.copytree(whole / "checkpoint-4", stopped / "checkpoint-4")
+    shutil.copy(whole / "metrics.jsonl", stopped)
+    run(stopped, random_tiny, *words)
+    weights = "adapter_model" if "--use_peft" in how else "model"
+    one, other = (load_file(folder / "checkpoint-6" / f"{weights}.safetensors") for folder in (whole, stopped))
+    before = load_file(whole / "checkpoint-4" / f"{weights}.safetensors")
+    assert not [name for name in one if not torch.equal(one[name], other[name])]
+    assert [name for name in one if not torch.equal(one[name], before[name])]
+    assert lines(stopped, range(1, 7)) == lines(whole, range(1, 7)) and len(lines(whole, range(1, 7))) == 2

@@ -107,6 +107,11 @@ class MGPOConfig(GRPOConfig):
         if self.method not in METHODS:
             raise ValueError(f"method={self.method!r} is unknown. Choose one of: {', '.join(METHODS)}.")
         CropFrame(self.crop_frame)
+        loading = self.model_init_kwargs if isinstance(self.model_init_kwargs, dict) else {}
+        if self.trust_remote_code or loading.get("trust_remote_code") or loading.get("use_safetensors") is False:
+            raise ValueError(
+                "trust_remote_code stays off and use_safetensors on: a checkpoint that runs code is refused."
+            )
         if self.max_completion_length is None:
             self.max_completion_length = 0
         super().__post_init__()

@@ -92,8 +92,8 @@ def run_evaluation(request: EvaluationRequest, console: Console) -> list[dict[st
         "megapixels": request.megapixels, "backgrounds": request.backgrounds,
         "engine": request.engine, "endpoint": request.endpoint, "judge": request.judge and f"{request.judge_model} at {request.judge}",
     }  # fmt: skip
-    begin(request.out, settings)
     judge = Judge(request.judge, request.judge_model, request.out / "judge.jsonl") if request.judge else None
+    begin(request.out, settings)
     rows = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:

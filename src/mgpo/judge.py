@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 
+from mgpo.engines.client import openai_client
 from mgpo.protocol import neutral
 
+KEY = "MGPO_JUDGE_KEY"
 SECONDS = 30.0
 LONGEST = 2000
 ASKED = (
@@ -30,16 +31,13 @@ class Judge:
         cache: a JSONL file that remembers verdicts.
 
     Raises:
-        ValueError: the package `openai` is missing (`pip install "mgpo[endpoint]"`).
+        ValueError: the package `openai` is missing (`pip install "mgpo[endpoint]"`), or the URL holds a secret.
     """
 
     def __init__(self, endpoint: str, model: str, cache: Path) -> None:
-        try:
-            import openai
-        except ImportError as error:
-            raise ValueError('A judge needs the package openai: pip install "mgpo[endpoint]".') from error
-        key = os.environ.get("MGPO_JUDGE_KEY", "none")
-        self._client = openai.OpenAI(base_url=endpoint, api_key=key, timeout=SECONDS, max_retries=2)
+        self._client = openai_client(endpoint, KEY, SECONDS)
+        import openai
+
         self._failure, self.model, self.cache = openai.OpenAIError, model, cache
         self._known: dict[str, bool] = {}
         if cache.is_file():

@@ -86,6 +86,7 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, VLLMSampling, GRP
             if args.use_vllm
             else {"suppress_tokens": self.turn_tokens.banned_ids()}
         )
+        args.model_init_kwargs = {"use_safetensors": True} | (args.model_init_kwargs or {})
         args.generation_kwargs = banned | (args.generation_kwargs or {})
         extra = [self._watched(load_dotted(path), args.reward_seconds) for path in args.extra_reward_funcs]
         self._begin_step()

@@ -261,7 +261,9 @@ def _dataset_lines(data: DataArguments, config: MGPOConfig) -> list[str]:
             raise refused(loaded.bad, rows, name)
         lines = [f"dataset: {name}, {rows} questions"]
         if loaded.bad:
-            lines.append(f"note: dataset: {len(loaded.bad)} rows cannot be used and will be skipped, the first: {loaded.bad[0]}")
+            lines.append(
+                f"note: dataset: {len(loaded.bad)} rows cannot be used and will be skipped, the first: {loaded.bad[0]}"
+            )
     else:
         return [f"note: dataset: {name} is no file or folder here, so training would look for it on the hub"]
     enough_questions(config, rows, name)

@@ -3,6 +3,7 @@
 import json
 import urllib.request
 
+import httpx
 import pytest
 from served import ASKED, IMAGE, chat, post
 
@@ -47,3 +48,13 @@ def test_the_page_reads_no_file_and_fetches_no_url(start, path, kind):
         assert status == 200
         with urllib.request.urlopen(f"{url}/gradio_api/queue/data?session_hash=s{index}", timeout=30) as events:
             assert "was not uploaded by a user" in events.read().decode()
+
+
+def test_no_answer_or_log_tells_the_key(start, capfd):
+    url, _ = start(api_key="s3cr3t-2f9c1e")
+    for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic s3cr3t-2f9c1e"}):
+        answer = httpx.get(url + "/v1/models", headers=header)
+        assert answer.status_code == 401 and "s3cr3t" not in answer.text
+    measured = httpx.get(url + "/metrics", headers={"Authorization": "Bearer s3cr3t-2f9c1e"})
+    assert measured.status_code == 200
+    assert "s3cr3t" not in measured.text + "".join(capfd.readouterr())

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from PIL import Image
 
+from mgpo.engines.client import openai_client
 from mgpo.engines.families import coordinates_of_name
 from mgpo.grounding import Coordinates
 from mgpo.imaging import PixelBudget
@@ -35,19 +35,15 @@ class EndpointPolicy:
         budget: pixel budget of each image; Qwen2.5-VL's default.
 
     Raises:
-        ValueError: the package `openai` is missing (`pip install "mgpo[endpoint]"`).
+        ValueError: the package `openai` is missing (`pip install "mgpo[endpoint]"`), or the URL holds a secret.
     """
 
     def __init__(
         self, endpoint: str, model: str, budget: PixelBudget = PixelBudget(), coordinates: Coordinates | None = None
     ) -> None:
-        try:
-            import openai
-        except ImportError as error:
-            raise ValueError('An endpoint needs the package openai: pip install "mgpo[endpoint]".') from error
-        self._client = openai.OpenAI(
-            base_url=endpoint, api_key=os.environ.get(KEY, "none"), timeout=SECONDS, max_retries=2
-        )
+        self._client = openai_client(endpoint, KEY, SECONDS)
+        import openai
+
         self._failure = openai.OpenAIError
         self.model, self.budget = model, budget
         self.coordinates = coordinates or coordinates_of_name(model)

@@ -119,6 +119,8 @@ def load_model(name_or_path: str, dtype: str | torch.dtype = "auto", device: str
     if adapter.is_file():
         from peft import PeftModel
 
+        if not adapter.with_name("adapter_model.safetensors").is_file():  # peft would read a pickle then
+            raise OSError(f"{path} has no adapter_model.safetensors. Only safetensors are read; convert what is there.")
         model = PeftModel.from_pretrained(model, path, use_safetensors=True).merge_and_unload()
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 

@@ -37,8 +37,11 @@ class VLLMPolicy(TokenPolicy):
         self._vllm = vllm
         self.processor = load_processor(model)
         self.tokens = TurnTokens(self.processor)
-        self.coordinates: Coordinates = default_coordinates(AutoConfig.from_pretrained(path).model_type)
-        self.llm = vllm.LLM(model=path, limit_mm_per_prompt={"image": IMAGES_PER_PROMPT, "video": 0}, **settings)
+        self.coordinates: Coordinates = default_coordinates(
+            AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
+        )
+        pictures = {"image": IMAGES_PER_PROMPT, "video": 0}
+        self.llm = vllm.LLM(model=path, load_format="safetensors", limit_mm_per_prompt=pictures, **settings)
 
     @property
     def budget(self) -> PixelBudget:

@@ -53,12 +53,13 @@ def check_prompts(reported: Sequence[Sequence[int]], ours: Sequence[Sequence[int
 
 @contextmanager
 def engine_settings(budget: PixelBudget) -> Iterator[None]:
-    """While TRL builds a colocated engine: the run's pixel budget for vLLM's own image processor."""
+    """While TRL builds a colocated engine: the run's pixel budget for vLLM's own image processor, and safetensors only."""
     from trl.generation import vllm_generation
 
     stock = getattr(vllm_generation, "LLM", None)  # missing where vLLM is: TRL says so itself
     vllm_generation.LLM = stock and partial(
         stock,
+        load_format="safetensors",
         mm_processor_kwargs={"min_pixels": budget.min_pixels, "max_pixels": budget.max_pixels},
         limit_mm_per_prompt={"image": IMAGES_PER_PROMPT, "video": 0},
     )

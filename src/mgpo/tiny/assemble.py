@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(args.weights)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(args.weights, use_safetensors=True)
     processor = build_processor()
     tokenizer = processor.tokenizer
     model.generation_config = GenerationConfig(

@@ -233,7 +233,9 @@ def main() -> None:
     names = special_ids(tokenizer)
     model, places = build(names), Places()
     if args.init:
-        model.load_state_dict(Qwen2_5_VLForConditionalGeneration.from_pretrained(args.init).state_dict())
+        model.load_state_dict(
+            Qwen2_5_VLForConditionalGeneration.from_pretrained(args.init, use_safetensors=True).state_dict()
+        )
     model.set_attn_implementation("eager")
     for layer in model.model.language_model.layers:
         for part in (layer.mlp, layer.input_layernorm, layer.post_attention_layernorm):
