@@ -130,7 +130,7 @@ def test_a_dropped_image_raises(random_tiny, tmp_path, rows, monkeypatch):
         return out
 
     monkeypatch.setattr(trainer, "_tool_call_loop", cut_a_placeholder)
-    with pytest.raises(RuntimeError, match="dropped the images"):
+    with pytest.raises(RuntimeError, match="Sample .q0. holds 69 image tokens for 70 image features"):
         trainer._generate_and_score_completions(rollouts(rows))
 
 
