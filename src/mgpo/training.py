@@ -154,8 +154,7 @@ def build_trainer(data: DataArguments, config: MGPOConfig) -> Any:
     enough_questions(config, len(questions), data.dataset_name)
     asked = None
     if config.eval_strategy != "no":
-        asked = _questions(data, config, data.dataset_test_split, data.dataset_test_size)
-        asked = asked.select(range(min(len(asked), data.dataset_test_size)))
+        asked = _questions(data, config, data.dataset_test_split, data.dataset_test_size, data.dataset_test_size)
     if config.method == SFT:
         from mgpo.sft import build_sft_trainer
 
@@ -166,10 +165,14 @@ def build_trainer(data: DataArguments, config: MGPOConfig) -> Any:
     return MGPOTrainer(data.model_name_or_path, config, questions, eval_dataset=asked, peft_config=peft_config(data))
 
 
-def _questions(data: DataArguments, config: MGPOConfig, split: str, size: int) -> Any:
-    """The questions of a split, each of which this policy can be asked."""
+def _questions(data: DataArguments, config: MGPOConfig, split: str, size: int, most: int | None = None) -> Any:
+    """The questions of a split, each of which this policy can be asked; the first `most` of them."""
     more = data.needle_megapixels, data.needle_backgrounds
     loaded = load_rows(data.dataset_name, split, data.dataset_seed, size, *more)
+    if most is not None and len(loaded.places) > most:
+        loaded = dataclasses.replace(
+            loaded, questions=loaded.questions.select(range(most)), places=loaded.places[:most]
+        )
     if data.dataset_name == "needle":
         return loaded.questions
     listing = Path(config.output_dir) / f"skipped_{split}.jsonl"

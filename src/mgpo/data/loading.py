@@ -84,20 +84,25 @@ def load_rows(
         (bad if isinstance(row, BadRow) else rows).append(row)
     if not rows:
         raise refused(bad, 0, name) if bad else ValueError(f"{name} holds no rows.")
+    return _in_memory(rows, bad, name)
+
+
+def _in_memory(rows: list[dict[str, Any]], bad: list[BadRow], name: str) -> Loaded:
+    """Rows as a dataset, without those that do not go into one column with the rows before them."""
+    from datasets import Dataset
+
     # from_list would keep the columns of the first row alone
     columns = dict.fromkeys(column for row in rows for column in row)
     rows = [dict.fromkeys(columns) | row for row in rows]
     try:
-        table = datasets.Dataset.from_list(rows)
+        return Loaded(Dataset.from_list(rows), [row["source"] for row in rows], bad)
     except ARROW_ERRORS:
         odd = _of_another_kind(rows, columns)
-        bad += odd.values()
-        rows = [row for number, row in enumerate(rows) if number not in odd]
-        try:
-            table = datasets.Dataset.from_list(rows)
-        except ARROW_ERRORS as error:
-            raise ValueError(f"The rows of {name} hold values of different kinds in one column: {error}") from error
-    return Loaded(table, [row["source"] for row in rows], bad)
+    rows = [row for number, row in enumerate(rows) if number not in odd]
+    try:
+        return Loaded(Dataset.from_list(rows), [row["source"] for row in rows], [*bad, *odd.values()])
+    except ARROW_ERRORS as error:
+        raise ValueError(f"The rows of {name} hold values of different kinds in one column: {error}") from error
 
 
 def _of_another_kind(rows: Sequence[dict[str, Any]], columns: Iterable[str]) -> dict[int, BadRow]:
