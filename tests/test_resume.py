@@ -178,3 +178,39 @@ def test_other_ways_of_training_resume_too(how, random_tiny, rows, tmp_path, mon
     assert not [name for name in one if not torch.equal(one[name], other[name])]
     assert [name for name in one if not torch.equal(one[name], before[name])]
     assert lines(stopped, range(1, 7)) == lines(whole, range(1, 7)) and len(lines(whole, range(1, 7))) == 2
+
+
+def test_the_best_model_is_loaded_at_the_end(random_tiny, rows, tmp_path):
+    """Its checkpoint is named as it lies on disk, and its weights are really taken."""
+    more = {
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "per_device_eval_batch_size": 4,
+    }
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_num_tokens", "greater_is_better": False}
+    trainer = make_trainer(
+        random_tiny, tmp_path, rows, max_steps=4, eval_dataset=datasets.Dataset.from_list(rows[:2]),
+        extra_reward_funcs=["support.even_ids"], learning_rate=1e-2, save_total_limit=2, **more, **best,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")  # fewest tokens were seen then
+    for step in (2, 4):
+        state = json.loads((tmp_path / f"checkpoint-{step}" / "trainer_state.json").read_text())
+        assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-2")
+    kept = type(trainer.model).from_pretrained(tmp_path / "checkpoint-2").state_dict()
+    last = type(trainer.model).from_pretrained(tmp_path / "checkpoint-4").state_dict()
+    now = trainer.model.state_dict()
+    assert not [name for name in kept if not torch.equal(kept[name], now[name])]
+    assert [name for name in kept if not torch.equal(kept[name], last[name])]
+
+
+def test_weights_alone_cannot_be_resumed_from(random_tiny, rows, tmp_path):
+    trainer = make_trainer(
+        random_tiny, tmp_path, rows, max_steps=1, save_strategy="steps", save_steps=1, save_only_model=True
+    )
+    trainer.train()
+    again = make_trainer(random_tiny, tmp_path, rows, max_steps=2)
+    with pytest.raises(CheckpointError, match="holds no optimizer .save_only_model."):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))

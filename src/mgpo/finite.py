@@ -83,17 +83,18 @@ class FiniteSteps:
                 self._reasons += [*filter(None, inputs["doubts"]), "the loss is not finite"]
                 if self.is_deepspeed_enabled:  # its backward pass applies the gradients by itself
                     self._keep_step()
-                    raise NumbersError(self._told("DeepSpeed cannot skip it"))
+                    raise NumbersError(self._told("DeepSpeed cannot skip a step"))
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Called by `Trainer` when the gradients of a step are complete, right before the optimizer takes them."""
         norm = super()._get_grad_norm(model, grad_norm)
-        scaled = (
-            getattr(self.accelerator, "scaler", None) is not None
-        )  # fp16: infinite gradients are how it finds its scale
-        if norm is not None and not scaled and not math.isfinite(float(norm)):
+        # fp16: infinite gradients are how the scale is found, and are skipped by whoever looks for it
+        if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
             self._reasons.append("the gradient is not finite")
+            if self.is_deepspeed_enabled:
+                self._keep_step()
+                raise NumbersError(self._told("DeepSpeed has applied it, so go on from the last checkpoint"))
         doubt = torch.tensor(float(bool(self._reasons)), device=self.args.device)
         skip = bool(self.accelerator.reduce(doubt, "sum").item())
         self._metrics["train"]["update/nonfinite_steps"].append(float(skip))

@@ -67,8 +67,8 @@ class Resuming(Stopping):
             super()._save_checkpoint(model, trial)
             self._written_aside = False
             self.accelerator.wait_for_everyone()
+            self._name_best(aside, run)
             if self.args.should_save:
-                self._name_best(aside, run)
                 seal(aside)
                 move_into_place(aside, run / aside.name)
         except Exception as error:
@@ -85,10 +85,19 @@ class Resuming(Stopping):
         self.accelerator.wait_for_everyone()
 
     def _name_best(self, aside: Path, run: Path) -> None:
-        """The best checkpoint under the name that it has outside `.saving/`."""
-        if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
-            self.state.save_to_json(str(aside / "trainer_state.json"))
+        """The best checkpoint, if it was saved, under the name that it has outside `.saving/`."""
+        best = run / f"checkpoint-{self.state.best_global_step}"
+        if best.name == aside.name or best.is_dir():
+            self.state.best_model_checkpoint = str(best)
+            if self.args.should_save:
+                self.state.save_to_json(str(aside / TRAINER_STATE_NAME))
+
+    def _load_best_model(self) -> None:
+        """At the end, with `load_best_model_at_end`: name by name, as when resuming."""
+        best = self.state.best_model_checkpoint
+        if best is None or self._keeps_own_shards() or not isinstance(self.model, PreTrainedModel):
+            return super()._load_best_model()
+        self._load_from_checkpoint(best)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Pushed once it has its name."""
@@ -140,6 +149,11 @@ class Resuming(Stopping):
         super()._load_optimizer_and_scheduler(checkpoint)  # TRL's entropy control; DeepSpeed's and FSDP's shards
         if own:
             return
+        if not (Path(checkpoint) / STATE).is_file():
+            raise CheckpointError(
+                f"{checkpoint} holds no optimizer (save_only_model), so a run cannot go on from it. Begin a new run with its "
+                "weights as --model_name_or_path."
+            )
         state = load_tree(Path(checkpoint) / STATE)
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["schedule"])
@@ -226,8 +240,9 @@ class Resuming(Stopping):
         if not self.accelerator.is_main_process or any("train_loss" in row for row in rows):
             return
         self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-        self._go_on_with(load_tree(self._process_file(checkpoint))["begun"])
-        self._total_loss_scalar += self._tr_loss.item()
+        if self._process_file(checkpoint).is_file():
+            self._go_on_with(load_tree(self._process_file(checkpoint))["begun"])
+            self._total_loss_scalar += self._tr_loss.item()
         self.log({"total_flos": self.state.total_flos, "train_loss": 0.0})
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from rich.progress import track
@@ -41,7 +42,7 @@ class Admission:
         self, protocol: Protocol, text_tokens: Callable[[str, bool], int], most_text_tokens: int | None, decode: bool
     ) -> None:
         self.protocol, self.text_tokens, self.most = protocol, text_tokens, most_text_tokens
-        self.decode = decode
+        self.decode, self._one_at_a_time = decode, Lock()
         self.frame = max(text_tokens("", opening) for opening in (True, False))
 
     def __call__(self, row: dict[str, Any]) -> None:
@@ -62,7 +63,8 @@ class Admission:
     def _check_text(self, text: str, opening: bool) -> None:
         if self.most is None or self.frame + len(text.encode()) <= self.most:  # no token is shorter than a byte
             return
-        tokens = self.text_tokens(text, opening)
+        with self._one_at_a_time:  # tokenizers are not made for several threads
+            tokens = self.text_tokens(text, opening)
         if tokens > self.most:
             raise ValueError(
                 f"its text takes {tokens} tokens in a user turn, more than max_reply_tokens={self.most}: raise that, or "
