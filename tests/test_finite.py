@@ -3,6 +3,8 @@
 import asyncio
 import json
 import math
+import subprocess
+import sys
 import threading
 import time
 
@@ -184,6 +186,65 @@ def test_coroutines_are_bounded_too():
     assert asyncio.run(within(slow, 0.05, distrust)(completions=[""])) == [None]
     assert asyncio.run(within(quick, 5, distrust)(completions=["", ""])) == [1.0, None]
     assert notes == {0: "the reward slow took more than 0.05 seconds", 1: "the reward quick is nan"}
+
+
+def test_a_grader_may_use_signals_and_its_own_timeouts():
+    """math-verify interrupts itself by SIGALRM, which only a main thread may set."""
+    from math_verify import parse, verify
+
+    def graded(completions, **_):
+        return [float(verify(parse("1/2"), parse(text))) for text in completions]
+
+    assert within(graded, 30, noted()[1])(completions=["0.5", "0.6"]) == [1.0, 0.0]
+
+    async def impatient(completions, **_):
+        raise TimeoutError("the judge's own")
+
+    with pytest.raises(TimeoutError, match="own"):
+        asyncio.run(within(impatient, 5, noted()[1])(completions=[""]))
+
+
+def test_what_computes_for_ever_is_interrupted_too():
+    """A number without end, and code that catches everything it can."""
+
+    def grows(completions, **_):
+        number = 9
+        while True:
+            number = (number * number) % 10**4000
+
+    def catches(completions, **_):
+        while True:
+            try:
+                time.sleep(30)
+            except Exception:
+                continue
+
+    for reward in (grows, catches):
+        notes, distrust = noted()
+        begun = time.monotonic()
+        assert within(reward, 0.2, distrust)(completions=[""]) == [None] and notes
+        assert time.monotonic() - begun < 5
+
+
+def test_native_code_that_never_comes_back_ends_the_process_with_its_place():
+    """Nothing in Python can stop it: the run ends at once instead of hanging, and goes on from its last checkpoint."""
+    code = """
+import re, mgpo.finite as finite
+finite.LEAST_GRACE = 1
+def backtracks(completions, **_):
+    re.fullmatch("(a+)+b", "a" * 60)
+finite.within(backtracks, 0.5, print)(completions=[""])
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 1 and "Timeout" in ran.stderr and "in backtracks" in ran.stderr
+
+
+def test_an_object_with_a_coroutine_is_one():
+    class Judge:
+        async def __call__(self, completions, **_):
+            return [1.0]
+
+    assert asyncio.run(within(Judge(), 5, noted()[1])(completions=[""])) == [1.0]
 
 
 def test_an_error_of_a_reward_is_its_own():

@@ -190,7 +190,8 @@ class MGPOConfig(GRPOConfig):
             pixels = name == "max_pixels"
             unit = protocol.budget.factor**2 if pixels else 1
             now = protocol.budget.max_pixels if pixels else getattr(self, name)
-            steps = range(4 if pixels else 1, now // unit + 1)
+            least = max(4, -(-(self.min_pixels or 0) // unit)) if pixels else 1
+            steps = range(least, now // unit + 1)
             fit = bisect_right(steps, most, key=lambda step: needed(name, step * unit))  # noqa: B023 (called at once)
             if fit:
                 found[name] = (steps[fit - 1] * unit, now)

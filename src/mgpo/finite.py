@@ -11,22 +11,30 @@ in this step: weights and the optimizer's state stay as they are, the schedule g
 from __future__ import annotations
 
 import asyncio
-import functools
-import inspect
+import faulthandler
 import json
 import math
+import signal
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
+from trl.trainer.grpo_trainer import is_async_callable
 
 from mgpo.errors import NumbersError
-from mgpo.files import write_whole
+from mgpo.files import whole, write_whole
 from mgpo.tree import load_tree, save_tree
 
 FOLDER = "nonfinite"
+SIGNAL = getattr(signal, "SIGUSR2", None)
+"""Interrupts a reward function. Not SIGALRM: graders such as math-verify use that one themselves."""
+LEAST_GRACE = 30.0
+"""Seconds that native code gets to come back to Python once it was interrupted."""
 BATCHES_KEPT = 10
 """Batches of a run that are kept: they hold pixels, and a sick run must not fill the disk. Why and ids are always kept."""
 SCORES = ("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps")
@@ -66,12 +74,12 @@ class FiniteSteps:
             if output.get(name) is not None:
                 for row in (~output[name].isfinite() & said).any(1).nonzero().flatten().tolist():
                     self._distrusted[row] = f"{name} is not finite"
-        if self._distrusted:
-            # TRL computed the advantages of the same question's other rollouts from what this one was given.
-            doubted = {output["question_ids"][row] for row in self._distrusted}
-            rows = [row for row, name in enumerate(output["question_ids"]) if name in doubted]
-            output["advantages"] = output["advantages"].clone()
-            output["advantages"][rows] = math.nan
+        # TRL computed the advantages of a question's other rollouts, on whatever process, from what this one was given.
+        asked = [f"{episode.question.id} {episode.question.question}" for episode in self._episodes]
+        doubted = set(gather_object([asked[row] for row in self._distrusted]))
+        rows = [row for row, question in enumerate(asked) if question in doubted]
+        output["advantages"] = output["advantages"].clone()
+        output["advantages"][rows] = math.nan
         output["doubts"] = [self._distrusted.get(row, "") for row in range(len(said))]
         return output
 
@@ -118,7 +126,8 @@ class FiniteSteps:
         about = {"step": self.state.global_step + 1, "why": self._why(), "question_ids": asked}
         write_whole(folder / f"{stem}.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
         if len(list(folder.glob("*.safetensors"))) < BATCHES_KEPT:
-            save_tree(about | {"parts": self._parts}, folder / f"{stem}.safetensors")
+            with whole(folder / f"{stem}.safetensors") as aside:
+                save_tree(about | {"parts": self._parts}, aside)
 
     def _why(self) -> list[str]:
         return list(dict.fromkeys(self._reasons)) or ["another process has numbers that are not finite"]
@@ -126,8 +135,9 @@ class FiniteSteps:
     def _told(self, what: str) -> str:
         return (
             f"Step {self.state.global_step + 1}: {what}: {'; '.join(self._why())}. The batch is in "
-            f"{self.args.output_dir}/{FOLDER}. Lower the learning rate, look at the rewards, or raise max_nonfinite_steps="
-            f"{self.args.max_nonfinite_steps}."
+            f"{self.args.output_dir}/{FOLDER}: mgpo.finite.replay computes it again. Look at the rewards, or begin a run in a "
+            "folder of its own with a lower learning_rate and --resume_from_checkpoint; max_nonfinite_steps="
+            f"{self.args.max_nonfinite_steps} may be raised in this one."
         )
 
 
@@ -151,7 +161,7 @@ def within(reward: Callable, seconds: float, distrust: Callable[[int, str], None
 
     Args:
         reward: returns a number or None per completion; may be a coroutine function.
-        seconds: limit of one call. What hangs cannot be ended, so it goes on in a thread of its own while the run does.
+        seconds: limit of one call, see `interrupted_after`. A coroutine is left where it waits; one that blocks is not.
         distrust: called with a row and why, for each number that is not finite, and for all rows when the time is over.
             These rows get None, which TRL leaves out.
     """
@@ -171,37 +181,59 @@ def within(reward: Callable, seconds: float, distrust: Callable[[int, str], None
             distrust(row, f"the reward {name} took more than {seconds:g} seconds")
         return [None] * rows
 
-    if inspect.iscoroutinefunction(reward):
-
-        @functools.wraps(reward)
-        async def bounded_async(*args: Any, **kwargs: Any) -> list[Any]:
-            try:
-                return looked_at(await asyncio.wait_for(reward(*args, **kwargs), seconds))
-            except TimeoutError:
-                return too_late(len(kwargs["completions"]))
-
-        bounded_async.__name__ = name
-        return bounded_async
-
-    @functools.wraps(reward)
     def bounded(*args: Any, **kwargs: Any) -> list[Any]:
-        outcome: list[Any] = []
-
-        def call() -> None:
-            try:
-                outcome.append((reward(*args, **kwargs), None))
-            except BaseException as error:  # whatever it is, it is raised again where the run can see it
-                outcome.append((None, error))
-
-        thread = threading.Thread(target=call, daemon=True, name=f"reward {name}")
-        thread.start()
-        thread.join(seconds)
-        if not outcome:
+        try:
+            with interrupted_after(seconds):
+                return looked_at(reward(*args, **kwargs))
+        except _TooLate:
             return too_late(len(kwargs["completions"]))
-        given, error = outcome[0]
-        if error is not None:
-            raise error
-        return looked_at(given)
 
-    bounded.__name__ = name
-    return bounded
+    async def bounded_async(*args: Any, **kwargs: Any) -> list[Any]:
+        task = asyncio.ensure_future(reward(*args, **kwargs))
+        done, _ = await asyncio.wait([task], timeout=seconds)
+        if done:
+            return looked_at(task.result())
+        task.cancel()
+        return too_late(len(kwargs["completions"]))
+
+    chosen = bounded_async if is_async_callable(reward) else bounded
+    chosen.__name__ = name
+    return chosen
+
+
+class _TooLate(BaseException):
+    """Not an `Exception`: a reward function that catches those would go on."""
+
+
+@contextmanager
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """End what runs inside, wherever it waits or computes, by raising `_TooLate` in it after so many seconds.
+
+    It stays in the main thread, so that it may use signals and the current GPU as before. Only a main thread can be
+    interrupted; in another one, or on a system without signals, there is no limit. Native code that never comes back to
+    Python (a regular expression that backtracks for ever) cannot be interrupted: after as long again `faulthandler`, which
+    needs no Python, says where it is and ends the process, so that no run hangs.
+    """
+    if threading.current_thread() is not threading.main_thread() or SIGNAL is None:
+        yield
+        return
+    main, over = threading.get_ident(), threading.Event()
+
+    def watch() -> None:
+        if not over.wait(seconds):
+            signal.pthread_kill(main, SIGNAL)
+
+    def interrupt(number: int, frame: Any) -> None:
+        if not over.is_set():
+            over.set()
+            raise _TooLate
+
+    before = signal.signal(SIGNAL, interrupt)
+    threading.Thread(target=watch, daemon=True, name="limit of a reward function").start()
+    faulthandler.dump_traceback_later(seconds + max(seconds, LEAST_GRACE), exit=True, file=sys.__stderr__)
+    try:
+        yield
+    finally:
+        over.set()
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(SIGNAL, before or signal.SIG_DFL)

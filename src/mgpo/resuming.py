@@ -14,11 +14,13 @@ their shards.
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import upload_folder
 from transformers import PreTrainedModel
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
@@ -42,13 +44,30 @@ COUNTERS = (
     "_nonfinite_in_a_row",
 )
 """Attributes of transformers' and TRL's trainers that a checkpoint must hold for the next log to be the same."""
-PICKLES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "training_args.bin")
+PICKLES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "pytorch_model.bin", "adapter_model.bin")
+PRIVATE = [f"{ASIDE}/*", "checkpoint-*/*", "nonfinite/*", "trajectories/*", "skipped_*"]
+"""What of a run folder is not pushed to the hub."""
 
 
 class Resuming(Stopping):
     """Mixin for a `transformers.Trainer`: put it before the trainer's class."""
 
     _written_aside = False
+    _epoch_sampler: Any = None
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        """Upstream's; TRL's sampler as the one whose order does not depend on whether the run was interrupted."""
+        sampler = super()._get_train_sampler(dataset)
+        if isinstance(sampler, RepeatSampler):
+            sampler.__class__ = EpochSampler
+            self._epoch_sampler = sampler
+        return sampler
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Upstream tells the sampler its epoch only if it finds it, and not below what skips batches and splits them."""
+        if self._epoch_sampler is not None:
+            self._epoch_sampler.set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
@@ -62,6 +81,9 @@ class Resuming(Stopping):
         """
         run, step = Path(self._get_output_dir(trial)), self.state.global_step
         aside = run / ASIDE / f"checkpoint-{step}"
+        if self.args.should_save:
+            shutil.rmtree(run / ASIDE, ignore_errors=True)  # what a killed run left there is no part of this checkpoint
+        self.accelerator.wait_for_everyone()
         self._written_aside = True
         try:
             super()._save_checkpoint(model, trial)
@@ -77,8 +99,6 @@ class Resuming(Stopping):
             raise
         finally:
             self._written_aside = False
-        if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(run / aside.name))
         if self.args.should_save:
             best = self.state.best_model_checkpoint
             rotate_checkpoints(str(run), self.args.save_total_limit, best, use_mtime=True)
@@ -100,7 +120,22 @@ class Resuming(Stopping):
         self._load_from_checkpoint(best)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Pushed once it has its name."""
+        """Nothing: the finished model is pushed. Upstream would upload what is being written."""
+
+    def push_to_hub(self, commit_message: str | None = "End of training", *args: Any, **kwargs: Any) -> Any:
+        """Upload the run folder's model, log and settings. Upstream pickles its arguments beside them, the token too."""
+        if not self.is_world_process_zero():
+            return None
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=kwargs.get("token"))
+        return upload_folder(
+            repo_id=self.hub_model_id,
+            folder_path=self.args.output_dir,
+            commit_message=commit_message,
+            token=kwargs.get("token") or self.args.hub_token,
+            revision=kwargs.get("revision"),
+            ignore_patterns=PRIVATE,
+        )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The model as a checkpoint folder, written aside first: a model that was there is whole until it is replaced."""
@@ -109,7 +144,9 @@ class Resuming(Stopping):
         folder = Path(output_dir or self.args.output_dir)
         super().save_model(str(folder / ASIDE / "model"), True)
         self.accelerator.wait_for_everyone()
-        if self.args.should_save:
+        if (
+            self.args.should_save and (folder / ASIDE / "model").is_dir()
+        ):  # FSDP may keep shards in the checkpoint alone
             replace_files(folder / ASIDE / "model", folder)
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
@@ -139,15 +176,8 @@ class Resuming(Stopping):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return super()._load_optimizer_and_scheduler(checkpoint)
-        own = self._keeps_own_shards()
-        pickles = [name for name in PICKLES if (Path(checkpoint) / name).exists()]
-        if pickles and not own:
-            raise CheckpointError(
-                f"{checkpoint} holds {pickles[0]}, a pickle, which can run code when it is read: it is refused. Begin a new "
-                "run with the checkpoint's weights as --model_name_or_path."
-            )
         super()._load_optimizer_and_scheduler(checkpoint)  # TRL's entropy control; DeepSpeed's and FSDP's shards
-        if own:
+        if self._keeps_own_shards():
             return
         if not (Path(checkpoint) / STATE).is_file():
             raise CheckpointError(
@@ -239,6 +269,7 @@ class Resuming(Stopping):
         rows, _ = read_jsonl(Path(self.args.output_dir) / "metrics.jsonl")
         if not self.accelerator.is_main_process or any("train_loss" in row for row in rows):
             return
+        self.model.train()  # TRL logs what was measured in the mode that the model is in
         self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
         if self._process_file(checkpoint).is_file():
             self._go_on_with(load_tree(self._process_file(checkpoint))["begun"])
@@ -251,15 +282,25 @@ class Resuming(Stopping):
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, *args, **kwargs)
 
+    def refuse_unfit(self, checkpoint: str) -> None:
+        """Raise `CheckpointError` for a checkpoint that is not complete, or holds a pickle where none belongs."""
+        why = flaw(Path(checkpoint))
+        if why is not None:
+            raise CheckpointError(f"{checkpoint} cannot be resumed from: {why}.")
+        pickles = [name for name in PICKLES if (Path(checkpoint) / name).exists()]
+        if pickles and not self._keeps_own_shards():
+            raise CheckpointError(
+                f"{checkpoint} holds {pickles[0]}, a pickle, which can run code when it is read: it is refused. Begin a new "
+                "run with a model in safetensors as --model_name_or_path."
+            )
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Weights of a whole-model checkpoint, name by name; adapters and sharded formats are upstream's.
 
         Raises:
             CheckpointError: the checkpoint is not complete.
         """
-        why = flaw(Path(resume_from_checkpoint))
-        if why is not None:
-            raise CheckpointError(f"{resume_from_checkpoint} cannot be resumed from: {why}.")
+        self.refuse_unfit(resume_from_checkpoint)
         model = model if model is not None else self.model
         whole = [*Path(resume_from_checkpoint).glob("model*.safetensors")]
         if not whole or self.is_fsdp_enabled or not isinstance(model, PreTrainedModel):

@@ -25,7 +25,7 @@ class RunLog:
         file.parent.mkdir(parents=True, exist_ok=True)
         if not self._log_begun:
             self._log_begun = True
-            _forget_from(file, self.state.global_step)
+            _forget_after(file, getattr(self, "_initial_global_step", self.state.global_step))
         with file.open("a") as out:
             out.write(json.dumps(_finite(self.state.log_history[-1])) + "\n")
 
@@ -35,9 +35,9 @@ def _finite(row: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
-def _forget_from(file: Path, step: int) -> None:
+def _forget_after(file: Path, step: int) -> None:
     """Drop what a stopped run logged after the checkpoint that this run goes on from, and its line about its end."""
     if file.is_file():
         rows, _ = read_jsonl(file)
-        kept = [row for row in rows if row.get("step", 0) < step and "train_loss" not in row]
+        kept = [row for row in rows if row.get("step", 0) <= step and "train_loss" not in row]
         write_whole(file, "".join(json.dumps(row) + "\n" for row in kept))

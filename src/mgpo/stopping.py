@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
+from transformers.trainer_utils import SaveStrategy
 
 
 class Stopping:
@@ -31,7 +32,7 @@ class Stopping:
         try:
             return super().train(*args, **kwargs)
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: it was set by no Python code
             self.remove_callback(request)
             self.stopped = request.heeded
 
@@ -53,3 +54,4 @@ class _SaveAndStop(TrainerCallback):
             asked = self.accelerator.reduce(asked, "sum")
         if asked.item() and not control.should_training_stop:
             self.heeded = control.should_save = control.should_training_stop = True
+            args.save_strategy = SaveStrategy.STEPS  # "best" would ask an evaluation whether to save

@@ -37,7 +37,7 @@ from mgpo.finite import FiniteSteps
 from mgpo.metrics import episode_metrics
 from mgpo.photograph import Photograph
 from mgpo.protocol import Episode, Method
-from mgpo.resuming import EpochSampler, Resuming
+from mgpo.resuming import Resuming
 from mgpo.rewards import accuracy_reward
 from mgpo.runlog import RunLog
 from mgpo.sharing import SharedPrefix
@@ -292,12 +292,6 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, VLLMSampling, GRP
             chosen = self._episodes[:: self.num_generations][: self.args.trajectories_kept]
             folder = Path(self.args.output_dir) / "trajectories"
             save_trajectories(chosen, folder / f"step_{self.state.global_step:06d}.jsonl", self.state.global_step)
-
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        """TRL's sampler, as the one whose order does not depend on whether the run was interrupted."""
-        sampler = super()._get_train_sampler(dataset)
-        sampler.__class__ = EpochSampler
-        return sampler
 
 
 def freeze_vision_tower(model: Any) -> None:

@@ -22,6 +22,7 @@ from mgpo.checkpoints import last_complete, step_of
 from mgpo.config import SFT, DataArguments, MGPOConfig
 from mgpo.data.admitting import Admission, admitted
 from mgpo.data.loading import load_rows
+from mgpo.data.sources import files_of
 from mgpo.engines.families import default_coordinates
 from mgpo.engines.loading import default_budget, load_processor, model_type_of
 from mgpo.engines.tokens import TurnTokens
@@ -31,9 +32,11 @@ from mgpo.files import write_whole
 
 WAYS = (DataArguments, MGPOConfig)
 MAY_CHANGE = re.compile(
-    r"max_steps|num_train_epochs|(logging|save|eval|log|report|trajectories|disable|run)_.*|.*resume.*"
+    r"max_steps|num_train_epochs|(logging|save|eval|log|report|trajectories|disable|run|hub|push|dataset_test|dataloader)_.*"
+    r"|.*resume.*|per_device_eval_.*|reward_seconds|max_nonfinite_steps|check_images|vllm_call_seconds|vllm_server_.*"
 )
 """Settings that a run may be continued with, different from those it was begun with."""
+_USER_IN_URL = re.compile(r"://[^/@\s]+@")
 _SECRET = re.compile(r"(^|_)(token|api_?key|secret|password)$", re.IGNORECASE)
 
 
@@ -90,15 +93,19 @@ def train(data: DataArguments, config: MGPOConfig, resume: bool = True) -> Path:
     trainer = build_trainer(data, config)
     last = config.resume_from_checkpoint or (_last_checkpoint(folder, trainer) if resume else None)
     settings = plain_settings(data, config)
-    done = step_of(Path(last)) if last else 0
-    if last and not config.resume_from_checkpoint:
-        _refuse_another_run(folder, settings, done)
+    if resume and not config.resume_from_checkpoint:
+        _refuse_another_run(folder, settings, step_of(Path(last)) if last else 0)
+    trainer.accelerator.wait_for_everyone()  # nobody compares with what is written now
     if trainer.is_world_process_zero():
         write_run_files(folder, settings)
-    if done and done == config.max_steps:
-        print(f"{last} has made all {done} steps already: nothing to train.")
+    if last:
+        trainer.refuse_unfit(last)
+    if last and _is_finished(Path(last), config):
+        print(f"{last} has made all steps already: nothing to train.")
         trainer._load_from_checkpoint(last)
         trainer.log_end(last)
+        if config.load_best_model_at_end:
+            trainer._load_best_model()
     else:
         trainer.train(resume_from_checkpoint=last)
     if trainer.stopped:
@@ -120,16 +127,32 @@ def _refuse_unwritable(folder: Path) -> None:
         ) from error
 
 
+def _is_finished(checkpoint: Path, config: MGPOConfig) -> bool:
+    """Whether a checkpoint is of the last step that is asked for."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    if config.max_steps > 0:
+        return state["global_step"] == config.max_steps
+    return state["epoch"] >= config.num_train_epochs
+
+
 def _refuse_another_run(folder: Path, settings: dict[str, Any], done: int) -> None:
-    """A checkpoint's optimizer and schedule belong to the settings that it was made with."""
+    """A checkpoint's optimizer and schedule belong to the settings that it was made with; and no run is overwritten."""
     file = folder / "config.yaml"
-    before = yaml.safe_load(file.read_text()) if file.is_file() else settings
-    changed = [key for key in settings if not MAY_CHANGE.fullmatch(key) and settings[key] != before.get(key)]
+    made = [*folder.glob("checkpoint-*"), *folder.glob("*.safetensors")]
+    if not made or not file.is_file():
+        return
+    before = yaml.safe_load(file.read_text())
+    changed = [k for k in settings if not MAY_CHANGE.fullmatch(k) and k in before and settings[k] != before[k]]
     if changed:
         told = ", ".join(f"{key} {before.get(key)!r} -> {settings[key]!r}" for key in changed[:5])
         raise ValueError(
             f"{folder} holds a run with other settings ({told}). Give the new run a folder of its own by --output_dir, or "
             "delete this one."
+        )
+    if not done and any(place.is_dir() for place in made):
+        raise ValueError(
+            f"{folder} holds checkpoints, but none that is complete (see above). Give the new run a folder of its own by "
+            "--output_dir, or delete this one."
         )
     if 0 < settings["max_steps"] < done:
         raise ValueError(
@@ -154,6 +177,7 @@ def build_trainer(data: DataArguments, config: MGPOConfig) -> Any:
     enough_questions(config, len(questions), data.dataset_name)
     asked = None
     if config.eval_strategy != "no":
+        _refuse_training_rows(data)
         asked = _questions(data, config, data.dataset_test_split, data.dataset_test_size, data.dataset_test_size)
     if config.method == SFT:
         from mgpo.sft import build_sft_trainer
@@ -163,6 +187,18 @@ def build_trainer(data: DataArguments, config: MGPOConfig) -> Any:
 
     config.model_init_kwargs = model_kwargs(data) | (config.model_init_kwargs or {})
     return MGPOTrainer(data.model_name_or_path, config, questions, eval_dataset=asked, peft_config=peft_config(data))
+
+
+def _refuse_training_rows(data: DataArguments) -> None:
+    """What is evaluated on must not be what is trained on."""
+    name, train, test = data.dataset_name, data.dataset_split, data.dataset_test_split
+    path = Path(name)
+    same = train == test or path.is_file() or path.is_dir() and files_of(path, train) == files_of(path, test)
+    if same:
+        raise ValueError(
+            f"eval_strategy: the split {test!r} of {name} would be the rows that are trained on. Put both into one folder as "
+            f"{train}.jsonl and {test}.jsonl, or name another --dataset_test_split."
+        )
 
 
 def _questions(data: DataArguments, config: MGPOConfig, split: str, size: int, most: int | None = None) -> Any:
@@ -226,7 +262,9 @@ def write_run_files(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _without_secrets(value: Any) -> Any:
-    """Settings without the entries, at any depth, whose name says that they hold a key."""
+    """Settings without the entries, at any depth, whose name says that they hold a key, and without users in URLs."""
+    if isinstance(value, str):
+        return _USER_IN_URL.sub("://", value)
     if isinstance(value, dict):
         return {key: _without_secrets(inner) for key, inner in value.items() if not _SECRET.search(key)}
     return [_without_secrets(inner) for inner in value] if isinstance(value, list) else value

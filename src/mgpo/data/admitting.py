@@ -90,10 +90,14 @@ def admitted(loaded: Loaded, name: str, admission: Admission, on_bad_row: str, l
     mine = range(rank, len(loaded.places), processes)
     found = gather(_look(loaded, mine, admission))
     bad = loaded.bad + [BadRow(loaded.places[number], why) for number, why in sorted(found)]
+    if rank == 0:
+        listing.unlink(missing_ok=True)  # of an earlier start
     if not bad:
         return loaded.questions
     left = len(loaded.places) - len(found)
-    if on_bad_row == "fail" or not left:
+    if not left:
+        raise refused(bad, left, name)
+    if on_bad_row == "fail":
         raise ValueError(f"{refused(bad, left, name)}\n--on_bad_row skip trains without them, and lists them.")
     if rank == 0:
         write_whole(listing, "".join(json.dumps({"where": r.where, "why": r.reason}) + "\n" for r in bad))
