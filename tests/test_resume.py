@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from support import make_trainer
 
-from mgpo import training
+from mgpo import resuming, training
+from mgpo.checkpoints import seal
 from mgpo.errors import CheckpointError
 from mgpo.training import parse, train
 from mgpo.tree import load_tree
@@ -214,3 +215,81 @@ def test_weights_alone_cannot_be_resumed_from(random_tiny, rows, tmp_path):
     again = make_trainer(random_tiny, tmp_path, rows, max_steps=2)
     with pytest.raises(CheckpointError, match="holds no optimizer .save_only_model."):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def metric_rows(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not any(part in k for part in TIMES)} for row in rows]
+
+
+@pytest.mark.parametrize("asked", [("--max_steps", "3"), ("--num_train_epochs", "1")], ids=" ".join)
+def test_a_run_killed_before_its_last_line_gets_it_and_loses_none(asked, random_tiny, rows, tmp_path, monkeypatch):
+    """Between the last checkpoint and the end of the log; and a finished run that is started once more stays as it is."""
+    monkeypatch.setattr(training, "_questions", lambda *_: datasets.Dataset.from_list(rows))
+    folder = run(tmp_path / "run", random_tiny, "--logging_steps", "2", *asked)
+    whole = metric_rows(folder)
+    assert whole[-1]["step"] == 3 and "train_loss" in whole[-1]
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:-1]))
+    (folder / "model.safetensors").unlink()
+    for _ in range(2):
+        run(folder, random_tiny, "--logging_steps", "2", *asked)
+        assert metric_rows(folder) == whole and (folder / "model.safetensors").is_file()
+
+
+def test_no_run_is_overwritten(runs, random_tiny, rows, tmp_path, monkeypatch):
+    """Neither by other settings, where no checkpoint is left, nor from the beginning, where none is complete."""
+    monkeypatch.setattr(training, "_questions", lambda *_: datasets.Dataset.from_list(rows))
+    folder = tmp_path / "run"
+    shutil.copytree(runs[0], folder)
+    settings = (folder / "config.yaml").read_text().replace(str(runs[0]), str(folder))
+    (folder / "config.yaml").write_text(settings)
+    for place in folder.glob("checkpoint-*"):
+        (place / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="holds checkpoints, but none that is complete"):
+        run(folder, random_tiny, "--max_steps", "8")
+    for place in folder.glob("checkpoint-*"):
+        shutil.rmtree(place)
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="holds a run with other settings .learning_rate"):
+        run(folder, random_tiny, "--max_steps", "8", "--learning_rate", "0.1")
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "adapter_model.bin"])
+def test_pickled_weights_in_a_checkpoint_are_refused(name, runs, random_tiny, rows, tmp_path):
+    place = tmp_path / "checkpoint-4"
+    shutil.copytree(runs[0] / "checkpoint-4", place)
+    (place / "model.safetensors").unlink()
+    with open(place / name, "wb") as out:
+        pickle.dump(Exploit(tmp_path / "owned"), out)
+    seal(place)
+    trainer = make_trainer(random_tiny, tmp_path / "run", rows, max_steps=8)
+    with pytest.raises(CheckpointError, match=f"{name}, a pickle"):
+        trainer.train(resume_from_checkpoint=str(place))
+    assert not (tmp_path / "owned").exists()
+
+
+def test_pushing_uploads_no_pickle_no_checkpoint_and_no_token(random_tiny, rows, tmp_path, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(resuming, "upload_folder", lambda **kwargs: pushed.append(kwargs))
+    trainer = make_trainer(
+        random_tiny, tmp_path, rows, max_steps=1, save_strategy="steps", save_steps=1, hub_token="s3cr3t"
+    )
+    trainer.train()
+    trainer.hub_model_id, trainer.args.push_to_hub = "me/mine", True
+    trainer.save_model()
+    assert len(pushed) == 1 and pushed[0]["repo_id"] == "me/mine" and pushed[0]["token"] == "s3cr3t"
+    assert "checkpoint-*/*" in pushed[0]["ignore_patterns"] and ".saving/*" in pushed[0]["ignore_patterns"]
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert not [file for file in files if file.suffix == ".bin" or b"s3cr3t" in file.read_bytes()]
+
+
+def test_what_is_evaluated_on_is_not_what_is_trained_on(random_tiny, rows, tmp_path):
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in (tmp_path, tmp_path / "train.jsonl"):
+        with pytest.raises(
+            ValueError, match="eval_strategy: the split 'test' of .* would be the rows that are trained on"
+        ):
+            more = ("--eval_strategy", "steps", "--eval_steps", "2", "--per_device_eval_batch_size", "4")
+            run(tmp_path / "run", random_tiny, "--dataset_name", str(name), "--max_steps", "2", *more)

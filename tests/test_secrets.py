@@ -75,7 +75,13 @@ def test_a_run_leaves_no_secret_behind(secrets, random_tiny, tmp_path, monkeypat
         "--disable_tqdm",
         "true",
     ]
-    train += ["--no_gradient_checkpointing", "--model_init_kwargs", json.dumps({"token": f"{SECRET}-model"})]
+    train += [
+        "--no_gradient_checkpointing",
+        "--vllm_server_base_url",
+        f"http://me:{SECRET}@localhost:8000",
+        "--model_init_kwargs",
+        json.dumps({"token": f"{SECRET}-model"}),
+    ]
     assert command(monkeypatch, "train", *train) == 0
     assert command(monkeypatch, "train", *train, "--learning_rate", "1e-3") != 0  # an error, which must not tell either
     assert command(monkeypatch, "eval", "--model", "run", "--n", "2", "--out", "results") == 0
