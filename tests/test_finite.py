@@ -12,7 +12,7 @@ import pytest
 import torch
 from support import even_ids, make_trainer
 
-from mgpo.errors import NumbersError
+from mgpo.errors import NumbersError, RunError
 from mgpo.finite import replay, within
 from mgpo.sharing import SharedPrefix
 
@@ -200,7 +200,7 @@ def test_a_grader_may_use_signals_and_its_own_timeouts():
     async def impatient(completions, **_):
         raise TimeoutError("the judge's own")
 
-    with pytest.raises(TimeoutError, match="own"):
+    with pytest.raises(RunError, match="the judge's own"):
         asyncio.run(within(impatient, 5, noted()[1])(completions=[""]))
 
 
@@ -251,6 +251,22 @@ def test_an_error_of_a_reward_is_its_own():
     def wrong(completions, **_):
         raise KeyError("answer")
 
-    with pytest.raises(KeyError, match="answer"):
+    def words(completions, **_):
+        return ["good"]
+
+    with pytest.raises(
+        RunError, match="The reward function wrong failed: KeyError: 'answer' .*test_finite.py, line"
+    ) as told:
         within(wrong, 5, noted()[1])(completions=[""])
-    assert within(wrong, 5, noted()[1]).__name__ == "wrong"
+    assert isinstance(told.value.__cause__, KeyError) and within(wrong, 5, noted()[1]).__name__ == "wrong"
+    with pytest.raises(RunError, match="words failed: TypeError: .* must return a number or None for each"):
+        within(words, 5, noted()[1])(completions=[""])
+
+
+def test_a_policy_that_has_diverged_is_told(random_tiny, rows, tmp_path):
+    """Sampling itself fails then, which no skipped step would mend."""
+    trainer = make_trainer(random_tiny, tmp_path, rows, max_steps=2)
+    with torch.no_grad():
+        trainer.model.lm_head.weight.fill_(math.nan)
+    with pytest.raises(NumbersError, match="training has diverged"):
+        trainer.train()

@@ -7,7 +7,7 @@ import pytest
 from hostile_rows import BAD, GOOD, hostile_lines
 from support import Script, box, make_trainer
 
-from mgpo.data.admitting import Admission, admitted
+from mgpo.data.admitting import Admission, admitted, write_listing
 from mgpo.data.loading import load_questions, load_rows
 from mgpo.engines.tokens import TurnTokens
 from mgpo.grounding import Coordinates
@@ -38,7 +38,8 @@ def kept(hostile, processor, tmp_path_factory):
         PixelBudget(4 * 784, 36 * 784), Coordinates.ABSOLUTE
     )
     admission = Admission(protocol, TurnTokens(processor).text_tokens, REPLY, decode=True)
-    questions = admitted(load_rows(str(file)), str(file), admission, "skip", listing)
+    questions, bad = admitted(load_rows(str(file)), str(file), admission, "skip")
+    write_listing(bad, listing)
     return questions, [json.loads(line) for line in listing.read_text().splitlines()]
 
 
@@ -114,7 +115,7 @@ def test_training_skips_and_lists_on_request(hostile, kept, random_tiny, tmp_pat
     folder = run(*arguments(hostile[0], random_tiny, tmp_path / "run", "--on-bad-row", "skip"))
     listed = [json.loads(line) for line in (folder / "skipped_train.jsonl").read_text().splitlines()]
     assert listed == kept[1] and (folder / "model.safetensors").is_file()
-    assert f"{len(listed)} of {len(hostile[1])} rows" in capsys.readouterr().out
+    assert f"{len(listed)} rows are skipped; " in capsys.readouterr().out
 
 
 def test_an_unknown_way_is_refused(hostile, random_tiny, tmp_path):
@@ -142,8 +143,8 @@ def test_rows_of_a_table_are_named_too(hostile, processor, tmp_path):
     from mgpo.protocol import Protocol
 
     admission = Admission(Protocol(), TurnTokens(processor).text_tokens, REPLY, decode=True)
-    questions = admitted(loaded, "table", admission, "skip", tmp_path / "skipped.jsonl")
-    listed = [json.loads(line)["where"] for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
-    assert len(questions) == 1 and sorted(number_of(place) for place in listed) == [2, 3, 4, 5]
+    questions, bad = admitted(loaded, "table", admission, "skip")
+    listed = [row.where for row in bad]
+    assert len(questions) == 1 and [number_of(place) for place in listed] == [2, 3, 4, 5]
     with pytest.raises(ValueError, match="row 4"):
         load_questions(str(tmp_path / "train.parquet"))

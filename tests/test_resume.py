@@ -293,3 +293,37 @@ def test_what_is_evaluated_on_is_not_what_is_trained_on(random_tiny, rows, tmp_p
         ):
             more = ("--eval_strategy", "steps", "--eval_steps", "2", "--per_device_eval_batch_size", "4")
             run(tmp_path / "run", random_tiny, "--dataset_name", str(name), "--max_steps", "2", *more)
+
+
+def test_a_run_folder_may_move_and_its_data_may_not_change(random_tiny, rows, tmp_path, monkeypatch, capsys):
+    """Moved, copied and spelled otherwise it goes on; with other questions in the same file it does not."""
+    data = tmp_path / "train.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path / "run", random_tiny, "--dataset_name", "train.jsonl", "--max_steps", "2", "--save_steps", "2")
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    run(tmp_path / "moved", random_tiny, "--dataset_name", str(data), "--max_steps", "3", "--save_steps", "2")
+    assert f"Going on from {tmp_path}/moved/checkpoint-2." in capsys.readouterr().out
+    data.write_text("".join(json.dumps(row | {"answer": "A"}) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="holds a run on other questions: those of .*train.jsonl have changed"):
+        run(tmp_path / "moved", random_tiny, "--dataset_name", str(data), "--max_steps", "5")
+
+
+def test_two_runs_in_one_folder_are_refused(random_tiny, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_questions", lambda *_: datasets.Dataset.from_list(rows))
+    with training.only_one(tmp_path), pytest.raises(ValueError, match="Another process trains in"):
+        run(tmp_path, random_tiny, "--max_steps", "1")
+    run(tmp_path, random_tiny, "--max_steps", "1")
+
+
+def test_a_damaged_file_of_the_right_size_is_a_sentence(runs, random_tiny, rows, tmp_path):
+    place = tmp_path / "checkpoint-4"
+    shutil.copytree(runs[0] / "checkpoint-4", place)
+    for name in ("optimizer", "process_0"):
+        file = place / f"{name}.safetensors"
+        whole = file.read_bytes()
+        file.write_bytes(b"\xff" * 64 + whole[64:])
+        trainer = make_trainer(random_tiny, tmp_path / "run", rows, max_steps=8, freeze_vision_tower=True)
+        with pytest.raises(CheckpointError, match=f"{name}.safetensors is damaged"):
+            trainer.train(resume_from_checkpoint=str(place))
+        file.write_bytes(whole)

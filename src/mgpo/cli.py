@@ -291,7 +291,9 @@ def main() -> None:
 
 
 def _say(sentence: str) -> None:
-    Console(stderr=True).print(f"[bold red]mgpo:[/bold red] {escape(sentence)}", markup=True, highlight=False)
+    Console(stderr=True).print(
+        f"[bold red]mgpo:[/bold red] {escape(sentence)}", markup=True, highlight=False, soft_wrap=True
+    )
 
 
 if __name__ == "__main__":

@@ -107,6 +107,8 @@ class MGPOConfig(GRPOConfig):
         if self.method not in METHODS:
             raise ValueError(f"method={self.method!r} is unknown. Choose one of: {', '.join(METHODS)}.")
         CropFrame(self.crop_frame)
+        if not (self.reward_seconds > 0 and self.max_nonfinite_steps > 0):
+            raise ValueError("reward_seconds and max_nonfinite_steps must be more than 0.")
         loading = self.model_init_kwargs if isinstance(self.model_init_kwargs, dict) else {}
         if self.trust_remote_code or loading.get("trust_remote_code") or loading.get("use_safetensors") is False:
             raise ValueError(

@@ -17,6 +17,7 @@ import math
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ import torch
 from accelerate.utils import gather_object
 from trl.trainer.grpo_trainer import is_async_callable
 
-from mgpo.errors import NumbersError
+from mgpo.errors import NumbersError, RunError
 from mgpo.files import whole, write_whole
 from mgpo.tree import load_tree, save_tree
 
@@ -65,7 +66,15 @@ class FiniteSteps:
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         """TRL's. Rollouts with a number that is not finite get an advantage that is none: what they touch is skipped."""
         self._distrusted = {}
-        output = super()._generate_and_score_completions(inputs)
+        try:
+            output = super()._generate_and_score_completions(inputs)
+        except RuntimeError as error:
+            if "probability tensor" not in str(error):
+                raise
+            raise NumbersError(
+                f"Step {self.state.global_step + 1}: the model cannot be sampled from any more, its probabilities are not finite: "
+                "training has diverged. Begin a run in a folder of its own with a lower learning_rate."
+            ) from error
         output["question_ids"] = [episode.question.id for episode in self._episodes]
         said = output["completion_mask"].bool()
         if "tool_mask" in output:
@@ -164,6 +173,8 @@ def within(reward: Callable, seconds: float, distrust: Callable[[int, str], None
         seconds: limit of one call, see `interrupted_after`. A coroutine is left where it waits; one that blocks is not.
         distrust: called with a row and why, for each number that is not finite, and for all rows when the time is over.
             These rows get None, which TRL leaves out.
+
+    What it raises is raised again as `RunError`, with its name and place.
     """
     name = getattr(reward, "__name__", type(reward).__name__)
 
@@ -181,18 +192,30 @@ def within(reward: Callable, seconds: float, distrust: Callable[[int, str], None
             distrust(row, f"the reward {name} took more than {seconds:g} seconds")
         return [None] * rows
 
+    def failed(error: Exception) -> RunError:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return RunError(
+            f"The reward function {name} failed: {type(error).__name__}: {error} ({place.filename}, line {place.lineno}). It "
+            "must return a number or None for each completion."
+        )
+
     def bounded(*args: Any, **kwargs: Any) -> list[Any]:
         try:
             with interrupted_after(seconds):
                 return looked_at(reward(*args, **kwargs))
         except _TooLate:
             return too_late(len(kwargs["completions"]))
+        except Exception as error:
+            raise failed(error) from error
 
     async def bounded_async(*args: Any, **kwargs: Any) -> list[Any]:
         task = asyncio.ensure_future(reward(*args, **kwargs))
         done, _ = await asyncio.wait([task], timeout=seconds)
         if done:
-            return looked_at(task.result())
+            try:
+                return looked_at(task.result())
+            except Exception as error:
+                raise failed(error) from error
         task.cancel()
         return too_late(len(kwargs["completions"]))
 

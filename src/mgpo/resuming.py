@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import upload_folder
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
@@ -184,7 +185,7 @@ class Resuming(Stopping):
                 f"{checkpoint} holds no optimizer (save_only_model), so a run cannot go on from it. Begin a new run with its "
                 "weights as --model_name_or_path."
             )
-        state = load_tree(Path(checkpoint) / STATE)
+        state = _read(Path(checkpoint) / STATE)
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["schedule"])
         if state["scaler"]:
@@ -221,7 +222,7 @@ class Resuming(Stopping):
         if checkpoint is None:
             return
         file = self._process_file(checkpoint)
-        state = load_tree(file) if file.is_file() else None
+        state = _read(file) if file.is_file() else None
         if state is None or state["processes"] != self.args.world_size:
             if self.accelerator.is_main_process:
                 print(
@@ -307,6 +308,15 @@ class Resuming(Stopping):
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         saved = type(model).from_pretrained(resume_from_checkpoint, dtype="auto", use_safetensors=True)
         model.load_state_dict(saved.state_dict())
+
+
+def _read(file: Path) -> Any:
+    try:
+        return load_tree(file)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{file} is damaged ({error}). Delete {file.parent}, and the run goes on from the checkpoint before it."
+        ) from error
 
 
 def _texts(table: dict[str, Any]) -> dict[str, Any]:

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import fcntl
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+import xxhash
 import yaml
 from accelerate.utils import gather_object
 from trl import TrlParser
 
 from mgpo.checkpoints import last_complete, step_of
 from mgpo.config import SFT, DataArguments, MGPOConfig
-from mgpo.data.admitting import Admission, admitted
+from mgpo.data.admitting import Admission, admitted, write_listing
 from mgpo.data.loading import load_rows
+from mgpo.data.reading import BadRow
 from mgpo.data.sources import files_of
 from mgpo.engines.families import default_coordinates
 from mgpo.engines.loading import default_budget, load_processor, model_type_of
@@ -32,7 +37,7 @@ from mgpo.files import write_whole
 
 WAYS = (DataArguments, MGPOConfig)
 MAY_CHANGE = re.compile(
-    r"max_steps|num_train_epochs|(logging|save|eval|log|report|trajectories|disable|run|hub|push|dataset_test|dataloader)_.*"
+    r"output_dir|max_steps|num_train_epochs|(logging|save|eval|log|report|trajectories|disable|run|hub|push|dataset_test|dataloader)_.*"
     r"|.*resume.*|per_device_eval_.*|reward_seconds|max_nonfinite_steps|check_images|vllm_call_seconds|vllm_server_.*"
 )
 """Settings that a run may be continued with, different from those it was begun with."""
@@ -90,14 +95,26 @@ def train(data: DataArguments, config: MGPOConfig, resume: bool = True) -> Path:
     """
     folder = Path(config.output_dir)
     _refuse_unwritable(folder)
-    trainer = build_trainer(data, config)
+    with only_one(folder) if config.process_index == 0 else nullcontext():
+        return _train(data, config, folder, resume)
+
+
+def _train(data: DataArguments, config: MGPOConfig, folder: Path, resume: bool) -> Path:
+    skipped: dict[str, list[BadRow]] = {}
+    trainer = build_trainer(data, config, skipped)
     last = config.resume_from_checkpoint or (_last_checkpoint(folder, trainer) if resume else None)
     settings = plain_settings(data, config)
+    mark = mark_of(trainer.train_dataset)
     if resume and not config.resume_from_checkpoint:
-        _refuse_another_run(folder, settings, step_of(Path(last)) if last else 0)
+        _refuse_another_run(folder, settings, step_of(Path(last)) if last else 0, mark)
     trainer.accelerator.wait_for_everyone()  # nobody compares with what is written now
     if trainer.is_world_process_zero():
         write_run_files(folder, settings)
+        write_whole(folder / "data.json", json.dumps(mark) + "\n")
+        for split, bad in skipped.items():
+            write_listing(bad, folder / f"skipped_{split}.jsonl")
+        if last:
+            print(f"Going on from {last}.")
     if last:
         trainer.refuse_unfit(last)
     if last and _is_finished(Path(last), config):
@@ -135,19 +152,30 @@ def _is_finished(checkpoint: Path, config: MGPOConfig) -> bool:
     return state["epoch"] >= config.num_train_epochs
 
 
-def _refuse_another_run(folder: Path, settings: dict[str, Any], done: int) -> None:
+def _refuse_another_run(folder: Path, settings: dict[str, Any], done: int, mark: dict[str, Any]) -> None:
     """A checkpoint's optimizer and schedule belong to the settings that it was made with; and no run is overwritten."""
     file = folder / "config.yaml"
     made = [*folder.glob("checkpoint-*"), *folder.glob("*.safetensors")]
     if not made or not file.is_file():
         return
-    before = yaml.safe_load(file.read_text())
-    changed = [k for k in settings if not MAY_CHANGE.fullmatch(k) and k in before and settings[k] != before[k]]
+    try:
+        before = dict(yaml.safe_load(file.read_text()))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read ({error}), so it is not known whose run {folder} holds.") from error
+    before = {key: _resolved(key, value) for key, value in before.items()}
+    now = {key: _resolved(key, value) for key, value in settings.items()}
+    changed = [k for k in now if not MAY_CHANGE.fullmatch(k) and k in before and now[k] != before[k]]
     if changed:
         told = ", ".join(f"{key} {before.get(key)!r} -> {settings[key]!r}" for key in changed[:5])
         raise ValueError(
             f"{folder} holds a run with other settings ({told}). Give the new run a folder of its own by --output_dir, or "
             "delete this one."
+        )
+    known = folder / "data.json"
+    if known.is_file() and json.loads(known.read_text()) != mark:
+        raise ValueError(
+            f"{folder} holds a run on other questions: those of {settings['dataset_name']} have changed. Give the new run a "
+            "folder of its own by --output_dir; --resume_from_checkpoint begins it with what was learned."
         )
     if not done and any(place.is_dir() for place in made):
         raise ValueError(
@@ -161,6 +189,38 @@ def _refuse_another_run(folder: Path, settings: dict[str, Any], done: int) -> No
         )
 
 
+def _resolved(key: str, value: Any) -> Any:
+    """A path however it is spelled; other settings as they are."""
+    is_path = key in ("dataset_name", "model_name_or_path", "needle_backgrounds") and isinstance(value, str)
+    return str(Path(value).resolve()) if is_path and Path(value).exists() else value
+
+
+def mark_of(questions: Any) -> dict[str, Any]:
+    """Tells other questions from these: how many, and a hash of their texts where they lie in memory."""
+    plain = questions.format["type"] is None and {"question", "answer"} <= set(questions.column_names)
+    texts = json.dumps([list(questions["question"]), list(questions["answer"])]) if plain else ""
+    return {"questions": len(questions), "texts": xxhash.xxh3_64_hexdigest(texts.encode())}
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold a run folder; the system lets go of it when the process ends, however that is.
+
+    Raises:
+        ValueError: another process trains in it.
+    """
+    with (folder / ".lock").open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"Another process trains in {folder}. Wait for it, or give this run a folder of its own."
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
 def enough_questions(config: MGPOConfig, rows: int, name: str) -> None:
     """Refuse a dataset that is smaller than one batch of rollouts: the trainer would make no step, and say nothing."""
     needed = 1 if config.method == SFT else config.generation_batch_size // config.num_generations
@@ -171,14 +231,17 @@ def enough_questions(config: MGPOConfig, rows: int, name: str) -> None:
         )
 
 
-def build_trainer(data: DataArguments, config: MGPOConfig) -> Any:
-    """The trainer of a recipe, ready to run."""
-    questions = _questions(data, config, data.dataset_split, data.dataset_size)
+def build_trainer(data: DataArguments, config: MGPOConfig, skipped: dict[str, list[BadRow]] | None = None) -> Any:
+    """The trainer of a recipe, ready to run. Rows that were left out are put into `skipped`, by split."""
+    skipped = {} if skipped is None else skipped
+    questions = _questions(data, config, skipped, data.dataset_split, data.dataset_size)
     enough_questions(config, len(questions), data.dataset_name)
     asked = None
     if config.eval_strategy != "no":
         _refuse_training_rows(data)
-        asked = _questions(data, config, data.dataset_test_split, data.dataset_test_size, data.dataset_test_size)
+        asked = _questions(
+            data, config, skipped, data.dataset_test_split, data.dataset_test_size, data.dataset_test_size
+        )
     if config.method == SFT:
         from mgpo.sft import build_sft_trainer
 
@@ -201,7 +264,9 @@ def _refuse_training_rows(data: DataArguments) -> None:
         )
 
 
-def _questions(data: DataArguments, config: MGPOConfig, split: str, size: int, most: int | None = None) -> Any:
+def _questions(
+    data: DataArguments, config: MGPOConfig, skipped: dict, split: str, size: int, most: int | None = None
+) -> Any:
     """The questions of a split, each of which this policy can be asked; the first `most` of them."""
     more = data.needle_megapixels, data.needle_backgrounds
     loaded = load_rows(data.dataset_name, split, data.dataset_seed, size, *more)
@@ -211,9 +276,9 @@ def _questions(data: DataArguments, config: MGPOConfig, split: str, size: int, m
         )
     if data.dataset_name == "needle":
         return loaded.questions
-    listing = Path(config.output_dir) / f"skipped_{split}.jsonl"
     share = config.process_index, config.world_size, gather_object
-    return admitted(loaded, data.dataset_name, admission_of(data, config), data.on_bad_row, listing, share)
+    questions, skipped[split] = admitted(loaded, data.dataset_name, admission_of(data, config), data.on_bad_row, share)
+    return questions
 
 
 def admission_of(data: DataArguments, config: MGPOConfig) -> Admission:

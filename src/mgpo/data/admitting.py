@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -72,15 +73,16 @@ class Admission:
             )
 
 
-def admitted(loaded: Loaded, name: str, admission: Admission, on_bad_row: str, listing: Path, share: Any = None) -> Any:
-    """The dataset without the rows that cannot be trained on.
+def admitted(
+    loaded: Loaded, name: str, admission: Admission, on_bad_row: str, share: Any = None
+) -> tuple[Any, list[BadRow]]:
+    """The dataset without the rows that cannot be trained on, and these, in order.
 
     Args:
         loaded: what was read.
         name: of the dataset, for messages.
         admission: what must hold of a row.
-        on_bad_row: `fail`: an error if there is any; `skip`: bad rows are left out, listed and counted.
-        listing: file of the rows that were left out (JSON lines: where, why).
+        on_bad_row: `fail`: an error if there is any; `skip`: bad rows are left out.
         share: (this process, processes, gather a list from all) where several share the work.
 
     Raises:
@@ -90,20 +92,24 @@ def admitted(loaded: Loaded, name: str, admission: Admission, on_bad_row: str, l
     mine = range(rank, len(loaded.places), processes)
     found = gather(_look(loaded, mine, admission))
     bad = loaded.bad + [BadRow(loaded.places[number], why) for number, why in sorted(found)]
-    if rank == 0:
-        listing.unlink(missing_ok=True)  # of an earlier start
     if not bad:
-        return loaded.questions
+        return loaded.questions, []
+    bad.sort(key=lambda row: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)$", row.where)[:2]])
     left = len(loaded.places) - len(found)
     if not left:
         raise refused(bad, left, name)
     if on_bad_row == "fail":
         raise ValueError(f"{refused(bad, left, name)}\n--on_bad_row skip trains without them, and lists them.")
-    if rank == 0:
-        write_whole(listing, "".join(json.dumps({"where": r.where, "why": r.reason}) + "\n" for r in bad))
-        print(f"{len(bad)} of {len(bad) + left} rows of {name} are skipped; they are listed in {listing}.")
     kept = sorted(set(range(len(loaded.places))) - {number for number, _ in found})
-    return loaded.questions.select(kept)
+    return loaded.questions.select(kept), bad
+
+
+def write_listing(bad: Sequence[BadRow], file: Path) -> None:
+    """JSON lines, where and why, of the rows that were left out; no file if there is none."""
+    file.unlink(missing_ok=True)  # of an earlier start
+    if bad:
+        write_whole(file, "".join(json.dumps({"where": row.where, "why": row.reason}) + "\n" for row in bad))
+        print(f"{len(bad)} rows are skipped; {file} lists them.")
 
 
 def _look(loaded: Loaded, numbers: Sequence[int], admission: Admission) -> list[tuple[int, str]]:
