@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from support import make_trainer
 
-from mgpo import resuming, training
+from mgpo import resuming, run_folder, training
 from mgpo.checkpoints import seal
 from mgpo.errors import CheckpointError
 from mgpo.training import parse, train
@@ -311,7 +311,7 @@ def test_a_run_folder_may_move_and_its_data_may_not_change(random_tiny, rows, tm
 
 def test_two_runs_in_one_folder_are_refused(random_tiny, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_questions", lambda *_: datasets.Dataset.from_list(rows))
-    with training.only_one(tmp_path), pytest.raises(ValueError, match="Another process trains in"):
+    with run_folder.only_one(tmp_path), pytest.raises(ValueError, match="Another process trains in"):
         run(tmp_path, random_tiny, "--max_steps", "1")
     run(tmp_path, random_tiny, "--max_steps", "1")
 

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import fcntl
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
-import xxhash
 import yaml
 from accelerate.utils import gather_object
 from trl import TrlParser
 
-from mgpo.checkpoints import last_complete, step_of
+from mgpo.checkpoints import step_of
 from mgpo.config import SFT, DataArguments, MGPOConfig
 from mgpo.data.admitting import Admission, admitted, write_listing
 from mgpo.data.loading import load_rows
@@ -31,16 +27,19 @@ from mgpo.data.sources import files_of
 from mgpo.engines.families import default_coordinates
 from mgpo.engines.loading import default_budget, load_processor, model_type_of
 from mgpo.engines.tokens import TurnTokens
-from mgpo.environment import describe_environment
 from mgpo.errors import Stopped
 from mgpo.files import write_whole
+from mgpo.run_folder import (
+    is_finished,
+    last_checkpoint,
+    mark_of,
+    only_one,
+    refuse_another_run,
+    refuse_unwritable,
+    write_run_files,
+)
 
 WAYS = (DataArguments, MGPOConfig)
-MAY_CHANGE = re.compile(
-    r"output_dir|max_steps|num_train_epochs|(logging|save|eval|log|report|trajectories|disable|run|hub|push|dataset_test|dataloader)_.*"
-    r"|.*resume.*|per_device_eval_.*|reward_seconds|max_nonfinite_steps|check_images|vllm_call_seconds|vllm_server_.*"
-)
-"""Settings that a run may be continued with, different from those it was begun with."""
 _USER_IN_URL = re.compile(r"://[^/@\s]+@")
 _SECRET = re.compile(r"(^|_)(token|api_?key|secret|password)$", re.IGNORECASE)
 
@@ -94,7 +93,7 @@ def train(data: DataArguments, config: MGPOConfig, resume: bool = True) -> Path:
         Stopped: the run was asked to stop by SIGTERM; it is saved, and goes on when it is started again.
     """
     folder = Path(config.output_dir)
-    _refuse_unwritable(folder)
+    refuse_unwritable(folder)
     with only_one(folder) if config.process_index == 0 else nullcontext():
         return _train(data, config, folder, resume)
 
@@ -102,11 +101,11 @@ def train(data: DataArguments, config: MGPOConfig, resume: bool = True) -> Path:
 def _train(data: DataArguments, config: MGPOConfig, folder: Path, resume: bool) -> Path:
     skipped: dict[str, list[BadRow]] = {}
     trainer = build_trainer(data, config, skipped)
-    last = config.resume_from_checkpoint or (_last_checkpoint(folder, trainer) if resume else None)
+    last = config.resume_from_checkpoint or (last_checkpoint(folder, trainer) if resume else None)
     settings = plain_settings(data, config)
     mark = mark_of(trainer.train_dataset)
     if resume and not config.resume_from_checkpoint:
-        _refuse_another_run(folder, settings, step_of(Path(last)) if last else 0, mark)
+        refuse_another_run(folder, settings, step_of(Path(last)) if last else 0, mark)
     trainer.accelerator.wait_for_everyone()  # nobody compares with what is written now
     if trainer.is_world_process_zero():
         write_run_files(folder, settings)
@@ -117,7 +116,7 @@ def _train(data: DataArguments, config: MGPOConfig, folder: Path, resume: bool) 
             print(f"Going on from {last}.")
     if last:
         trainer.refuse_unfit(last)
-    if last and _is_finished(Path(last), config):
+    if last and is_finished(Path(last), config):
         print(f"{last} has made all steps already: nothing to train.")
         trainer._load_from_checkpoint(last)
         trainer.log_end(last)
@@ -130,95 +129,6 @@ def _train(data: DataArguments, config: MGPOConfig, folder: Path, resume: bool) 
         raise Stopped(f"Stopped by SIGTERM after step {made}. Start it again to go on from {folder}/checkpoint-{made}.")
     trainer.save_model(str(folder))
     return folder
-
-
-def _refuse_unwritable(folder: Path) -> None:
-    """Now, and not when the first checkpoint is due."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"The run folder {folder} cannot be written to ({error}). Choose another --output_dir."
-        ) from error
-
-
-def _is_finished(checkpoint: Path, config: MGPOConfig) -> bool:
-    """Whether a checkpoint is of the last step that is asked for."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
-    if config.max_steps > 0:
-        return state["global_step"] == config.max_steps
-    return state["epoch"] >= config.num_train_epochs
-
-
-def _refuse_another_run(folder: Path, settings: dict[str, Any], done: int, mark: dict[str, Any]) -> None:
-    """A checkpoint's optimizer and schedule belong to the settings that it was made with; and no run is overwritten."""
-    file = folder / "config.yaml"
-    made = [*folder.glob("checkpoint-*"), *folder.glob("*.safetensors")]
-    if not made or not file.is_file():
-        return
-    try:
-        before = dict(yaml.safe_load(file.read_text()))
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read ({error}), so it is not known whose run {folder} holds.") from error
-    before = {key: _resolved(key, value) for key, value in before.items()}
-    now = {key: _resolved(key, value) for key, value in settings.items()}
-    changed = [k for k in now if not MAY_CHANGE.fullmatch(k) and k in before and now[k] != before[k]]
-    if changed:
-        told = ", ".join(f"{key} {before.get(key)!r} -> {settings[key]!r}" for key in changed[:5])
-        raise ValueError(
-            f"{folder} holds a run with other settings ({told}). Give the new run a folder of its own by --output_dir, or "
-            "delete this one."
-        )
-    known = folder / "data.json"
-    if known.is_file() and json.loads(known.read_text()) != mark:
-        raise ValueError(
-            f"{folder} holds a run on other questions: those of {settings['dataset_name']} have changed. Give the new run a "
-            "folder of its own by --output_dir; --resume_from_checkpoint begins it with what was learned."
-        )
-    if not done and any(place.is_dir() for place in made):
-        raise ValueError(
-            f"{folder} holds checkpoints, but none that is complete (see above). Give the new run a folder of its own by "
-            "--output_dir, or delete this one."
-        )
-    if 0 < settings["max_steps"] < done:
-        raise ValueError(
-            f"{folder} holds a run of {done} steps already, more than max_steps={settings['max_steps']}. Give the new run "
-            "a folder of its own by --output_dir."
-        )
-
-
-def _resolved(key: str, value: Any) -> Any:
-    """A path however it is spelled; other settings as they are."""
-    is_path = key in ("dataset_name", "model_name_or_path", "needle_backgrounds") and isinstance(value, str)
-    return str(Path(value).resolve()) if is_path and Path(value).exists() else value
-
-
-def mark_of(questions: Any) -> dict[str, Any]:
-    """Tells other questions from these: how many, and a hash of their texts where they lie in memory."""
-    plain = questions.format["type"] is None and {"question", "answer"} <= set(questions.column_names)
-    texts = json.dumps([list(questions["question"]), list(questions["answer"])]) if plain else ""
-    return {"questions": len(questions), "texts": xxhash.xxh3_64_hexdigest(texts.encode())}
-
-
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold a run folder; the system lets go of it when the process ends, however that is.
-
-    Raises:
-        ValueError: another process trains in it.
-    """
-    with (folder / ".lock").open("w") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"Another process trains in {folder}. Wait for it, or give this run a folder of its own."
-            ) from error
-        except OSError:
-            pass  # a file system without locks
-        yield
 
 
 def enough_questions(config: MGPOConfig, rows: int, name: str) -> None:
@@ -320,12 +230,6 @@ def plain_settings(data: DataArguments, config: MGPOConfig) -> dict[str, Any]:
     return _without_secrets(json.loads(json.dumps(resolved, default=str)))
 
 
-def write_run_files(folder: Path, settings: dict[str, Any]) -> None:
-    """`config.yaml` and `environment.json`."""
-    write_whole(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=True))
-    write_whole(folder / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
-
-
 def _without_secrets(value: Any) -> Any:
     """Settings without the entries, at any depth, whose name says that they hold a key, and without users in URLs."""
     if isinstance(value, str):
@@ -333,12 +237,3 @@ def _without_secrets(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_secrets(inner) for key, inner in value.items() if not _SECRET.search(key)}
     return [_without_secrets(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _last_checkpoint(folder: Path, trainer: Any) -> str | None:
-    """The newest complete checkpoint; others are told of."""
-    last, skipped = last_complete(folder)
-    if trainer.is_world_process_zero():
-        for line in skipped:
-            print(line)
-    return str(last) if last else None
