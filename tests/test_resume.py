@@ -217,6 +217,15 @@ def test_weights_alone_cannot_be_resumed_from(random_tiny, rows, tmp_path):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
+def test_the_card_says_what_was_trained_and_how_it_is_asked(runs, random_tiny):
+    card = (runs[0] / "README.md").read_text()
+    assert f"base_model: {random_tiny}" in card and f'GroundedVQA.from_pretrained("{runs[0]}")' in card
+    assert "by MGPO: it names the region" in card and "None" not in card
+    from huggingface_hub import ModelCard
+
+    assert ModelCard(card).data.pipeline_tag == "image-text-to-text"
+
+
 def metric_rows(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if not any(part in k for part in TIMES)} for row in rows]

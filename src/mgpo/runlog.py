@@ -1,4 +1,4 @@
-"""`metrics.jsonl` of a run folder: one line per log, in step order, each step once."""
+"""`metrics.jsonl` of a run folder (one line per log, in step order, each step once) and its `README.md`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from mgpo.card import model_card
+from mgpo.config import SFT
+from mgpo.engines.loading import TINY, resolve
 from mgpo.files import write_whole
 from mgpo.jsonl import read_jsonl
 
@@ -28,6 +31,14 @@ class RunLog:
             _forget_after(file, getattr(self, "_initial_global_step", self.state.global_step))
         with file.open("a") as out:
             out.write(json.dumps(_finite(self.state.log_history[-1])) + "\n")
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """`README.md` of the run folder: what this model is, and how it is asked."""
+        if self.is_world_process_zero():
+            base = self.accelerator.unwrap_model(self.model).config._name_or_path
+            base = TINY if base == resolve(TINY) else base
+            folder, method = Path(self.args.output_dir), getattr(self.args, "method", SFT)
+            write_whole(folder / "README.md", model_card(self.hub_model_id or str(folder), base, method))
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,38 @@
+"""`README.md` of a trained model: from what, how, and how to ask it. TRL's own card describes a text model."""
+
+from __future__ import annotations
+
+_CARD = """---
+base_model: {base}
+library_name: transformers
+pipeline_tag: image-text-to-text
+tags: [mgpo, grpo, trl]
+---
+# {name}
+
+Trained from `{base}` by {way}, with [mgpo](https://arxiv.org/abs/2507.05920). The only reward is whether the answer is right; the
+settings are in `config.yaml`, what was measured in `metrics.jsonl`.
+
+```python
+from mgpo import GroundedVQA
+
+found = GroundedVQA.from_pretrained("{name}").ask("photo.jpg", "Which number is on the bus?", choices=["14", "41"])
+print(found.answer, found.box_px_original)
+```
+"""
+WAYS = {
+    "mgpo": "MGPO: it names the region that it needs to see, gets it back from the original pixels, and then answers",
+    "grpo": "single-turn GRPO: it names a region and answers in one turn",
+    "sft": "supervised training on short answers",
+}
+
+
+def model_card(name: str, base: str, method: str) -> str:
+    """The card's text.
+
+    Args:
+        name: of the new model, a folder or hub id.
+        base: what it was trained from.
+        method: `mgpo`, `grpo` or `sft`.
+    """
+    return _CARD.format(name=name, base=base, way=WAYS[method])
