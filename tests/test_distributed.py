@@ -113,7 +113,7 @@ def test_an_error_on_one_process_ends_all_with_its_message(random_tiny, question
     begun = time.monotonic()
     ran = start("-m", "mgpo", *words)
     assert ran.returncode != 0 and "The answer key of question q3 is broken." in ran.stdout + ran.stderr
-    assert time.monotonic() - begun < 60 + 30  # half a minute is the start of two processes
+    assert time.monotonic() - begun < 60  # the start of two processes counts too
     assert not (tmp_path / "run" / "model.safetensors").exists()
     assert "rank      : 1" in ran.stderr  # the launcher names it
 

@@ -46,7 +46,7 @@ COUNTERS = (
 )
 """Attributes of transformers' and TRL's trainers that a checkpoint must hold for the next log to be the same."""
 PICKLES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "pytorch_model.bin", "adapter_model.bin")
-PRIVATE = [f"{ASIDE}/*", "checkpoint-*/*", "nonfinite/*", "trajectories/*", "skipped_*"]
+PRIVATE = [".lock", f"{ASIDE}/*", "checkpoint-*/*", "nonfinite/*", "trajectories/*", "skipped_*"]
 """What of a run folder is not pushed to the hub."""
 
 

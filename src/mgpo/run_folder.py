@@ -56,7 +56,7 @@ def only_one(folder: Path) -> Iterator[None]:
                 f"Another process trains in {folder}. Wait for it, or give this run a folder of its own."
             ) from error
         except OSError:
-            pass  # a file system without locks
+            print(f"{folder} is on a file system without locks: see to it that no second run is started in it.")
         yield
 
 

@@ -119,7 +119,7 @@ def _look(loaded: Loaded, numbers: Sequence[int], admission: Admission) -> list[
         try:
             admission(loaded.questions[number])
         except (ValueError, TypeError, OSError, MemoryError) as error:
-            return number, str(error)
+            return number, str(error) or type(error).__name__  # a MemoryError says nothing
         return None
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
