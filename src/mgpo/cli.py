@@ -71,6 +71,9 @@ def evaluate_command(
     pictures: Annotated[int, typer.Option(help="Questions per task whose pictures are kept for mgpo view.")] = 24,
     engine: Annotated[str, typer.Option(help="transformers, or vllm.")] = "transformers",
     endpoint: Annotated[str | None, typer.Option(help="OpenAI-compatible server that runs the model.")] = None,
+    controls: Annotated[
+        str, typer.Option(help="Ask again: direct, random_crop, black_crop, gold_crop, crop_only; comma-separated.")
+    ] = "",
     judge: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint that judges open answers.")] = None,
     judge_model: Annotated[str, typer.Option(help="The judge's model.")] = "",
     out: Annotated[Path | None, typer.Option(help="Folder of the results; a stopped evaluation goes on there.")] = None,
@@ -86,6 +89,7 @@ def evaluate_command(
         protocol=protocol, max_turns=max_turns, pixel_budget=pixel_budget, grounding_tokens=grounding_tokens,
         answer_tokens=answer_tokens, batch_size=batch_size, sampled=sampled, megapixels=megapixels,
         backgrounds=backgrounds, pictures=pictures, engine=engine, endpoint=endpoint, judge=judge, judge_model=judge_model,
+        controls=tuple(name.strip() for name in controls.split(",") if name.strip()),
     )  # fmt: skip
     run_evaluation(request, console)
     console.print(f"results: {out}", markup=False, soft_wrap=True)

@@ -70,7 +70,7 @@ def compare_records(task: str, a: list[dict], b: list[dict], seed: int = 0) -> C
     only_a, only_b = int((difference < 0).sum()), int((difference > 0).sum())
     return Comparison(
         task, len(a), right[:, 0].mean(), right[:, 1].mean(), difference.mean(),
-        bootstrap_interval(difference, [_drawn_together(record) for record in a], seed), only_a, only_b,
+        bootstrap_interval(difference, [drawn_together(record) for record in a], seed), only_a, only_b,
         mcnemar(only_a, only_b),
     )  # fmt: skip
 
@@ -96,7 +96,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(least + 1)) / 2**n)
 
 
-def _drawn_together(record: dict) -> tuple:
+def drawn_together(record: dict) -> tuple:
+    """Equal for records that are resampled together: the same question of the same image, its choices in any order."""
     return record["question"], tuple(record["image_size"]), tuple(sorted(record["choices"]))
 
 

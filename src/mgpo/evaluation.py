@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 
+from mgpo.controls import Control, run_control
 from mgpo.data.question import Question
 from mgpo.grounding import BoxStatus
 from mgpo.metrics import episode_metrics
@@ -36,6 +37,7 @@ class Result:
         rejected: the reason why the measured first turn had no usable box, if it had none.
         iou: best overlap with a gold box. crop_area: share of the photograph's pixels, for a valid box.
         letters: right letters, empty for an open question.
+        controls: whether it was answered rightly under each control that was asked for (`mgpo.controls`).
         seconds: the question's share of its batch.
     """
 
@@ -50,6 +52,7 @@ class Result:
     iou: float | None = None
     crop_area: float | None = None
     letters: str = ""
+    controls: dict[str, bool | None] = field(default_factory=dict)
     seconds: float = field(default=0.0, compare=False)
     episode: Episode | None = field(default=None, repr=False)
 
@@ -104,6 +107,7 @@ def evaluate_batches(
     seed: int = 0,
     sampled: bool = True,
     first_batch: int = 0,
+    controls: Sequence[Control] = (),
 ) -> Iterator[list[Result]]:
     """Evaluate batch by batch: all turns of a batch's questions are generated together.
 
@@ -116,6 +120,7 @@ def evaluate_batches(
         seed: of the sampled turns; each batch starts from its own seed, so results do not depend on what ran before.
         sampled: measure boxes in a first turn sampled at temperature 1; else in the greedy episode.
         first_batch: number of the first batch, for a run that goes on.
+        controls: asked besides, of the greedy episodes (`mgpo.controls`); they do not change what else is measured.
 
     Yields:
         The results of a batch, in order, with their episodes.
@@ -123,7 +128,7 @@ def evaluate_batches(
     for number, batch in enumerate(_batched(questions, batch_size), first_batch):
         start = time.perf_counter()
         greedy = [Episode(question, Photograph(question.image), protocol) for question in batch]
-        run_episodes(policy, greedy, limits)
+        heard = run_episodes(policy, greedy, limits)
         alone = _crop_only(policy, greedy, limits)
         measured = greedy
         if sampled and protocol.method is not Method.DIRECT:
@@ -133,6 +138,13 @@ def evaluate_batches(
                 episode.opening(done.user_turns[0].image)
             run_episodes(policy, measured, limits, temperature=1.0, turns=1)
         results = [_result(*parts) for parts in zip(greedy, alone, measured)]
+        for control in controls:
+            if control is Control.CROP_ONLY:
+                answered = [result.crop_only_correct for result in results]
+            else:
+                answered = run_control(control, policy, greedy, [turns[0] for turns in heard], limits, seed)
+            for result, right in zip(results, answered):
+                result.controls[str(control)] = right
         for result in results:
             result.seconds = round((time.perf_counter() - start) / len(batch), 4)
         yield results

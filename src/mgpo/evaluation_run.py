@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from mgpo.asking import limits_for, load_policy, protocol_for, trained_with
+from mgpo.controls import Control, chosen_controls, controls_beside
 from mgpo.data.loading import count_usable, usable
 from mgpo.data.question import Question
 from mgpo.data.tasks import TASKS, task_of
@@ -43,6 +44,7 @@ class EvaluationRequest:
         pictures: questions per task whose pictures are kept for `mgpo view`.
         engine, endpoint: who runs the model: see `mgpo.asking.load_policy`.
         judge, judge_model: endpoint and model that judge open answers.
+        controls: names in `mgpo.controls.Control`, asked besides of every question.
     """
 
     model: str
@@ -66,6 +68,7 @@ class EvaluationRequest:
     endpoint: str | None = None
     judge: str | None = None
     judge_model: str = ""
+    controls: tuple[str, ...] = ()
 
 
 def run_evaluation(request: EvaluationRequest, console: Console) -> list[dict[str, Any]]:
@@ -84,13 +87,14 @@ def run_evaluation(request: EvaluationRequest, console: Console) -> list[dict[st
     policy, trained = load_policy(request.model, request.engine, request.endpoint), trained_with(request.model)
     protocol = protocol_for(policy, request.protocol, request.max_turns, request.pixel_budget, trained)
     limits = limits_for(trained, request.grounding_tokens, request.answer_tokens)
+    controls = chosen_controls(request.controls, protocol)
     settings = {
         "model": request.model, "weights": _weights(request.model), "protocol": str(protocol.method),
         "max_turns": protocol.turns, "min_pixels": protocol.budget.min_pixels, "pixel_budget": protocol.budget.max_pixels,
         "grounding_tokens": limits.grounding, "answer_tokens": limits.answer, "batch_size": request.batch_size,
         "sampled": request.sampled, "seed": request.seed, "split": request.split, "data": request.data,
         "megapixels": request.megapixels, "backgrounds": request.backgrounds,
-        "engine": request.engine, "endpoint": request.endpoint, "judge": request.judge and f"{request.judge_model} at {request.judge}",
+        "controls": [str(control) for control in controls] or None, "engine": request.engine, "endpoint": request.endpoint, "judge": request.judge and f"{request.judge_model} at {request.judge}",
     }  # fmt: skip
     judge = Judge(request.judge, request.judge_model, request.out / "judge.jsonl") if request.judge else None
     begin(request.out, settings)
@@ -99,7 +103,7 @@ def run_evaluation(request: EvaluationRequest, console: Console) -> list[dict[st
     with Progress(*columns, console=console) as progress:
         for task in request.tasks:
             bar = progress.add_task(task, total=totals[task])
-            records = _finish(request, task, totals[task], policy, protocol, limits, judge, progress, bar)
+            records = _finish(request, task, totals[task], policy, protocol, limits, controls, judge, progress, bar)
             rows.append(_summary(request, task, records, protocol, trained))
             add_summary(request.out, rows[-1])
     console.print(result_tables(rows, request.model))
@@ -131,8 +135,8 @@ def _total(request: EvaluationRequest, task: str) -> int:
 
 
 def _finish(
-    request: EvaluationRequest, task: str, total: int, policy: Any, protocol: Protocol, limits: Any, judge: Any,
-    progress: Progress, bar: Any,
+    request: EvaluationRequest, task: str, total: int, policy: Any, protocol: Protocol, limits: Any,
+    controls: list[Control], judge: Any, progress: Progress, bar: Any,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Answer what a results file does not hold yet; all of its records, in order."""
     file, size = request.out / file_of(task), request.batch_size
@@ -155,7 +159,7 @@ def _finish(
     first = len(records) // size
     if len(records) < total:
         for batch in evaluate_batches(
-            policy, questions, protocol, limits, size, request.seed, request.sampled, first_batch=first
+            policy, questions, protocol, limits, size, request.seed, request.sampled, first, controls
         ):
             new = [_judged(result.record(), judge) for result in batch]
             for number, result in enumerate(batch[: max(0, request.pictures - len(records))]):
@@ -184,6 +188,7 @@ def _summary(request: EvaluationRequest, task: str, records: list, protocol: Pro
     row = summarise([Result.from_record(record) for record in records], protocol, **named)
     figures = None if task == WORLD else task_of(task).figures
     row["figures"] = figures(records) if figures else {}
+    row["controls"] = controls_beside(records)
     row["judged"] = sum("judged" in record for record in records)
     row["seconds_per_question"] = sum(record["seconds"] for record in records) / len(records)
     return row
@@ -217,7 +222,28 @@ def result_tables(rows: list[dict[str, Any]], model: str) -> Group:
         categories = row["by_category"] if len(row["by_category"]) > 1 else {}
         for name, share in (categories | row["figures"]).items():
             parts.add_row(Text(row["task"], "dim"), Text(name), _percent(share))
-    return Group(table, parts) if parts.row_count else Group(table)
+    controlled = [controls_table(row["task"], row["controls"]) for row in rows if row.get("controls")]
+    return Group(table, *controlled, *([parts] if parts.row_count else []))
+
+
+def controls_table(task: str, controls: dict[str, Any]) -> Table:
+    """What the look was worth in a task: a row per control, in percent and percentage points."""
+    table = Table(title=f"{task}, each question with its look and under a control", box=SIMPLE_HEAD, pad_edge=False,
+                  collapse_padding=True)  # fmt: skip
+    table.add_column("control", no_wrap=True)
+    for head in ("n", "look", "control", "look -\ncontrol", "95 %", "gained", "harmed", "p"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for name, found in controls.items():
+        if found is None:  # it applied to no question, e.g. no gold boxes
+            table.add_row(name, "0", *["-"] * 7)
+            continue
+        low, high = (100 * end for end in found["ci95"])
+        table.add_row(
+            name, str(found["n"]), _percent(found["with_look"]), _percent(found["accuracy"]),
+            f"{100 * found['difference']:+.1f}", f"{low:+.0f} to {high:+.0f}", str(found["gained"]),
+            str(found["harmed"]), f"{found['p']:.1g}",
+        )  # fmt: skip
+    return table
 
 
 def _percent(value: float | None) -> str:

@@ -45,6 +45,9 @@ class Policy(Protocol):
     def say(self, conversations: Sequence[Any], max_new_tokens: int, temperature: float = 0.0) -> list[Said]:
         """The model's next turn in each conversation."""
 
+    def write(self, text: str) -> Said:
+        """A turn with this text, as if the model had said it: what a control puts in the place of the model's own."""
+
 
 @dataclass(frozen=True)
 class TurnLimits:
@@ -61,7 +64,7 @@ def run_episodes(
     temperature: float = 0.0,
     turns: int | None = None,
     on_turn: Callable[[int], None] | None = None,
-) -> None:
+) -> list[list[Said]]:
     """Run episodes to their end, all of them as one batch per turn.
 
     Args:
@@ -71,7 +74,11 @@ def run_episodes(
         temperature: 0 decodes greedily.
         turns: stop after so many turns of the model, even if an episode has not ended.
         on_turn: told the index of each episode as soon as its turn was read.
+
+    Returns:
+        What the model said in each episode, turn by turn.
     """
+    heard: list[list[Said]] = [[] for _ in episodes]
     conversations = [policy.open(e.user_turns[0] if e.user_turns else e.opening()) for e in episodes]
     running = list(range(len(episodes)))
     for number in range(1, (turns or episodes[0].protocol.turns) + 1):
@@ -79,6 +86,7 @@ def run_episodes(
         said = policy.say([conversations[i] for i in running], limit, temperature)
         still = []
         for i, turn in zip(running, said, strict=True):
+            heard[i].append(turn)
             reply = episodes[i].reply(turn.text, turn.truncated)
             if on_turn is not None:
                 on_turn(i)
@@ -87,7 +95,8 @@ def run_episodes(
                 still.append(i)
         running = still
         if not running:
-            return
+            break
+    return heard
 
 
 def _limit(episode: Episode, number: int, limits: TurnLimits) -> int:

@@ -60,6 +60,10 @@ class EndpointPolicy:
         """Append what the model said and the next user turn."""
         conversation += [{"role": "assistant", "content": said.text}, _message(turn)]
 
+    def write(self, text: str) -> Said:
+        """A turn with this text, as if the model had said it."""
+        return Said([], text, False)
+
     def say(
         self, conversations: Sequence[list[dict[str, Any]]], max_new_tokens: int, temperature: float = 0.0
     ) -> list[Said]:

@@ -45,6 +45,11 @@ class TokenPolicy:
         if turn.image is not None:
             conversation.images.append(turn.image)
 
+    def write(self, text: str) -> Said:
+        """A turn with this text, as if the model had said it."""
+        ids = self.tokens.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return Said([*ids, self.tokens.eos_id], text, False)
+
 
 class LocalPolicy(TokenPolicy):
     """A transformers model and its processor. A later turn goes on from what was computed in the one before.

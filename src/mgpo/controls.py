@@ -1,0 +1,210 @@
+"""Controls of an evaluation: would the answer have been as good without the look, or after looking elsewhere?
+
+    mgpo eval --model runs/mine --tasks vstar --controls direct,random_crop,black_crop,gold_crop
+
+A model that zooms may still answer from the overview, or from habit. Each control asks the same questions again and
+changes one thing, greedily like the accuracy that it stands beside:
+
+- `direct`: one turn, the overview and the question; no look at all.
+- `black_crop`: what the model wrote in turn 1 stays, the region that comes back is black.
+- `random_crop`: turn 1 names a box of the size that the model chose (a third of each side if it chose none) at a random
+  place, and that region comes back.
+- `gold_crop`: turn 1 names the gold box (the box around all of them), and that region comes back.
+- `crop_only`: the question asked of nothing but the region that the model chose. It is measured in every evaluation.
+
+With more than two turns the control replaces the first look only. Published doubts that such models use their crops:
+arXiv 2602.01334, 2605.26380, 2606.02357.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mgpo.comparing import bootstrap_interval, drawn_together, mcnemar
+from mgpo.grounding import BoxRules, BoxStatus, Coordinates, Frame, box_as_json, read_grounding
+from mgpo.protocol import Episode, Method, Protocol, UserTurn
+from mgpo.rewards import is_correct
+from mgpo.rollout import Policy, Said, TurnLimits, run_episodes
+
+LABEL = "what is there"
+"""Label of a box that is put into the model's mouth where it gave none; the words of the prompt's own example."""
+Box = tuple[float, float, float, float]
+
+
+class Control(StrEnum):
+    """What is changed; the module's docstring says how."""
+
+    DIRECT = "direct"
+    BLACK_CROP = "black_crop"
+    RANDOM_CROP = "random_crop"
+    GOLD_CROP = "gold_crop"
+    CROP_ONLY = "crop_only"
+
+
+def chosen_controls(names: Sequence[str], protocol: Protocol) -> list[Control]:
+    """Controls by name.
+
+    Raises:
+        ValueError: a name is unknown, or the protocol has no look that could be controlled.
+    """
+    unknown = [name for name in names if name not in list(Control)]
+    if unknown:
+        raise ValueError(f"--controls {unknown[0]}: choose among {', '.join(Control)}.")
+    if names and not protocol.looks_again:
+        raise ValueError(f"--controls needs a protocol that looks again (mgpo or adaptive), not {protocol.method}.")
+    return [Control(name) for name in dict.fromkeys(names)]
+
+
+def run_control(
+    control: Control, policy: Policy, done: Sequence[Episode], said: Sequence[Said], limits: TurnLimits, seed: int
+) -> list[bool | None]:
+    """Whether each question is answered rightly under a control; None where the control does not apply.
+
+    Args:
+        control: any but `crop_only`, which `mgpo.evaluation` measures itself.
+        policy: who answers.
+        done: finished greedy episodes of a protocol that looks again.
+        said: the first turn of each, as it was sampled.
+        limits: token limits of the turns.
+        seed: of the random boxes; a question's box depends on it and on the question alone.
+    """
+    if control is Control.DIRECT:
+        asked = [Episode(e.question, e.original, replace(e.protocol, method=Method.DIRECT)) for e in done]
+        return _answers(policy, asked, list(range(len(done))), limits)
+    first = [_first_turn(control, policy, episode, own, seed) for episode, own in zip(done, said, strict=True)]
+    which = [number for number, turn in enumerate(first) if turn is not None]
+    asked = [_again(done[number], black=control is Control.BLACK_CROP) for number in which]
+    return _answers(GivenFirst(policy, [first[n] for n in which]), asked, which, limits, len(done))
+
+
+class GivenFirst:
+    """A policy whose first turn is given; from then on it speaks for itself."""
+
+    def __init__(self, policy: Policy, first: Sequence[Said]) -> None:
+        self.policy, self._first = policy, list(first)
+        self.open, self.follow = policy.open, policy.follow
+
+    def say(self, conversations: Sequence[Any], max_new_tokens: int, temperature: float = 0.0) -> list[Said]:
+        """The given turns the first time, the policy's own afterwards."""
+        if self._first:
+            first, self._first = self._first, []
+            return first
+        return self.policy.say(conversations, max_new_tokens, temperature)
+
+
+def naming(box_px_original: Box, frame: Frame, rules: BoxRules) -> str | None:
+    """A turn that names a region of the original in the family's own coordinates; None if no valid box holds it.
+
+    A region that is too small is enlarged around its centre until its box is valid.
+    """
+    x1, y1, x2, y2 = frame.to_input(box_px_original)
+    width, height = frame.input_size
+    least = int(rules.min_side_px) + 3  # rounding may take one pixel or thousandth at each end
+    if rules.coordinates is Coordinates.RELATIVE_1000:
+        least += -(-max(width, height) // 500)
+    sides = [_span(low, high, least, limit) for low, high, limit in ((x1, x2, width), (y1, y2, height))]
+    box = (sides[0][0], sides[1][0], sides[0][1], sides[1][1])
+    if rules.coordinates is Coordinates.RELATIVE_1000:
+        box = tuple(1000 * value / side for value, side in zip(box, (width, height, width, height)))
+    text = box_as_json(box, LABEL)
+    return text if read_grounding(text, frame, rules).status is BoxStatus.VALID else None
+
+
+def _span(low: float, high: float, least: float, limit: float) -> tuple[float, float]:
+    """An interval of at least a length, around the same centre where the limits allow it."""
+    length = min(limit, max(least, high - low))
+    start = min(max(0.0, (low + high - length) / 2), limit - length)
+    return start, start + length
+
+
+def _first_turn(control: Control, policy: Policy, episode: Episode, own: Said, seed: int) -> Said | None:
+    overview = episode.user_turns[0].frame
+    assert overview is not None
+    named = episode.first_grounding.box_px_original if episode.first_grounding else None
+    if control is Control.BLACK_CROP:
+        return own if named else None
+    if control is Control.GOLD_CROP:
+        gold = np.array(episode.question.gold_boxes_px_original).reshape(-1, 4)
+        if not len(gold):
+            return None
+        box = (*gold[:, :2].min(0).tolist(), *gold[:, 2:].max(0).tolist())
+    else:
+        box = _random_box(episode, named, seed)
+    text = naming(box, overview, episode.protocol.box)
+    return policy.write(text) if text else None
+
+
+def _random_box(episode: Episode, named: Box | None, seed: int) -> Box:
+    width, height = episode.original.size
+    x1, y1, x2, y2 = named or (0, 0, width / 3, height / 3)
+    key = f"{seed}\n{episode.question.id}\n{episode.question.question}"
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
+    left, top = rng.uniform(0, width - (x2 - x1)), rng.uniform(0, height - (y2 - y1))
+    return left, top, left + x2 - x1, top + y2 - y1
+
+
+class _Blackened(Episode):
+    """An episode whose first look brings a black picture of the right size."""
+
+    def reply(self, text: str, truncated: bool = False) -> UserTurn | None:
+        turn = super().reply(text, truncated)
+        if turn is None or len(self.user_turns) > 2 or turn.image is None:
+            return turn
+        self.user_turns[-1] = replace(turn, image=Image.new("RGB", turn.image.size))
+        return self.user_turns[-1]
+
+
+def _again(done: Episode, black: bool) -> Episode:
+    episode = (_Blackened if black else Episode)(done.question, done.original, done.protocol, done.crops)
+    episode.opening(done.user_turns[0].image)
+    return episode
+
+
+def _answers(
+    policy: Any, asked: list[Episode], which: Sequence[int], limits: TurnLimits, n: int | None = None
+) -> list[bool | None]:
+    found: list[bool | None] = [None] * (len(which) if n is None else n)
+    if asked:
+        run_episodes(policy, asked, limits)
+    for number, e in zip(which, asked, strict=True):
+        found[number] = is_correct(e.model_turns[-1].text, e.question.choices, e.question.answer)
+    return found
+
+
+def beside(right: Sequence[bool], controlled: Sequence[bool | None], groups: Sequence[Any]) -> dict[str, Any] | None:
+    """A control beside the accuracy of the same questions, as a paired comparison.
+
+    Args:
+        right: whether each question was answered rightly with the look.
+        controlled: whether it was under the control; None where it does not apply.
+        groups: questions of an equal key are resampled together (see `mgpo.comparing`).
+
+    Returns:
+        None if the control applied to no question. Else `n`, both accuracies, `gained` (right only with the look),
+        `harmed` (right only under the control), `difference` with its 95 % bootstrap interval, and McNemar's exact p.
+    """
+    pairs = [(a, b, g) for a, b, g in zip(right, controlled, groups, strict=True) if b is not None]
+    if not pairs:
+        return None
+    ours, theirs = np.array([(a, b) for a, b, _ in pairs], float).T
+    difference = ours - theirs
+    gained, harmed = int((difference > 0).sum()), int((difference < 0).sum())
+    return {
+        "n": len(pairs), "accuracy": float(theirs.mean()), "with_look": float(ours.mean()), "gained": gained,
+        "harmed": harmed, "difference": float(difference.mean()),
+        "ci95": list(bootstrap_interval(difference, [g for *_, g in pairs])), "p": mcnemar(gained, harmed),
+    }  # fmt: skip
+
+
+def controls_beside(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any] | None]:
+    """`beside` for every control that the lines of a results file hold."""
+    right, groups = [record["correct"] for record in records], [drawn_together(record) for record in records]
+    names = list(records[0].get("controls", {})) if records else []
+    return {name: beside(right, [record["controls"][name] for record in records], groups) for name in names}
