@@ -32,6 +32,7 @@ def _checkpoint(folder, scale):
 
     from mgpo.tiny.assemble import build_processor
     from mgpo.tiny.model import build
+    from mgpo.tiny.pool import BUDGET
     from mgpo.tiny.tokenizer import special_ids
 
     processor = build_processor()
@@ -47,6 +48,8 @@ def _checkpoint(folder, scale):
     )
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    budget = f"min_pixels: {BUDGET.min_pixels}\nmax_pixels: {BUDGET.max_pixels}\n"
+    (folder / "config.yaml").write_text(budget)  # as a run writes it
     return folder
 
 

@@ -76,7 +76,7 @@ def test_ask_without_choices_and_a_smaller_budget(random_tiny, tmp_path, photo):
         "What is it?",
         "--model",
         random_tiny,
-        "--pixel-budget",
+        "--max-pixels",
         16 * 28 * 28,
         "--save",
         tmp_path / "a.png",

@@ -75,7 +75,7 @@ def test_other_data_or_settings_are_refused(request_of, rows, tmp_path):
     with pytest.raises(ValueError, match="was made from other data"):
         run_evaluation(asked, QUIET)
     with pytest.raises(ValueError, match="pixel_budget: .* -> 7840"):
-        run_evaluation(replace(asked, pixel_budget=7840), QUIET)
+        run_evaluation(replace(asked, max_pixels=7840), QUIET)
     shutil.rmtree(tmp_path / "out")
     (tmp_path / "data/test.jsonl").open("a").write('{"image": "gone.png", "question": "?", "answer": "x"}\n')
     with pytest.raises(ValueError, match="row 7: its image .*gone.png does not exist"):

@@ -65,5 +65,5 @@ def test_it_is_found_at_the_top_and_loads_the_shipped_model():
     assert mgpo.GroundedVQA is GroundedVQA
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         mgpo.Nothing  # noqa: B018
-    vqa = GroundedVQA.from_pretrained("mgpo-tiny", max_turns=3, pixel_budget=20_000)
+    vqa = GroundedVQA.from_pretrained("mgpo-tiny", max_turns=3, max_pixels=20_000)
     assert vqa.protocol.turns == 3 and vqa.protocol.budget.max_pixels == 20_000

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from mgpo.grounding import BoxStatus, Frame, box_as_json, read_grounding
 from mgpo.imaging import DEFAULT_MAX_IMAGE_PIXELS, ImageError, PixelBudget, crop, open_image, overview
 
 BUDGETS = [PixelBudget(low * 784, high * 784) for low, high in ((256, 1280), (20, 36), (4, 1280), (1, 5), (36, 36))]
@@ -78,6 +79,48 @@ def test_too_narrow_an_image_is_refused_in_one_sentence():
 def test_an_impossible_budget_is_refused(kwargs):
     with pytest.raises(ValueError, match="pixel"):
         PixelBudget(**kwargs)
+
+
+@pytest.mark.parametrize("tokens", [(211, 211), (100.5, 100.9)])
+def test_a_budget_that_no_image_size_meets_is_refused_when_it_is_made(tokens):
+    """1 x 211 tokens is longer than 200:1; between 100.5 and 100.9 lies no whole number."""
+    with pytest.raises(ValueError, match="No image has between"):
+        PixelBudget(*(round(n * 784) for n in tokens))
+
+
+@given(
+    tokens=st.tuples(st.integers(1, 120), st.integers(4, 120)).map(sorted),
+    size=st.tuples(st.integers(1, 40_000), st.integers(1, 40_000)),
+    corners=st.tuples(*[st.floats(0, 1)] * 4),
+)
+def test_every_valid_box_of_an_admitted_image_can_be_shown(tokens, size, corners):
+    """No budget is so tight and no original so extreme that a crop fails after the image was let in."""
+    try:
+        budget = PixelBudget(tokens[0] * 784, max(4, tokens[1]) * 784)
+        shown = budget.fit(size)
+    except ValueError:
+        return
+    (x1, x2), (y1, y2) = sorted(corners[:2]), sorted(corners[2:])
+    box = (round(x1 * shown[0]), round(y1 * shown[1]), round(x2 * shown[0]), round(y2 * shown[1]))
+    region = read_grounding(box_as_json(box, "it"), Frame(shown, (0, 0, *size))).box_px_original
+    if region is not None:
+        width, height = budget.fit((region[2] - region[0], region[3] - region[1]))
+        assert budget.min_pixels <= width * height <= budget.max_pixels
+
+
+def test_a_strip_of_a_squeezed_overview_is_too_narrow_to_be_shown():
+    """10,000 x 60 px shown at 1,400 x 56: a box of 1,400 x 29 is a region of 10,000 x 32, which no budget can show."""
+    frame = Frame((1400, 56), (0, 0, 10_000, 60))
+    found = read_grounding(box_as_json((0, 0, 1400, 29), "it"), frame)
+    assert found.status is BoxStatus.TOO_NARROW and found.box_px_original is None
+
+
+def test_a_limit_that_is_not_set_gives_way():
+    usual = PixelBudget.usual()
+    assert usual == PixelBudget() and PixelBudget.usual(32) == PixelBudget(256 * 1024, 1280 * 1024, 32)
+    assert usual.changed(None, 10 * 784) == PixelBudget(10 * 784, 10 * 784)
+    assert usual.changed(2000 * 784, None) == PixelBudget(2000 * 784, 2000 * 784)
+    assert usual.changed(4 * 784, None) == PixelBudget(4 * 784, 1280 * 784) and usual.changed(None, None) == usual
 
 
 def test_max_tokens_counts_the_largest_image():

@@ -30,6 +30,7 @@ def checkpoint(tmp_path_factory):
     processor = build_processor()
     processor.save_pretrained(folder)
     tiny_config(special_ids(processor.tokenizer)).save_pretrained(folder)
+    (folder / "config.yaml").write_text("min_pixels: 15680\nmax_pixels: 28224\n")
     return str(folder)
 
 

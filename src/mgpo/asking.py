@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from mgpo.protocol import Protocol
 from mgpo.rollout import Policy, TurnLimits
 
 ENGINES = ("transformers", "vllm")
-
-
-def trained_with(model: str) -> dict[str, Any]:
-    """Settings of the run that left a model (`config.yaml` beside it, or above its checkpoint); empty without one."""
-    folder = Path(model)
-    run = folder.parent if folder.name.startswith("checkpoint-") else folder
-    file = run / "config.yaml"
-    return yaml.safe_load(file.read_text()) or {} if file.is_file() else {}
 
 
 def load_policy(model: str, engine: str = "transformers", endpoint: str | None = None) -> Policy:
@@ -52,21 +40,25 @@ def protocol_for(
     policy: Policy,
     method: str | None = None,
     max_turns: int | None = None,
+    min_pixels: int | None = None,
     max_pixels: int | None = None,
+    coordinates: str | None = None,
     trained: dict[str, Any] | None = None,
 ) -> Protocol:
-    """The turn protocol that fits a policy: what is not given is as it was trained, else the paper's and its processor's.
+    """The turn protocol that fits a policy: what is not given is as it was trained, else the paper's.
 
     Args:
         policy: who will speak; its images will be within the protocol's budget.
-        method, max_turns, max_pixels: what to ask for.
-        trained: see `trained_with`.
+        method, max_turns, min_pixels, max_pixels, coordinates: what to ask for.
+        trained: see `mgpo.engines.loading.trained_with`.
+
+    Raises:
+        ValueError: it is not known how the policy writes boxes.
     """
-    budget = policy.budget
-    if max_pixels is not None:
-        budget = replace(budget, max_pixels=max_pixels, min_pixels=min(budget.min_pixels, max_pixels))
+    budget = policy.budget.changed(min_pixels, max_pixels)
     policy.set_budget(budget)
-    asked = {name: value for name, value in (("method", method), ("max_turns", max_turns)) if value is not None}
+    given = {"method": method, "max_turns": max_turns, "coordinates": coordinates}
+    asked = {name: value for name, value in given.items() if value is not None}
     return Protocol.from_settings((trained or {}) | asked, budget, policy.coordinates)
 
 

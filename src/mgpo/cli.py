@@ -17,6 +17,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 console = Console()
 data_app = typer.Typer(no_args_is_help=True, help="Check and convert training and evaluation data.")
 app.add_typer(data_app, name="data")
+MIN_PIXELS = "Smaller images are enlarged to so many pixels. As it was trained if not set, else 256 visual tokens."
+MAX_PIXELS = "Larger images are shrunk to so many pixels. As it was trained if not set, else 1280 visual tokens."
+COORDINATES = "How boxes are written: absolute or relative_1000. For models of an unknown family."
 OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -59,9 +62,9 @@ def evaluate_command(
         str | None, typer.Option(help="mgpo, grpo, direct or adaptive; as it was trained if not set.")
     ] = None,
     max_turns: Annotated[int | None, typer.Option(help="As it was trained if not set, else 2.")] = None,
-    pixel_budget: Annotated[
-        int | None, typer.Option(help="Pixels per image at most; the model's own if not set.")
-    ] = None,
+    min_pixels: Annotated[int | None, typer.Option(help=MIN_PIXELS)] = None,
+    max_pixels: Annotated[int | None, typer.Option("--max-pixels", "--pixel-budget", help=MAX_PIXELS)] = None,
+    coordinates: Annotated[str | None, typer.Option(help=COORDINATES)] = None,
     grounding_tokens: Annotated[int | None, typer.Option(help="As it was trained if not set, else 128.")] = None,
     answer_tokens: Annotated[int | None, typer.Option(help="As it was trained if not set, else 512.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions that are asked together.")] = 16,
@@ -82,11 +85,11 @@ def evaluate_command(
     from mgpo.evaluation_run import EvaluationRequest, run_evaluation
 
     if out is None:
-        out = Path("runs/eval") / f"{Path(model).name}-{protocol or 'as-trained'}-{pixel_budget or 'own'}px"
+        out = Path("runs/eval") / f"{Path(model).name}-{protocol or 'as-trained'}-{max_pixels or 'own'}px"
     names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
     request = EvaluationRequest(
         model=model, tasks=names, out=out, data=_data_by_task(names, data or []), split=split, seed=seed, n=n,
-        protocol=protocol, max_turns=max_turns, pixel_budget=pixel_budget, grounding_tokens=grounding_tokens,
+        protocol=protocol, max_turns=max_turns, min_pixels=min_pixels, max_pixels=max_pixels, coordinates=coordinates, grounding_tokens=grounding_tokens,
         answer_tokens=answer_tokens, batch_size=batch_size, sampled=sampled, megapixels=megapixels,
         backgrounds=backgrounds, pictures=pictures, engine=engine, endpoint=endpoint, judge=judge, judge_model=judge_model,
         controls=tuple(name.strip() for name in controls.split(",") if name.strip()),
@@ -126,9 +129,9 @@ def ask(
     engine: Annotated[str, typer.Option(help="transformers, or vllm.")] = "transformers",
     protocol: Annotated[str, typer.Option(help="mgpo, adaptive, grpo or direct.")] = "mgpo",
     max_turns: Annotated[int | None, typer.Option(help="As it was trained if not set, else 2.")] = None,
-    pixel_budget: Annotated[
-        int | None, typer.Option(help="Pixels per image at most; the model's own if not set.")
-    ] = None,
+    min_pixels: Annotated[int | None, typer.Option(help=MIN_PIXELS)] = None,
+    max_pixels: Annotated[int | None, typer.Option("--max-pixels", "--pixel-budget", help=MAX_PIXELS)] = None,
+    coordinates: Annotated[str | None, typer.Option(help=COORDINATES)] = None,
     save: Annotated[Path | None, typer.Option(help="Save a picture of the box, the crop and the answer.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
@@ -138,7 +141,8 @@ def ask(
     if len(asked) < 2:
         raise ValueError('mgpo ask needs a photograph and a question: mgpo ask photo.jpg "Which brand is it?".')
     *images, question = asked
-    settings = {"engine": engine, "endpoint": endpoint, "protocol": protocol, "max_turns": max_turns, "pixel_budget": pixel_budget}  # fmt: skip
+    settings = {"engine": engine, "endpoint": endpoint, "protocol": protocol, "max_turns": max_turns,
+                "min_pixels": min_pixels, "max_pixels": max_pixels, "coordinates": coordinates}  # fmt: skip
     status = Console(stderr=True).status("asking ...")
     with status:
         answers = ask_photographs(images, question, choice or [], model, settings)
@@ -176,9 +180,9 @@ def serve(
     engine: Annotated[str, typer.Option(help="transformers, or vllm.")] = "transformers",
     protocol: Annotated[str, typer.Option(help="mgpo, adaptive, grpo or direct.")] = "mgpo",
     max_turns: Annotated[int | None, typer.Option(help="As it was trained if not set, else 2.")] = None,
-    pixel_budget: Annotated[
-        int | None, typer.Option(help="Pixels per image at most; the model's own if not set.")
-    ] = None,
+    min_pixels: Annotated[int | None, typer.Option(help=MIN_PIXELS)] = None,
+    max_pixels: Annotated[int | None, typer.Option("--max-pixels", "--pixel-budget", help=MAX_PIXELS)] = None,
+    coordinates: Annotated[str | None, typer.Option(help=COORDINATES)] = None,
     answer_tokens: Annotated[int | None, typer.Option(help="As it was trained if not set, else 512.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Questions that are asked together.")] = 16,
     waiting: Annotated[int, typer.Option(min=1, help="Requests inside at most; others get 429.")] = 256,
@@ -193,7 +197,7 @@ def serve(
 
     limits = Limits(waiting=waiting, batch=batch, seconds=seconds, image_hosts=tuple(image_host or ()))
     settings = {"engine": engine, "endpoint": endpoint, "protocol": protocol, "max_turns": max_turns,
-                "pixel_budget": pixel_budget, "answer_tokens": answer_tokens}  # fmt: skip
+                "min_pixels": min_pixels, "max_pixels": max_pixels, "coordinates": coordinates, "answer_tokens": answer_tokens}  # fmt: skip
     run(ServeRequest(model, settings, host, port, name, limits, page))
 
 

@@ -118,14 +118,14 @@ class MGPOConfig(GRPOConfig):
             self.max_completion_length = 0
         super().__post_init__()
 
-    def protocol(self, own_budget: PixelBudget, own_coordinates: Coordinates) -> Protocol:
-        """The turn protocol; what is not set comes from the model's processor and family."""
-        budget = PixelBudget(
-            self.min_pixels or min(own_budget.min_pixels, self.max_pixels or own_budget.max_pixels),
-            self.max_pixels or own_budget.max_pixels,
-            own_budget.factor,
-        )
-        return Protocol.from_settings(vars(self), budget, own_coordinates)
+    def protocol(self, own_budget: PixelBudget, own_coordinates: Coordinates | None) -> Protocol:
+        """The turn protocol.
+
+        Args:
+            own_budget, own_coordinates: what holds where the settings say nothing (`mgpo.engines.loading.own_budget`,
+                `mgpo.engines.families.default_coordinates`).
+        """
+        return Protocol.from_settings(vars(self), own_budget.changed(self.min_pixels, self.max_pixels), own_coordinates)
 
     def episode_parts(self, protocol: Protocol) -> dict[str, int]:
         """Tokens of the longest episode, part by part, in order. Images count with their two delimiters."""

@@ -167,6 +167,7 @@ def summarise(results: list[Result], protocol: Protocol, **named: Any) -> dict[s
         "crop_only_accuracy": _share([result.crop_only_correct for result in results]),
         "chance": sum(result.chance for result in results) / n,
         "majority": majority(results),
+        "min_pixels": protocol.budget.min_pixels,
         "pixel_budget": protocol.budget.max_pixels,
         "rejected": rejected(results),
         "by_category": {

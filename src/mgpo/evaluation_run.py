@@ -14,11 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 from rich.text import Text
 
-from mgpo.asking import limits_for, load_policy, protocol_for, trained_with
+from mgpo.asking import limits_for, load_policy, protocol_for
 from mgpo.controls import Control, chosen_controls, controls_beside
 from mgpo.data.loading import count_usable, usable
 from mgpo.data.question import Question
 from mgpo.data.tasks import TASKS, task_of
+from mgpo.engines.loading import trained_with
 from mgpo.evaluation import Result, evaluate_batches, summarise
 from mgpo.judge import Judge
 from mgpo.protocol import Protocol
@@ -56,7 +57,9 @@ class EvaluationRequest:
     n: int | None = None
     protocol: str | None = None
     max_turns: int | None = None
-    pixel_budget: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    coordinates: str | None = None
     grounding_tokens: int | None = None
     answer_tokens: int | None = None
     batch_size: int = 16
@@ -85,7 +88,15 @@ def run_evaluation(request: EvaluationRequest, console: Console) -> list[dict[st
             )
     totals = {task: _total(request, task) for task in request.tasks}
     policy, trained = load_policy(request.model, request.engine, request.endpoint), trained_with(request.model)
-    protocol = protocol_for(policy, request.protocol, request.max_turns, request.pixel_budget, trained)
+    protocol = protocol_for(
+        policy,
+        request.protocol,
+        request.max_turns,
+        request.min_pixels,
+        request.max_pixels,
+        request.coordinates,
+        trained,
+    )
     limits = limits_for(trained, request.grounding_tokens, request.answer_tokens)
     controls = chosen_controls(request.controls, protocol)
     settings = {
@@ -203,9 +214,9 @@ def _weights(model: str) -> list[list[Any]]:
 
 def result_tables(rows: list[dict[str, Any]], model: str) -> Group:
     """A row per task; then each task's categories and figures. In percent."""
-    tokens = ", ".join(sorted({f"{row['pixel_budget']:,}" for row in rows}))
+    budgets = ", ".join(sorted({f"{row['min_pixels']:,} to {row['pixel_budget']:,}" for row in rows}))
     protocol = ", ".join(sorted({row["protocol"] for row in rows}))
-    title = f"{model}, {protocol}, at most {tokens} pixels per image, percent"
+    title = f"{model}, {protocol}, {budgets} pixels per image, percent"
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     heads = ("accuracy", "95 %", "chance", "same\nletter", "valid\nbox", "hit", "IoU", "crop\narea", "crop\nalone")
     table.add_column("task", overflow="fold")

@@ -240,7 +240,8 @@ def evaluate_split(plan: Plan, split: str, seed: int) -> list[dict[str, Any]]:
 
 def _policy_of(model: str, run: Path) -> tuple[Any, Any, Any]:
     """A policy, and the protocol and token limits of a run: its own, or for the base MGPO's."""
-    from mgpo.asking import limits_for, protocol_for, trained_with
+    from mgpo.asking import limits_for, protocol_for
+    from mgpo.engines.loading import trained_with
     from mgpo.engines.local import LocalPolicy
 
     policy, trained = LocalPolicy.load(model, dtype="float32"), trained_with(str(run))

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from mgpo.asking import limits_for, load_policy, protocol_for, trained_with
+from mgpo.asking import limits_for, load_policy, protocol_for
 from mgpo.data.question import LETTERS, Question
 from mgpo.imaging import DEFAULT_MAX_IMAGE_PIXELS
 from mgpo.photograph import Photograph
@@ -99,7 +99,9 @@ class GroundedVQA:
         endpoint: str | None = None,
         protocol: str | None = "mgpo",
         max_turns: int | None = None,
-        pixel_budget: int | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        coordinates: str | None = None,
         grounding_tokens: int | None = None,
         answer_tokens: int | None = None,
         max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
@@ -110,11 +112,15 @@ class GroundedVQA:
             model: `mgpo-tiny`, a run folder, a hub id; with `endpoint`, the name that the server knows it by.
             engine: see `mgpo.asking.load_policy`.
             endpoint: base URL of an OpenAI-compatible server that generates the turns.
+            min_pixels, max_pixels: pixel budget of every image: smaller ones are enlarged, larger ones are shrunk.
+            coordinates: how the model writes boxes, `absolute` or `relative_1000`; needed for unknown families only.
         """
+        from mgpo.engines.loading import trained_with
+
         policy, trained = load_policy(model, engine, endpoint), trained_with(model)
         return cls(
             policy,
-            protocol_for(policy, protocol, max_turns, pixel_budget, trained),
+            protocol_for(policy, protocol, max_turns, min_pixels, max_pixels, coordinates, trained),
             limits_for(trained, grounding_tokens, answer_tokens),
             max_image_pixels,
         )

@@ -31,9 +31,9 @@ class Coordinates(StrEnum):
     """How a model family writes a box."""
 
     ABSOLUTE = "absolute"
-    """Pixels of the image it was given (Qwen2-VL, Qwen2.5-VL)."""
+    """Pixels of the image it was given (Qwen2.5-VL)."""
     RELATIVE_1000 = "relative_1000"
-    """Thousandths of each side (Qwen3-VL, InternVL)."""
+    """Thousandths of each side (Qwen2-VL, Qwen3-VL, InternVL)."""
 
 
 class BoxStatus(StrEnum):
@@ -64,7 +64,7 @@ class BoxStatus(StrEnum):
     TOO_SMALL = "too_small"
     """A side is not longer than the minimum."""
     TOO_NARROW = "too_narrow"
-    """The longer side is too many times the shorter one."""
+    """The longer side is too many times the shorter one, in the image that the model saw or in the original."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,13 @@ class BoxRules:
         max_aspect: the longer side must be less than this many times the shorter one.
         require_label: the object must carry a text `label`.
         coordinates: how the model family writes a box.
+        max_aspect_original: the same for the region of the original: what is longer cannot be shown (Qwen's own limit
+            of an image). An overview that was squeezed into its budget has another aspect than the original.
     """
 
     min_side_px: float = 28
     max_aspect: float = 100
+    max_aspect_original: float = 200
     require_label: bool = True
     coordinates: Coordinates = Coordinates.ABSOLUTE
 
@@ -229,7 +232,11 @@ def _read_object(item: dict, frame: Frame, rules: BoxRules) -> Grounding:
     status = _judge(box, frame.input_size, rules)
     if status is not BoxStatus.VALID:
         return Grounding(status, box, None, label)
-    return Grounding(status, box, frame.to_original(box), label)
+    region = frame.to_original(box)
+    short, long = sorted((region[2] - region[0], region[3] - region[1]))
+    if long > rules.max_aspect_original * short:
+        return Grounding(BoxStatus.TOO_NARROW, box, None, label)
+    return Grounding(status, box, region, label)
 
 
 def _judge(box: tuple[float, float, float, float], input_size: tuple[int, int], rules: BoxRules) -> BoxStatus:

@@ -28,7 +28,7 @@ ORIENTATION_TAG = 0x0112
 """EXIF."""
 
 MAX_ASPECT_RATIO = 200
-"""Qwen's own limit for an image's longer over its shorter side."""
+"""Qwen's own limit of the longer side over the shorter; `BoxRules.max_aspect_original` keeps crops within it."""
 
 
 class ImageError(ValueError):
@@ -57,6 +57,23 @@ class PixelBudget:
             )
         if self.max_pixels < 4 * unit:
             raise ValueError(f"max_pixels={self.max_pixels} is below four visual tokens ({4 * unit} pixels). Raise it.")
+        fewest = math.ceil(self.min_pixels / unit)
+        rows = range(1, math.isqrt(self.max_tokens) + 1)
+        if not any(math.ceil(fewest / r) <= min(self.max_tokens // r, MAX_ASPECT_RATIO * r) for r in rows):
+            raise ValueError(
+                f"No image has between {self.min_pixels} and {self.max_pixels} pixels with sides that are multiples of "
+                f"{self.factor}. Lower min_pixels, or raise max_pixels."
+            )
+
+    @classmethod
+    def usual(cls, factor: int = 28) -> PixelBudget:
+        """The method's own budget for a model family: 256 to 1280 visual tokens (paper, Section 4.1)."""
+        return cls(256 * factor**2, 1280 * factor**2, factor)
+
+    def changed(self, min_pixels: int | None, max_pixels: int | None) -> PixelBudget:
+        """This budget with one or both limits set; a limit that is not set gives way to one that is."""
+        most = max_pixels or max(self.max_pixels, min_pixels or 0)
+        return PixelBudget(min_pixels or min(self.min_pixels, most), most, self.factor)
 
     @property
     def max_tokens(self) -> int:
@@ -110,8 +127,6 @@ class PixelBudget:
             if low <= high and max(rows, columns) <= MAX_ASPECT_RATIO * min(rows, columns):
                 distortion = abs(math.log(columns * height / (rows * width)))
                 sizes.append((round(distortion, 9), -rows * columns, columns * self.factor, rows * self.factor))
-        if not sizes:
-            raise ImageError(f"An image of {width}x{height} px does not fit into {self.max_pixels} pixels.")
         return min(sizes)[2:]
 
 

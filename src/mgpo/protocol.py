@@ -118,23 +118,35 @@ class Protocol:
             )
 
     @classmethod
-    def from_settings(cls, settings: Mapping[str, Any], budget: PixelBudget, own_coordinates: Coordinates) -> Protocol:
+    def from_settings(
+        cls, settings: Mapping[str, Any], budget: PixelBudget, own_coordinates: Coordinates | None
+    ) -> Protocol:
         """From a run's settings (the fields of `MGPOConfig`); what is missing is the paper's.
 
         Args:
             settings: by name; others than the protocol's are left alone.
             budget: pixel budget of every image shown.
-            own_coordinates: how the model's family writes boxes, for `coordinates: auto`.
+            own_coordinates: how the model's family writes boxes, for `coordinates: auto`; None if that is not known.
+
+        Raises:
+            ValueError: boxes are asked for, and neither the settings nor the family say how they are written.
         """
         way, unit, usual = settings.get("method", "mgpo"), settings.get("coordinates", "auto"), BoxRules()
+        method = Method.DIRECT if way == "sft" else Method(way)
+        written = own_coordinates if unit == "auto" else Coordinates(unit)
+        if written is None and method is not Method.DIRECT:
+            raise ValueError(
+                "It is not known how this family of models writes boxes. Set coordinates (on the command line: --coordinates) "
+                "to absolute, for pixels of the image that the model was given, or relative_1000, for thousandths of its sides."
+            )
         return cls(
-            method=Method.DIRECT if way == "sft" else Method(way),
+            method=method,
             max_turns=settings.get("max_turns", cls.max_turns),
             crop_frame=CropFrame(settings.get("crop_frame", cls.crop_frame)),
             box=BoxRules(
                 settings.get("min_box_side", usual.min_side_px),
                 settings.get("max_box_aspect", usual.max_aspect),
-                coordinates=own_coordinates if unit == "auto" else Coordinates(unit),
+                coordinates=written or usual.coordinates,
             ),
             budget=budget,
         )

@@ -25,13 +25,13 @@ class Said:
 
 
 class Policy(Protocol):
-    """Who speaks. A conversation is opaque to others. `budget` and `coordinates` are what its model is used to."""
+    """Who speaks. A conversation is opaque to others. `budget` and `coordinates` (None: not known) are what its model is used to."""
 
     @property
     def budget(self) -> PixelBudget: ...
 
     @property
-    def coordinates(self) -> Coordinates: ...
+    def coordinates(self) -> Coordinates | None: ...
 
     def set_budget(self, budget: PixelBudget) -> None:
         """Every image will be within this budget."""

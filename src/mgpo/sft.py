@@ -10,7 +10,7 @@ from trl import SFTConfig, SFTTrainer
 from mgpo.config import DataArguments, MGPOConfig
 from mgpo.data.question import Question
 from mgpo.engines.families import default_coordinates
-from mgpo.engines.loading import default_budget, load_processor, model_type_of, resolve
+from mgpo.engines.loading import budget_of, load_processor, model_type_of, resolve, set_budget
 from mgpo.engines.vision_cache import remember_towers
 from mgpo.photograph import Photograph
 from mgpo.protocol import Protocol, neutral, opening_text
@@ -57,11 +57,8 @@ def build_sft_trainer(data: DataArguments, config: MGPOConfig, questions: Any, a
 
     name = data.model_name_or_path
     processor = load_processor(name)
-    protocol = config.protocol(default_budget(processor), default_coordinates(model_type_of(name)))
-    processor.image_processor.size = {
-        "shortest_edge": protocol.budget.min_pixels,
-        "longest_edge": protocol.budget.max_pixels,
-    }
+    protocol = config.protocol(budget_of(processor), default_coordinates(model_type_of(name)))
+    set_budget(processor, protocol.budget)
     shared = {f.name for f in dataclasses.fields(SFTConfig) if f.init} & {f.name for f in dataclasses.fields(config)}
     settings = {key: getattr(config, key) for key in shared - {"max_length", "model_init_kwargs", "loss_type"}}
     args = SFTConfig(**settings, max_length=None, model_init_kwargs=model_kwargs(data))

@@ -28,7 +28,7 @@ from trl import GRPOTrainer
 from mgpo.config import MGPOConfig
 from mgpo.data.question import Question
 from mgpo.engines.families import default_coordinates
-from mgpo.engines.loading import default_budget, load_processor, model_type_of, resolve
+from mgpo.engines.loading import load_processor, model_type_of, own_budget, resolve, set_budget
 from mgpo.engines.pixel_memory import pixels_once
 from mgpo.engines.tokens import TurnTokens
 from mgpo.engines.vision_cache import towers
@@ -70,12 +70,9 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, VLLMSampling, GRP
         name = model if isinstance(model, str) else model.config._name_or_path
         processor = processing_class or load_processor(name)
         model_type = model_type_of(model)
-        self.protocol = args.protocol(default_budget(processor), default_coordinates(model_type))
+        self.protocol = args.protocol(own_budget(name, processor), default_coordinates(model_type))
         processor.tokenizer.padding_side = "left"  # TRL sets it only on a processor that it loads itself
-        processor.image_processor.size = {
-            "shortest_edge": self.protocol.budget.min_pixels,
-            "longest_edge": self.protocol.budget.max_pixels,
-        }
+        set_budget(processor, self.protocol.budget)
         self.turn_tokens = TurnTokens(processor)
         args.fit_completion(self.protocol)
         args.check_vllm_length(self.protocol)

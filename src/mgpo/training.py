@@ -25,7 +25,7 @@ from mgpo.data.loading import load_rows
 from mgpo.data.reading import BadRow
 from mgpo.data.sources import files_of
 from mgpo.engines.families import default_coordinates
-from mgpo.engines.loading import default_budget, load_processor, model_type_of
+from mgpo.engines.loading import budget_of, load_processor, model_type_of
 from mgpo.engines.tokens import TurnTokens
 from mgpo.errors import Stopped
 from mgpo.files import write_whole
@@ -195,7 +195,7 @@ def admission_of(data: DataArguments, config: MGPOConfig) -> Admission:
     """What must hold of a row for this policy and these settings."""
     processor = load_processor(data.model_name_or_path)
     family = default_coordinates(model_type_of(data.model_name_or_path))
-    protocol = config.protocol(default_budget(processor), family)
+    protocol = config.protocol(budget_of(processor), family)
     most = None if config.method == SFT else config.max_reply_tokens
     return Admission(protocol, TurnTokens(processor).text_tokens, most, data.check_images)
 

@@ -20,8 +20,8 @@ import yaml
 
 from mgpo.config import SFT, DataArguments, MGPOConfig
 from mgpo.data.loading import load_rows, refused
-from mgpo.engines.families import default_coordinates
-from mgpo.engines.loading import default_budget, load_processor, resolve
+from mgpo.engines.families import coordinates_of_name, default_coordinates
+from mgpo.engines.loading import budget_of, load_processor, resolve
 from mgpo.grounding import Coordinates
 from mgpo.imaging import PixelBudget
 from mgpo.memory import memory_lines
@@ -29,7 +29,6 @@ from mgpo.protocol import Protocol
 from mgpo.training import enough_questions, parse
 
 QWEN2_5_VL_CONTEXT = 128_000
-QWEN2_5_VL_BUDGET = PixelBudget(4 * 28 * 28, 16_384 * 28 * 28, 28)
 """What the hub's Qwen2.5-VL checkpoints state themselves, so that nothing needs to be fetched."""
 
 
@@ -39,13 +38,13 @@ class ModelFacts:
 
     Attributes:
         context: `max_position_embeddings`, in tokens.
-        budget: the pixel budget of its image processor.
+        budget: its pixel budget where the recipe sets none (`mgpo.engines.loading.own_budget`).
         coordinates: how its family writes boxes.
     """
 
     context: int | None = None
     budget: PixelBudget | None = None
-    coordinates: Coordinates = Coordinates.ABSOLUTE
+    coordinates: Coordinates | None = None
 
 
 def validate_recipe(recipe: Path, overrides: list[str]) -> list[str]:
@@ -94,13 +93,13 @@ def model_facts(name: str) -> ModelFacts:
         raise ValueError(f"model_name_or_path: {error}") from error
     if not folder.is_dir():
         if re.search(r"Qwen2\.5-VL-\d+B", name):
-            return ModelFacts(QWEN2_5_VL_CONTEXT, QWEN2_5_VL_BUDGET)
-        return ModelFacts()
+            return ModelFacts(QWEN2_5_VL_CONTEXT, PixelBudget.usual(), Coordinates.ABSOLUTE)
+        return ModelFacts(coordinates=coordinates_of_name(name) or Coordinates.ABSOLUTE)  # training asks its config
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        budget = default_budget(load_processor(name))
+        budget = budget_of(load_processor(name))
     except ImportError:  # a family whose processor needs torchvision, on a machine without it
         budget = None
     except (OSError, ValueError) as error:

@@ -63,7 +63,10 @@ def _caption(file: Path) -> str:
 
 def _evaluation(run: Path, out: Path) -> Path:
     settings = json.loads((run / "settings.json").read_text())
-    about = {key.replace("_", " "): str(settings[key]) for key in ("model", "protocol", "max_turns", "pixel_budget")}
+    about = {
+        key.replace("_", " "): str(settings[key])
+        for key in ("model", "protocol", "max_turns", "min_pixels", "pixel_budget")
+    }
     summary = run / "summary.json"
     rows: list[dict[str, Any]] = json.loads(summary.read_text()) if summary.is_file() else []
     about |= {row["task"]: _told(row) for row in rows}

@@ -13,10 +13,8 @@ import uvicorn  # noqa: E402
 
 from mgpo.asking import load_policy  # noqa: E402
 from mgpo.engines.endpoint import EndpointPolicy  # noqa: E402
-from mgpo.engines.families import coordinates_of_name  # noqa: E402
 from mgpo.engines.local import LocalPolicy  # noqa: E402
 from mgpo.grounded import GroundedVQA  # noqa: E402
-from mgpo.grounding import Coordinates  # noqa: E402
 from mgpo.protocol import Protocol, UserTurn  # noqa: E402
 from mgpo.rollout import TurnLimits  # noqa: E402
 from mgpo.tiny.pool import BUDGET  # noqa: E402
@@ -91,12 +89,6 @@ def test_a_refusal_carries_the_servers_own_words(plain_server, rows):
         )
 
 
-def test_how_a_family_writes_boxes_is_told_by_its_name():
-    relative, absolute = Coordinates.RELATIVE_1000, Coordinates.ABSOLUTE
-    assert (
-        coordinates_of_name("Qwen/Qwen3-VL-8B-Instruct") is relative
-        and coordinates_of_name("OpenGVLab/InternVL3-8B") is relative
-    )
-    assert coordinates_of_name("Qwen/Qwen2.5-VL-7B-Instruct") is absolute and coordinates_of_name("mine") is absolute
+def test_an_unknown_engine_is_refused():
     with pytest.raises(ValueError, match="engine 'x' is unknown"):
         load_policy("mgpo-tiny", "x")

@@ -16,7 +16,6 @@ from PIL import Image
 
 from mgpo.engines.client import openai_client
 from mgpo.engines.families import coordinates_of_name
-from mgpo.grounding import Coordinates
 from mgpo.imaging import PixelBudget
 from mgpo.protocol import UserTurn
 from mgpo.rollout import Said
@@ -31,22 +30,20 @@ class EndpointPolicy:
 
     Args:
         endpoint: base URL, e.g. http://localhost:8000/v1. A key is taken from the environment variable MGPO_ENDPOINT_KEY.
-        model: the name that the server knows it by; it tells how the family writes boxes, unless `coordinates` does.
-        budget: pixel budget of each image; Qwen2.5-VL's default.
+        model: the name that the server knows it by; it tells how the family writes boxes, if it names one that is known.
+        budget: pixel budget of each image; the method's.
 
     Raises:
         ValueError: the package `openai` is missing (`pip install "mgpo[endpoint]"`), or the URL holds a secret.
     """
 
-    def __init__(
-        self, endpoint: str, model: str, budget: PixelBudget = PixelBudget(), coordinates: Coordinates | None = None
-    ) -> None:
+    def __init__(self, endpoint: str, model: str, budget: PixelBudget = PixelBudget()) -> None:
         self._client = openai_client(endpoint, KEY, SECONDS)
         import openai
 
         self._failure = openai.OpenAIError
         self.model, self.budget = model, budget
-        self.coordinates = coordinates or coordinates_of_name(model)
+        self.coordinates = coordinates_of_name(model)
 
     def set_budget(self, budget: PixelBudget) -> None:
         """Every image will be within this budget."""

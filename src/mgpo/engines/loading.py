@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -78,7 +79,7 @@ def load_processor(name_or_path: str, budget: PixelBudget | None = None) -> Any:
     Args:
         name_or_path: `mgpo-tiny`, a folder or a hub id. A LoRA folder without a processor falls back to its base's.
         budget: pixel budget to set in the processor, so that a processor that is called directly agrees with
-            `mgpo.imaging`.
+            `mgpo.imaging`; what `own_budget` says if None.
     """
     path = resolve(name_or_path)
     adapter = Path(path) / "adapter_config.json"
@@ -99,8 +100,7 @@ def load_processor(name_or_path: str, budget: PixelBudget | None = None) -> Any:
     processor.tokenizer.padding_side = "left"  # Qwen's own is right; generation and TRL's token types need left
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    if budget is not None:
-        processor.image_processor.size = {"shortest_edge": budget.min_pixels, "longest_edge": budget.max_pixels}
+    set_budget(processor, budget or own_budget(name_or_path, processor))
     return processor
 
 
@@ -125,11 +125,36 @@ def load_model(name_or_path: str, dtype: str | torch.dtype = "auto", device: str
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
-def default_budget(processor: Any) -> PixelBudget:
-    """The pixel budget that a policy's own image processor has."""
-    size = dict(processor.image_processor.size)
-    factor = processor.image_processor.patch_size * processor.image_processor.merge_size
-    return PixelBudget(size["shortest_edge"], size["longest_edge"], factor)
+def trained_with(name_or_path: str) -> dict[str, Any]:
+    """Settings of the run that left a model (`config.yaml` beside it, or above its checkpoint); empty without one."""
+    if not name_or_path:  # a model that was made in memory
+        return {}
+    folder = Path(resolve(name_or_path) if name_or_path == TINY else name_or_path)
+    run = folder.parent if folder.name.startswith("checkpoint-") else folder
+    file = run / "config.yaml"
+    return yaml.safe_load(file.read_text()) or {} if file.is_file() else {}
+
+
+def own_budget(name_or_path: str, processor: Any) -> PixelBudget:
+    """The pixel budget of a policy where nothing else is asked for: its run's, else the method's 256 to 1280 visual tokens.
+
+    The numbers in a processor's own configuration are limits of the family, not a way to look: the hub's Qwen2.5-VL
+    states 4 to 16,384 tokens, with which a crop is not enlarged and an overview hardly shrunk.
+    """
+    images, settings = processor.image_processor, trained_with(name_or_path)
+    usual = PixelBudget.usual(images.patch_size * images.merge_size)
+    return usual.changed(settings.get("min_pixels"), settings.get("max_pixels"))
+
+
+def budget_of(processor: Any) -> PixelBudget:
+    """The pixel budget that a processor is set to."""
+    size, images = dict(processor.image_processor.size), processor.image_processor
+    return PixelBudget(size["shortest_edge"], size["longest_edge"], images.patch_size * images.merge_size)
+
+
+def set_budget(processor: Any, budget: PixelBudget) -> None:
+    """Set a processor to a pixel budget."""
+    processor.image_processor.size = {"shortest_edge": budget.min_pixels, "longest_edge": budget.max_pixels}
 
 
 def model_type_of(model: Any) -> str:

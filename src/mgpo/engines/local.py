@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import GenerationConfig
 
 from mgpo.engines.families import default_coordinates
-from mgpo.engines.loading import default_budget, load_model, load_processor
+from mgpo.engines.loading import budget_of, load_model, load_processor, set_budget
 from mgpo.engines.packed import use_packed_attention
 from mgpo.engines.shared_rollout import SharedRollout
 from mgpo.engines.tokens import TurnTokens
@@ -82,17 +82,17 @@ class LocalPolicy(TokenPolicy):
 
     @property
     def budget(self) -> PixelBudget:
-        """The pixel budget of its own processor."""
-        return default_budget(self.processor)
+        """What its processor is set to."""
+        return budget_of(self.processor)
 
     @property
-    def coordinates(self) -> Coordinates:
-        """How its family writes boxes."""
+    def coordinates(self) -> Coordinates | None:
+        """How its family writes boxes; None if that is not known."""
         return default_coordinates(self.model.config.model_type)
 
     def set_budget(self, budget: PixelBudget) -> None:
         """Make the processor agree with the protocol's pixel budget."""
-        self.processor.image_processor.size = {"shortest_edge": budget.min_pixels, "longest_edge": budget.max_pixels}
+        set_budget(self.processor, budget)
 
     @torch.no_grad()
     def say(self, conversations: Sequence[Conversation], max_new_tokens: int, temperature: float = 0.0) -> list[Said]:

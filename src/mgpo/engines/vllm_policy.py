@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from mgpo.engines.families import default_coordinates
-from mgpo.engines.loading import default_budget, load_processor, resolve
+from mgpo.engines.loading import budget_of, load_processor, resolve, set_budget
 from mgpo.engines.local import Conversation, TokenPolicy
 from mgpo.engines.tokens import TurnTokens
 from mgpo.engines.vllm_rollout import IMAGES_PER_PROMPT, banned_words, check_prompts, one_placeholder
@@ -37,7 +37,7 @@ class VLLMPolicy(TokenPolicy):
         self._vllm = vllm
         self.processor = load_processor(model)
         self.tokens = TurnTokens(self.processor)
-        self.coordinates: Coordinates = default_coordinates(
+        self.coordinates: Coordinates | None = default_coordinates(
             AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
         )
         pictures = {"image": IMAGES_PER_PROMPT, "video": 0}
@@ -45,12 +45,12 @@ class VLLMPolicy(TokenPolicy):
 
     @property
     def budget(self) -> PixelBudget:
-        """The pixel budget of its own processor."""
-        return default_budget(self.processor)
+        """What its processor is set to."""
+        return budget_of(self.processor)
 
     def set_budget(self, budget: PixelBudget) -> None:
         """Make both image processors agree with the protocol's pixel budget."""
-        self.processor.image_processor.size = {"shortest_edge": budget.min_pixels, "longest_edge": budget.max_pixels}
+        set_budget(self.processor, budget)
 
     def say(self, conversations: Sequence[Conversation], max_new_tokens: int, temperature: float = 0.0) -> list[Said]:
         """The model's next turn in each conversation, generated as one batch.

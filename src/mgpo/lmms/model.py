@@ -15,9 +15,10 @@ from typing import Any
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 
-from mgpo.asking import limits_for, protocol_for, trained_with
+from mgpo.asking import limits_for, protocol_for
 from mgpo.data.question import Question
 from mgpo.data.texts import letter_choices, split_choices
+from mgpo.engines.loading import trained_with
 from mgpo.engines.local import LocalPolicy
 from mgpo.protocol import Episode
 from mgpo.rewards import boxed, chosen_letter
@@ -30,7 +31,7 @@ class MGPO(lmms):
     Args:
         pretrained: `mgpo-tiny`, a folder or a hub id.
         protocol: mgpo, grpo, direct or adaptive; as it was trained if not set.
-        max_turns, pixel_budget, grounding_tokens, answer_tokens: as the options of `mgpo eval`. A task's own
+        max_turns, min_pixels, max_pixels, coordinates, grounding_tokens, answer_tokens: as the options of `mgpo eval`. A task's own
             `max_new_tokens` is used for the answer if `answer_tokens` is not set and it is larger than the trained limit.
         batch_size: questions that are asked together.
 
@@ -45,7 +46,9 @@ class MGPO(lmms):
         pretrained: str = "mgpo-tiny",
         protocol: str | None = None,
         max_turns: int | None = None,
-        pixel_budget: int | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        coordinates: str | None = None,
         grounding_tokens: int | None = None,
         answer_tokens: int | None = None,
         batch_size: int | str = 1,
@@ -61,7 +64,7 @@ class MGPO(lmms):
         self.policy, trained = LocalPolicy.load(pretrained), trained_with(pretrained)
         if device not in (None, "cuda", "auto"):
             self.policy.model.to(device)
-        self.protocol = protocol_for(self.policy, protocol, max_turns, pixel_budget, trained)
+        self.protocol = protocol_for(self.policy, protocol, max_turns, min_pixels, max_pixels, coordinates, trained)
         self.limits, self._answer_is_set = limits_for(trained, grounding_tokens, answer_tokens), bool(answer_tokens)
         self.batch_size_per_gpu = int(batch_size) if str(batch_size).isdigit() else 8
 

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from mgpo.data.question import Question
-from mgpo.engines.loading import TINY, default_budget
+from mgpo.engines.loading import TINY, budget_of
 from mgpo.engines.local import Conversation, LocalPolicy
 from mgpo.grounding import Frame, holds_centre, read_grounding
 from mgpo.imaging import crop, overview
@@ -35,7 +35,7 @@ BATCH = 50
 
 def measure(policy: LocalPolicy, n: int, seed: int) -> dict[str, float]:
     """All shares over `n` questions of the split `test`."""
-    protocol = Protocol(budget=default_budget(policy.processor))
+    protocol = Protocol(budget=budget_of(policy.processor))
     counts: Counter[str] = Counter()
     torch.manual_seed(seed)
     for first in range(0, n, BATCH):
