@@ -239,8 +239,10 @@ def data_check(
     from rich.progress import track
 
     from mgpo.data.check import check, draw_sizes, shared_images, show
-    from mgpo.data.sources import read_questions
+    from mgpo.data.sources import read_questions, unread_columns, unread_note
 
+    if note := unread_note(unread_columns(path, split), path):
+        console.print(note, markup=False, soft_wrap=True)
     found = check(track(read_questions(path, split), "reading", console=console, transient=True))
     show(found, f"{path}, {split}", console)
     if found.sizes:

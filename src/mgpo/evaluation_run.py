@@ -18,6 +18,7 @@ from mgpo.asking import limits_for, load_policy, protocol_for
 from mgpo.controls import Control, chosen_controls, controls_beside
 from mgpo.data.loading import count_usable, usable
 from mgpo.data.question import Question
+from mgpo.data.sources import unread_note
 from mgpo.data.tasks import TASKS, task_of
 from mgpo.engines.loading import trained_with
 from mgpo.evaluation import Result, evaluate_batches, summarise
@@ -87,6 +88,10 @@ def run_evaluation(request: EvaluationRequest, console: Console) -> list[dict[st
                 f"{task} and another task would both write {name}. Evaluate them into folders of their own."
             )
     totals = {task: _total(request, task) for task in request.tasks}
+    for task in request.tasks:
+        unread = [] if task == WORLD else task_of(task).unread(request.data.get(task), request.split)
+        if unread:
+            console.print(unread_note(unread, request.data.get(task, task)), markup=False, soft_wrap=True)
     policy, trained = load_policy(request.model, request.engine, request.endpoint), trained_with(request.model)
     protocol = protocol_for(
         policy,

@@ -23,7 +23,7 @@ from mgpo.config import SFT, DataArguments, MGPOConfig
 from mgpo.data.admitting import Admission, admitted, write_listing
 from mgpo.data.loading import load_rows
 from mgpo.data.reading import BadRow
-from mgpo.data.sources import files_of
+from mgpo.data.sources import files_of, unread_columns, unread_note
 from mgpo.engines.families import default_coordinates
 from mgpo.engines.loading import budget_of, load_processor, model_type_of
 from mgpo.engines.tokens import TurnTokens
@@ -186,6 +186,8 @@ def _questions(
         )
     if data.dataset_name == "needle":
         return loaded.questions
+    if config.process_index == 0 and (note := unread_note(unread_columns(data.dataset_name, split), data.dataset_name)):
+        print(note)
     share = config.process_index, config.world_size, gather_object
     questions, skipped[split] = admitted(loaded, data.dataset_name, admission_of(data, config), data.on_bad_row, share)
     return questions

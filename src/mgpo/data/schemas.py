@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from mgpo.data.question import LETTERS
-from mgpo.data.texts import letter_choices, one_line, split_choices, without_image_marker
+from mgpo.data.texts import letter_choices, lettered, one_line, spaced_labels, split_choices, without_image_marker
 
 Row = Mapping[str, Any]
 PICTURE_COLUMNS = ("image", "images", "bytes", "crop_image", "Image")
 """Columns that may hold whole pictures."""
 _URL = re.compile(r"[a-z0-9+]+://", re.I)
+CHOICE_COLUMNS = ("choices", "options", "choice", "candidates")
+"""Where rows of the project's own layout may hold their choices."""
 OWN = "mgpo"
 """The project's own layout: `Question`'s fields."""
 
@@ -112,15 +114,18 @@ def _literal(text: str) -> Any:
 
 
 def _options(value: Any) -> list[str]:
-    """Options as a list, as text with one a line, or as the text of a list."""
+    """Options as a list, as letters with texts, as text with one a line, or as the text of a list."""
     if isinstance(value, str):
-        if value.lstrip().startswith("["):
+        if value.lstrip().startswith(("[", "{")):
             value = _literal(value.strip())
         else:
-            value = split_choices(value)[1] or [line for line in value.split("\n") if line.strip()]
+            lines = spaced_labels([line for line in value.split("\n") if line.strip()])
+            value = split_choices("\n".join(lines))[1] or lines
+    if isinstance(value, Mapping):
+        value = [f"({letter}) {text}" for letter, text in value.items() if text is not None]
     if not isinstance(value, (list, tuple)):
         raise ValueError("its choices are no list")
-    return [str(option) for option in value]
+    return spaced_labels(value)
 
 
 def _gold(value: Any) -> str:
@@ -161,8 +166,25 @@ def _boxes_xyxy(value: Any) -> list[list[int]]:
 
 
 def _own(row: Row, root: Path) -> dict[str, Any]:
-    """The project's own layout. Text for choices is refused: a list is what is meant."""
-    return dict(row) | {"image": picture(row["image"], root)}
+    """The project's own layout, and published tables that name the choices `options`, as text or as a list.
+
+    V*, HR-Bench, MME-RealWorld-Lite and TreeBench are copied like that: `question_id, image, question, options, answer,
+    category`, TreeBench with `target_instances`. A list of bare texts in `choices` is taken as it stands.
+    """
+    found = dict(row) | {"image": picture(row["image"], root)}
+    if not found.get("id"):
+        found["id"] = next((str(row[name]) for name in ("question_id", "index") if row.get(name) is not None), "")
+    if not found.get("gold_boxes") and not found.get("gold_boxes_px_original") and row.get("target_instances"):
+        found["gold_boxes"] = _boxes_xyxy(row["target_instances"])
+    column = next((name for name in CHOICE_COLUMNS if row.get(name) not in (None, "", [], ())), None)
+    if column is None or (
+        column == "choices" and isinstance(row["choices"], (list, tuple)) and not lettered(row["choices"])
+    ):
+        return found
+    if not isinstance(row["answer"], str):
+        raise ValueError(f"its answer {row['answer']!r} is no text")
+    choices, answer = letter_choices(_options(row[column]), _gold(row["answer"]))
+    return {name: value for name, value in found.items() if name != column} | {"choices": choices, "answer": answer}
 
 
 def _vstar_own(row: Row, root: Path) -> dict[str, Any]:

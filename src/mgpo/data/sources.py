@@ -14,10 +14,15 @@ from PIL import Image
 
 from mgpo.data.question import Question
 from mgpo.data.reading import SUFFIXES, BadRow, RawRow, read_rows
-from mgpo.data.schemas import schema_of
+from mgpo.data.schemas import OWN, schema_of
+from mgpo.data.texts import lettered
 
 VSTAR_FOLDERS = ("direct_attributes", "relative_position")
 """V*'s own categories; its other folders (`GPT4V-hard`, `OCR`) are left out by convention."""
+QUESTION_COLUMNS = frozenset(
+    {"image", "question", "choices", "answer", "gold_boxes", "gold_boxes_px_original", "category", "id", "source"}
+)
+"""What `Question.from_row` reads."""
 RESERVED = frozenset({"prompts", "completions", "trainer_state", "log_extra", "log_metric", "environments"})
 """TRL calls reward functions with these beside the columns of the row."""
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
@@ -41,6 +46,62 @@ def read_questions(
         yield raw if isinstance(raw, BadRow) else question_row(raw, among)
 
 
+def unread_columns(name: str, split: str, config: str | None = None, among: Sequence[str] | None = None) -> list[str]:
+    """Columns of the first row that nothing reads; none if that row cannot be read.
+
+    Rewards of your own get the columns of a row in the project's own layout; they are counted here all the same.
+    """
+    raw = next((raw for raw in raw_rows(name, split, config) if isinstance(raw, RawRow)), None)
+    if raw is None:
+        return []
+    noting = _Noting(raw.columns)
+    try:
+        schema = schema_of(tuple(raw.columns), among)
+        read = schema.read(noting, raw.root)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []  # it is listed among the rows that cannot be used
+    passed_on = QUESTION_COLUMNS & read.keys() if schema.name == OWN else frozenset()
+    return [column for column in raw.columns if column not in noting.asked | schema.columns | passed_on]
+
+
+def unread_note(columns: Sequence[str], name: str) -> str:
+    """A line that names them; empty if there are none."""
+    return f"{name}: nothing reads {', '.join(map(repr, columns))} (docs/data.md lists the columns)." if columns else ""
+
+
+class _Noting(dict):
+    """A row that notes which of its columns were asked for."""
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        super().__init__(row)
+        self.asked: set[str] = set()
+
+    def __getitem__(self, column: str) -> Any:
+        self.asked.add(column)
+        return super().__getitem__(column)
+
+    def get(self, column: str, default: Any = None) -> Any:
+        self.asked.add(column)
+        return super().get(column, default)
+
+
+def _refuse_unread_choices(question: Question, columns: Mapping[str, Any]) -> None:
+    """A gold answer of one letter needs the choices that it is a letter of: without them, "A" would be learned as a word."""
+    if question.choices or len(question.answer.strip(" ().:")) != 1 or not question.answer.strip(" ().:").isalpha():
+        return
+    if lettered(question.question):
+        raise ValueError(
+            f"its answer is the letter {question.answer!r} and its choices stand in its text: put them into a column "
+            "named choices, as a list"
+        )
+    for column, value in columns.items():
+        if column not in ("image", "images") and lettered(value):
+            raise ValueError(
+                f"its answer is the letter {question.answer!r}, and its column {column!r} holds lettered choices that "
+                "nothing reads: name that column choices"
+            )
+
+
 def question_row(raw: RawRow, among: Sequence[str] | None = None) -> dict[str, Any] | BadRow:
     """One row with `Question`'s fields; or why it cannot be asked. Opens no image, but a path must lead to a file."""
     try:
@@ -49,6 +110,7 @@ def question_row(raw: RawRow, among: Sequence[str] | None = None) -> dict[str, A
         if not question.answer.strip():
             raise ValueError("it has no answer")
         _refuse_broken_text(question)
+        _refuse_unread_choices(question, raw.columns)
         if taken := sorted(RESERVED & row.keys()):
             raise ValueError(f"its column {taken[0]!r} has a name that reward functions are called with: rename it")
         _refuse_no_image(question.image)

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from mgpo.data.reading import SUFFIXES, BadRow
-from mgpo.data.sources import read_questions
+from mgpo.data.sources import read_questions, unread_columns
 from mgpo.grounding import iou
 
 Records = list[dict[str, Any]]
@@ -45,6 +45,13 @@ class Task:
             data: a file or folder in one of the layouts; the hub's dataset if None.
             split: another than the task's own.
         """
+        return read_questions(self._place(data), split or self.split, self.config, self.layouts)
+
+    def unread(self, data: str | None, split: str | None = None) -> list[str]:
+        """Columns of its data that nothing reads. Arguments as of `rows`."""
+        return unread_columns(self._place(data), split or self.split, self.config, self.layouts)
+
+    def _place(self, data: str | None) -> str:
         if data is None and self.files:
             from huggingface_hub import snapshot_download
 
@@ -52,7 +59,7 @@ class Task:
         for suffix in SUFFIXES if data and self.stem else ():
             file = Path(data) / (self.stem + suffix)
             data = str(file) if file.is_file() else data
-        return read_questions(data or self.hub, split or self.split, self.config, self.layouts)
+        return data or self.hub
 
 
 def by_columns(records: Records) -> dict[str, float]:

@@ -16,6 +16,7 @@ from mgpo.data.question import LETTERS
 ASCII = string.ascii_uppercase
 _LABEL = re.compile(r"\s*(?:\(\s*([A-Z])\s*\)|([A-Z])\s*[.:)](?=\s|$))\s*")
 _BARE = re.compile(r"\s*\(?\s*([A-Za-z])\s*\)?\s*[.:]?\s*")
+_TIGHT = re.compile(r"^(\s*[A-Z][.:)])(?=\S)")
 _IMAGE = re.compile(r"<image>|<ImageHere>")
 
 
@@ -36,6 +37,25 @@ def take_label(option: str) -> tuple[str | None, str]:
     if match is None:
         return None, one_line(option)
     return match.group(1) or match.group(2), one_line(wide[match.end() :])
+
+
+def spaced_labels(options: Sequence[str]) -> list[str]:
+    """Options with a space after each label ("A.27B" becomes "A. 27B"), if that makes their labels run from A; else as they are.
+
+    The run is what tells labels from texts like "U.S." or "C.elegans".
+    """
+    spaced = [_TIGHT.sub(r"\1 ", str(option)) for option in options]
+    runs = len(spaced) > 1 and _run_from_a([take_label(option)[0] or "" for option in spaced])
+    return spaced if runs else [str(option) for option in options]
+
+
+def lettered(value: object) -> bool:
+    """Whether a cell holds options with letters: a text with one a line, or a list."""
+    if isinstance(value, str):
+        return len(value) < 20_000 and len(split_choices("\n".join(spaced_labels(value.split("\n"))))[1]) > 1
+    if isinstance(value, (list, tuple)) and len(value) > 1 and all(isinstance(option, str) for option in value):
+        return _run_from_a([take_label(option)[0] or "" for option in spaced_labels(value)])
+    return False
 
 
 def letter_choices(options: Sequence[str], gold: str) -> tuple[list[str], str]:

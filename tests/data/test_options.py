@@ -1,0 +1,120 @@
+"""Multiple choice as published tables carry it: a column `options` (text or list), and a letter as the answer."""
+
+import pytest
+from miniatures import embedded, write_image, write_jsonl, write_parquet
+
+from mgpo.data.question import Question
+from mgpo.data.reading import BadRow
+from mgpo.data.sources import read_questions, unread_columns
+from mgpo.data.texts import lettered, spaced_labels
+
+FORMS = [
+    ("options", "A.27B\nB.37B\nC.47B\nD.57B", "B", ("27B", "37B", "47B", "57B"), "B"),
+    ("options", "(A) In the upper right area\n(B) In the lower left area", "A",
+     ("In the upper right area", "In the lower left area"), "A"),
+    ("options", "A. To the left \nB. To the right ", "B", ("To the left", "To the right"), "B"),
+    ("options", ["(A) red", "(B) blue", "(C) green"], "(C)", ("red", "blue", "green"), "C"),
+    ("options", ["red", "blue"], "B", ("red", "blue"), "B"),
+    ("options", "['red', 'blue', 'green']", "C", ("red", "blue", "green"), "C"),
+    ("options", {"A": "red", "B": "blue", "C": None}, "A", ("red", "blue"), "A"),
+    ("options", "red\nblue\ngreen", "C", ("red", "blue", "green"), "C"),
+    ("choices", "A. red\nB. blue", "A", ("red", "blue"), "A"),
+    ("choices", ["A. red", "B. blue"], "B", ("red", "blue"), "B"),
+    ("choice", "A: red\nB: blue", "B. blue", ("red", "blue"), "B"),
+    ("candidates", ["U.S. flag", "U.K. flag"], "B", ("U.S. flag", "U.K. flag"), "B"),
+    ("options", ["C.elegans", "D.rerio"], "A", ("C.elegans", "D.rerio"), "A"),
+    ("options", "A.red\nB.blue\nC.red\nD.green", "D", ("red", "blue", "green"), "C"),
+]  # fmt: skip
+
+
+def read(folder, row):
+    write_image(folder / "a.jpg")
+    return next(iter(read_questions(str(write_jsonl(folder / "rows.jsonl", [{"image": "a.jpg"} | row])))))
+
+
+@pytest.mark.parametrize(("column", "value", "gold", "choices", "letter"), FORMS)
+def test_a_letter_is_read_with_its_options(tmp_path, column, value, gold, choices, letter):
+    found = read(tmp_path, {"question_id": 7, "question": "Which?", column: value, "answer": gold, "category": "c"})
+    question = Question.from_row(found)
+    assert (question.choices, question.answer, question.id) == (choices, letter, "7")
+
+
+def test_target_boxes_of_a_copied_treebench(tmp_path):
+    row = {"question": "Which?", "options": "A. x\nB. y", "answer": "A", "target_instances": "[[1, 2, 30, 40]]"}
+    assert Question.from_row(read(tmp_path, row)).gold_boxes_px_original == ((1, 2, 30, 40),)
+
+
+def test_a_copied_parquet_is_read_alike(tmp_path):
+    """As `datasets` saves it, pictures inside."""
+    from mgpo.data.loading import load_questions
+
+    rows = [
+        {"question_id": i, "image": embedded(i), "question": "Which?", "options": "A.27B\nB.37B", "answer": "AB"[i % 2],
+         "category": "c"}
+        for i in range(3)
+    ]  # fmt: skip
+    file = write_parquet(tmp_path / "test.parquet", rows)
+    loaded = load_questions(str(file))
+    assert [row["choices"] for row in loaded] == [["27B", "37B"]] * 3
+    assert [row["answer"] for row in loaded] == ["A", "B", "A"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "why"),
+    [
+        ({"alternatives": "A. red\nB. blue"}, "its column 'alternatives' holds lettered choices that nothing reads"),
+        ({"opts": ["(A) red", "(B) blue"]}, "'opts'"),
+        ({"question": "Which?\nA. red\nB. blue"}, "its choices stand in its text"),
+        ({"question": "Which?\n(A) red\n(B) blue\nAnswer with the letter."}, "its choices stand in its text"),
+    ],
+)
+def test_a_letter_without_its_options_is_refused(tmp_path, extra, why):
+    found = read(tmp_path, {"question": "Which?", "answer": "A"} | extra)
+    assert isinstance(found, BadRow) and why in found.reason and "choices" in found.reason
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "Which letter is on the sign?", "answer": "A"},
+        {"question": "Which plan is it?\nPlan A.", "answer": "B", "note": "first\nsecond"},
+        {"question": "Which?", "answer": "red", "alternatives": "A. red\nB. blue"},
+    ],
+)
+def test_open_questions_stay_open(tmp_path, row):
+    question = Question.from_row(read(tmp_path, row))
+    assert question.choices == () and question.answer == row["answer"]
+
+
+def test_an_answer_that_is_none_of_its_options_is_refused(tmp_path):
+    found = read(tmp_path, {"question": "Which?", "options": "A. red\nB. blue", "answer": "E"})
+    assert isinstance(found, BadRow) and "none of its options" in found.reason
+
+
+def test_columns_that_nothing_reads_are_named(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    row = {"image": "a.jpg", "question": "Which?", "choises": ["red", "blue"], "answer": "red", "source_url": "x"}
+    file = write_jsonl(tmp_path / "rows.jsonl", [row])
+    assert unread_columns(str(file), "train") == ["choises", "source_url"]
+    known = {"image": "a.jpg", "question": "Which?", "options": "A. x\nB. y", "answer": "A", "question_id": 1}
+    assert unread_columns(str(write_jsonl(tmp_path / "known.jsonl", [known])), "train") == []
+
+
+def test_columns_that_nothing_reads_are_named_by_the_commands(tmp_path):
+    from typer.testing import CliRunner
+
+    from mgpo.cli import app
+
+    write_image(tmp_path / "a.jpg")
+    row = {"image": "a.jpg", "question": "Which?", "choices": ["red", "blue"], "answer": "A", "odd": 1}
+    file = str(write_jsonl(tmp_path / "rows.jsonl", [row]))
+    checked = CliRunner().invoke(app, ["data", "check", file, "--figure", str(tmp_path / "f.png")])
+    assert checked.output.count("nothing reads 'odd'") == 1 and checked.exit_code == 0
+    asked = CliRunner().invoke(app, ["eval", "--tasks", file, "--out", str(tmp_path / "out")])
+    assert asked.output.count("nothing reads 'odd'") == 1, asked.output
+
+
+def test_labels_run_from_a():
+    assert spaced_labels(["A.27B", "B.37B"]) == ["A. 27B", "B. 37B"]
+    assert spaced_labels(["U.S.", "U.K."]) == ["U.S.", "U.K."] and spaced_labels(["A.27B"]) == ["A.27B"]
+    assert lettered("A.1\nB.2") and lettered(["(A) x", "(B) y"]) and not lettered("A. x") and not lettered(3)
