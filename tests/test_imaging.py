@@ -68,6 +68,26 @@ def test_fit_of_a_photograph_keeps_its_aspect():
     assert width / height == pytest.approx(8192 / 5464, rel=0.03)
 
 
+def test_floats_from_0_to_1_are_shares_of_white():
+    """They became black: 0.9 was taken for 0.9 of 255 levels."""
+    ramp = np.linspace(0, 1, 64, dtype=np.float32)[None].repeat(4, 0)
+    shown = np.asarray(open_image(Image.fromarray(ramp)), int)[0, :, 0]
+    assert abs(shown - 255 * ramp[0]).max() <= 1
+    saved = io.BytesIO()
+    Image.fromarray(ramp).save(saved, "TIFF")
+    assert (np.asarray(open_image(saved.getvalue()), int)[0, :, 0] == shown).all()
+    levels = np.asarray(open_image(Image.fromarray(255 * ramp)), int)[0, :, 0]
+    assert abs(levels - 255 * ramp[0]).max() <= 1
+
+
+@pytest.mark.parametrize(("lowest", "why"), [(-1.0, "from -1.0 to 1.0"), (np.nan, "not finite")])
+def test_floats_that_are_no_brightness_are_refused(lowest, why):
+    values = np.full((4, 4), 1.0, np.float32)
+    values[0] = lowest
+    with pytest.raises(ImageError, match=why):
+        open_image(Image.fromarray(values))
+
+
 def test_too_narrow_an_image_is_refused_in_one_sentence():
     with pytest.raises(ImageError, match=r"An image of 1x201 px is too narrow: at most 200:1 is accepted\."):
         PixelBudget().fit((1, 201))

@@ -287,7 +287,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode.startswith(("I;16", "I", "F")):
         low, high = image.getextrema()
-        scale = 255.0 / (high if high > 255 else 255)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ImageError("An image holds values that are not finite. Write it as 8-bit values, 0 to 255.")
+        if low < 0:
+            raise ImageError(f"An image holds values from {low} to {high}. Write it as 8-bit values, 0 to 255.")
+        unit = image.mode == "F" and high <= 1  # floats in 0..1 are shares of white
+        scale = 255.0 if unit else 255.0 / max(high, 255)
         return image.point(lambda value: value * scale).convert("L").convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")

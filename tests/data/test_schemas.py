@@ -271,3 +271,19 @@ def test_odd_values_are_bad_rows_and_none_is_an_option(tmp_path):
     row = {"index": 0, "image": b64(), "question": "?", "answer": "B", "A": "one", "B": "None", "C": "two", "D": "nan"}
     (question,) = read(write_tsv(tmp_path / "b.tsv", [row]))
     assert question.choices == ("one", "None", "two") and question.answer == "B"
+
+
+@pytest.mark.parametrize(("file", "split"), [("test", "train"), ("train", "test"), ("validation", "train")])
+def test_a_lone_file_of_another_split_is_not_used(tmp_path, file, split):
+    """A folder with nothing but test.jsonl was trained on."""
+    write_image(tmp_path / "a.jpg")
+    row = {"image": "a.jpg", "question": "Which?", "answer": "red"}
+    write_jsonl(tmp_path / f"{file}.jsonl", [row])
+    with pytest.raises(FileNotFoundError, match=rf"has no {split}\.jsonl.*It holds {file}\.jsonl"):
+        list(read_questions(str(tmp_path), split))
+
+
+def test_a_lone_file_of_no_split_is_any_split_s(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    write_jsonl(tmp_path / "my_data.jsonl", [{"image": "a.jpg", "question": "Which?", "answer": "red"}])
+    assert len(read(tmp_path, "train")) == len(read(tmp_path, "test")) == 1

@@ -1,5 +1,6 @@
 """What can be shown without vLLM: ids, the engine's sleep, what is forgotten after an update, and server calls."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -61,6 +62,14 @@ def test_the_engine_is_awake_for_a_whole_episode():
     with pytest.raises(KeyError), rollout.awake():
         raise KeyError
     assert engine.told[-1] == "sleep 2" and engine.enable_sleep_mode, "it sleeps after an error, too"
+
+
+def test_a_log_probability_that_is_not_finite_arrives_as_nan():
+    """TRL hands it over as None, which ended the run with a TypeError; NaN skips the step (tests/test_finite.py)."""
+    engine = Engine(generate=lambda prompts, images, n: (prompts, [[1, 2]], [[[None], [-0.5]]], None))
+    rollout = VLLMRollout(engine, SimpleNamespace(image_token_id=IMAGE), True, 1.0)
+    _, [logprobs] = rollout.speak([[1, 2]], [[]], 5, 1)
+    assert math.isnan(logprobs[0]) and logprobs[1] == -0.5
 
 
 def test_embeddings_of_a_frozen_tower_are_kept():

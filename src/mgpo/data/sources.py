@@ -25,6 +25,8 @@ QUESTION_COLUMNS = frozenset(
 """What `Question.from_row` reads."""
 RESERVED = frozenset({"prompts", "completions", "trainer_state", "log_extra", "log_metric", "environments"})
 """TRL calls reward functions with these beside the columns of the row."""
+SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"})
+"""What files of a split are called. A lone file of another name may be any split's."""
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -169,7 +171,7 @@ def files_of(folder: Path, split: str) -> list[Path]:
     """The files of a split in a dataset's folder; none if it is V*'s, whose rows lie beside its images.
 
     Looked for in order: files named after the split (`train.jsonl`, `data/train-00000-of-00002.parquet`); for a test split
-    also `val` and `validation`; V*'s `test_questions.jsonl`, which has no other split; the only file there is.
+    also `val` and `validation`; V*'s `test_questions.jsonl`, which has no other split; the only file there is, unless it is named after another split.
 
     Raises:
         FileNotFoundError: none or several could be meant; the message lists what is there.
@@ -186,7 +188,7 @@ def files_of(folder: Path, split: str) -> list[Path]:
         return [folder / "test_questions.jsonl"]
     if any((folder / category).is_dir() for category in VSTAR_FOLDERS):
         return []
-    if len(there) == 1:
+    if len(there) == 1 and there[0].stem.split("-")[0].lower() not in SPLITS - {split}:
         return there
     listed = ", ".join(str(f.relative_to(folder)) for f in there[:8]) or "no file of rows"
     raise FileNotFoundError(

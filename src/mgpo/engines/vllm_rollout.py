@@ -13,6 +13,7 @@ No import of vllm here: TRL imports it where `use_vllm` is set.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -154,7 +155,12 @@ class VLLMRollout:
                 raise
             raise ConnectionError(f"The vLLM server failed while generating: {error}") from error
         check_prompts(seen, ids)
-        return [list(row) for row in sampled], [[float(token[0]) for token in row] for row in logprobs]
+        return [list(row) for row in sampled], [[_number(token[0]) for token in row] for row in logprobs]
+
+
+def _number(logprob: float | None) -> float:
+    """TRL's vLLM clients hand over a log-probability that is not finite as None; here it is NaN, which skips the step."""
+    return math.nan if logprob is None else float(logprob)
 
 
 def check_features(client: Any, tokens: TurnTokens) -> None:
