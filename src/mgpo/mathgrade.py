@@ -18,20 +18,29 @@ START_SECONDS = 60.0
 LONGEST = 200
 MEMORY_BYTES = 4 * 1024**3
 _NUMBER = re.compile(r"\$?\s*[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?\s*%?\s*\$?")
+_RELATION = re.compile(r"[<>≤≥≠≈±]|\\(?:l|g)(?:e|eq|t|eqslant)\b|\\(?:neq?|approx|sim|pm|mp|in|to|cup|cap)\b")
+_PADDED = re.compile(r"[-+]?0\d")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 
 
 def same_value(given: str, gold: str) -> bool:
     """Whether two short texts, each as a whole a number, a fraction or a formula, mean the same value.
 
-    Anything with words, units, dates or lists is not compared: math-verify takes "Tram 41" for 41.
+    Anything with words, dates, lists or relations is not compared: math-verify takes "Tram 41" for 41 and "<= 7" for 7. A
+    percent or dollar sign is a unit, which may be left out and changes no number: 50 is right for 50 %, 0.5 is not (as math-verify
+    has it, both would be, and 5000 % would be 50). A number with leading zeros is a text that was read: 007 is not 7.
     """
+    given, gold = _without_unit(given), _without_unit(gold)
     return _is_maths(given) and _is_maths(gold) and _grader.same(given, gold)
+
+
+def _without_unit(text: str) -> str:
+    return text.strip().removeprefix("+").removeprefix("$").removesuffix("%").removesuffix("$").strip()
 
 
 def _is_maths(text: str) -> bool:
     text = text.strip()
-    if len(text) > LONGEST or not any(c.isdigit() for c in text):
+    if len(text) > LONGEST or not any(c.isdigit() for c in text) or _RELATION.search(text) or _PADDED.match(text):
         return False
     if _NUMBER.fullmatch(text):
         return True

@@ -1,7 +1,8 @@
 """The reward: is the final answer right? One or zero, nothing else.
 
-The last `\\boxed{}` of the last turn decides. For a question with choices it may hold the letter ("B", "(b)", "B."), the
-letter with its text ("B. red") or the text of a choice; for an open question its text must match, or mean the same number.
+The last `\\boxed{}` of the last turn decides. For a question with choices it may hold the letter ("B", "(b)", "Option B"), the
+letter with its own text ("B. red") or the text of a choice; for an open question its text must match, or mean the same
+number. Wrappers of LaTeX and Markdown, quotes and escapes (`\\%`) do not count. `tests/graded_answers.py` is the list of cases.
 """
 
 from __future__ import annotations
@@ -14,34 +15,50 @@ from typing import Any
 from mgpo.data.question import LETTERS
 from mgpo.mathgrade import same_value
 
-_LETTER = re.compile(r"\(?([A-Za-z])\)?[.:)]?\s*")
+_LETTER = re.compile(r"((?:option|choice|answer)\b:?\s*(?:is\b:?\s*)?)?\(?([a-z])\)?\s*[.:),–—-]?\s*", re.IGNORECASE)
+_BOX = re.compile(r"\\boxed\s{0,3}\{")
+_STYLE = re.compile(r"\\(?:text|math)(?:rm|bf|it|sf|tt|normal|up)?\s?\{([^{}]*)\}")
+_WRAPPERS = (
+    ("$", "$"),
+    ("\\(", "\\)"),
+    ("\\[", "\\]"),
+    ("**", "**"),
+    ("*", "*"),
+    ("`", "`"),
+    ('"', '"'),
+    ("'", "'"),
+    ("“", "”"),
+)
+_ESCAPES = re.compile(r"\\([%$&#_])")
+_SPACES = re.compile(r"\\[,;:! ]|~")
 
 
 def boxed(text: str) -> str | None:
     r"""Content of the last complete `\boxed{...}` of a text, braces balanced; None if there is none."""
     begin = end = -1
+    boxes = {box.end() for box in _BOX.finditer(text)}
     opened: list[int] = []  # one pass over all braces: model text may hold thousands of unclosed ones
     for brace in re.finditer(r"[{}]", text):
         if brace.group() == "{":
             opened.append(brace.end())
         elif opened:
             start = opened.pop()
-            if start > begin and text.endswith("\\boxed{", 0, start):
+            if start > begin and start in boxes:
                 begin, end = start, brace.start()
     return text[begin:end].strip() if begin >= 0 else None
 
 
 def chosen_letter(answer: str, choices: Sequence[str]) -> str | None:
     """Which choice an answer names: its letter, or None if it names none or cannot be told."""
-    answer = unicodedata.normalize("NFKC", _strip_markup(answer))  # full-width letters and parentheses
+    answer = unicodedata.normalize("NFKC", plain_text(answer))  # full-width letters and parentheses
     letters = LETTERS[: len(choices)]
+    named = [letter for letter, choice in zip(letters, choices) if _same_text(choice, answer)]
     match = _LETTER.match(answer)
-    if match is not None and match.group(1).upper() in letters:
-        letter, rest = match.group(1).upper(), answer[match.end() :]
-        glued = match.end() == match.end(1)  # "A1" is no "A. 1"
-        if not rest or not glued and _plain(rest) == _plain(choices[letters.index(letter)]):
+    if match is not None and match.group(2).upper() in letters and not (named and match.group(1)):
+        letter, rest = match.group(2).upper(), answer[match.end() :]
+        glued = match.end() == match.end(2)  # "A1" is no "A. 1"
+        if not rest or not glued and _same_text(rest, choices[letters.index(letter)]):
             return letter  # the prompt asks for a letter, so "A" is the letter even where a choice reads "A"
-    named = [letter for letter, choice in zip(letters, choices) if _plain(choice) == _plain(answer)]
     return named[0] if len(named) == 1 else None
 
 
@@ -58,8 +75,7 @@ def is_correct(text: str, choices: Sequence[str], answer: str) -> bool:
         return False
     if choices:
         return chosen_letter(given, choices) in answer.split("|")
-    given = _strip_markup(given)
-    return _plain(given) == _plain(answer) or same_value(given, answer)
+    return _same_text(given, answer) or same_value(plain_text(given), plain_text(answer))
 
 
 def accuracy_reward(
@@ -80,9 +96,28 @@ def last_text(completion: Any) -> str:
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
-def _strip_markup(text: str) -> str:
-    wrapped = re.fullmatch(r"\\(?:text|mathrm|textbf|mathbf)\{(.*)\}", text.strip(), re.DOTALL)
-    return (wrapped.group(1) if wrapped else text).strip().strip("*").strip()
+def plain_text(text: str) -> str:
+    r"""An answer without what only typesets it: `$\textbf{50\%}$` is `50%`. Minus signs become hyphens."""
+    text = text.strip().replace("\u2212", "-")
+    for _ in range(4):  # wrappers stand in each other
+        before = text
+        text = _STYLE.sub(r"\1", text).strip()
+        for head, tail in _WRAPPERS:
+            inner = text[len(head) : len(text) - len(tail)]
+            if (
+                len(inner) + len(head + tail) == len(text) > 2
+                and head not in inner
+                and text.startswith(head)
+                and text.endswith(tail)
+            ):
+                text = inner.strip()
+        if text == before:
+            break
+    return _ESCAPES.sub(r"\1", _SPACES.sub(" ", text)).strip()
+
+
+def _same_text(one: str, other: str) -> bool:
+    return _plain(one) == _plain(other) or _plain(plain_text(one)) == _plain(plain_text(other))
 
 
 def _plain(text: str) -> str:
