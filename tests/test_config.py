@@ -13,7 +13,7 @@ from mgpo.imaging import PixelBudget
 def test_max_completion_length_is_computed_or_refused(random_tiny, tmp_path, rows):
     trainer = make_trainer(random_tiny, tmp_path, rows)
     needed = 24 + 160 + (36 + 2) + 6
-    assert trainer.max_completion_length == needed
+    assert trainer.args.max_completion_length == needed
     with pytest.raises(ValueError, match=rf"Set max_completion_length to {needed}"):
         make_trainer(random_tiny, tmp_path, rows, max_completion_length=needed - 1)
     make_trainer(random_tiny, tmp_path, rows, max_completion_length=needed)
@@ -23,7 +23,8 @@ def test_turns_in_between_may_take_as_much_as_an_answer(random_tiny, tmp_path, r
     """With K > 2 a turn in between may answer, so it has the larger of both limits: the proof must count it."""
     trainer = make_trainer(random_tiny, tmp_path, rows, max_turns=3, max_answer_tokens=30)
     assert trainer._limit_of(2) == 30
-    assert trainer.max_completion_length == 24 + 30 + 30 + 2 * (160 + 36 + 2)
+    assert trainer.args.max_completion_length == 24 + 30 + 30 + 2 * (160 + 36 + 2)
+    assert trainer.max_completion_length == 24 + 30 + 30, "dr_grpo divides by what the model may say"
     with pytest.raises(ValueError, match="24 grounding .*30 .*between.* 30 answer = 480 tokens"):
         make_trainer(random_tiny, tmp_path, rows, max_turns=3, max_answer_tokens=30, max_completion_length=479)
 
@@ -92,7 +93,7 @@ def test_the_longest_episode_takes_exactly_what_was_proved(random_tiny, tmp_path
     exact = make_trainer(random_tiny, tmp_path, square, max_reply_tokens=reply + 2, **limits)
     output = exact._generate_and_score_completions(rollouts(square, 1))
     assert (
-        output["completion_mask"].sum(1).tolist() == [exact.max_completion_length - 2] * 2
+        output["completion_mask"].sum(1).tolist() == [exact.args.max_completion_length - 2] * 2
     )  # delimiters count as text too
     with pytest.raises(ValueError, match="max_reply_tokens"):
         short = make_trainer(random_tiny, tmp_path, square, max_reply_tokens=reply + 1, **limits)

@@ -339,4 +339,47 @@ def test_unscripted_turns_keep_their_limits(random_tiny, tmp_path, rows):
         assert 1 <= first <= 24
         assert 1 <= sum(mask) - first <= 6
         assert not banned & {token for token, learned in zip(ids, mask) if learned}
-    assert trainer.generation_config.max_new_tokens == trainer.max_completion_length
+    assert trainer.generation_config.max_new_tokens == trainer.args.max_completion_length
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_evaluation_during_training_decodes_greedily(random_tiny, tmp_path, rows, shared):
+    """It sampled at temperature 1, so `load_best_model_at_end` chose by chance: the same words as `mgpo eval` now."""
+    import datasets
+
+    from mgpo.data.question import Question
+    from mgpo.engines.local import LocalPolicy
+    from mgpo.protocol import Episode
+    from mgpo.rollout import TurnLimits, run_episodes
+
+    trainer = make_trainer(
+        random_tiny, tmp_path / "run", rows, eval_dataset=datasets.Dataset.from_list(rows[:2]), shared_prefix=shared,
+        per_device_eval_batch_size=4,
+    )  # fmt: skip
+    heard = []
+    keep = trainer._calculate_rewards
+
+    def listening(*args):
+        heard.append([[turn.text for turn in episode.model_turns] for episode in trainer._episodes])
+        return keep(*args)
+
+    trainer._calculate_rewards = listening
+    torch.manual_seed(1)
+    trainer.evaluate()
+    policy = LocalPolicy.load(str(random_tiny))
+    greedy = [Episode(Question.from_row(row), row["image"], trainer.protocol) for row in rows[:2]]
+    run_episodes(policy, greedy, TurnLimits(trainer.args.max_grounding_tokens, trainer.args.max_answer_tokens))
+    said = [[turn.text for turn in episode.model_turns] for episode in greedy]
+    assert heard == [[said[0], said[0], said[1], said[1]]]
+    assert trainer.generation_config.do_sample, "training samples"
+
+
+def test_an_image_in_memory_is_known_by_its_pixels():
+    """A column of `datasets.Image` gives a new object for each rollout; four rollouts prefilled their prompt four times."""
+    from PIL import Image
+
+    from mgpo.trainer import _image_key
+
+    one, same, other = (Image.new("RGB", (30, 20), colour) for colour in ("red", "red", "blue"))
+    assert _image_key(one) == _image_key(same) != _image_key(other)
+    assert _image_key(one) != _image_key(one.resize((20, 30)))

@@ -138,6 +138,11 @@ class MGPOConfig(GRPOConfig):
             parts |= {"reply": further * self.max_reply_tokens, "crop": further * image}
         return parts | {"answer": self.max_answer_tokens}
 
+    def spoken_tokens(self, protocol: Protocol) -> int:
+        """Most tokens that the model itself may say in an episode: the limits of its turns."""
+        parts = self.episode_parts(protocol)
+        return sum(parts.get(turn, 0) for turn in ("grounding", "turns in between", "answer"))
+
     def fit_completion(self, protocol: Protocol) -> None:
         """Compute `max_completion_length`, or prove that the longest possible episode fits into what is set.
 

@@ -17,12 +17,14 @@ prompts are written, lest a tool schema be rendered.
 
 from __future__ import annotations
 
+import copy
 import importlib
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from trl import GRPOTrainer
 
 from mgpo.config import MGPOConfig
@@ -34,6 +36,7 @@ from mgpo.engines.tokens import TurnTokens
 from mgpo.engines.vision_cache import towers
 from mgpo.engines.vllm_rollout import banned_words, engine_settings
 from mgpo.finite import FiniteSteps
+from mgpo.imaging import ORIENTATION_TAG
 from mgpo.metrics import episode_metrics
 from mgpo.photograph import Photograph
 from mgpo.protocol import Episode, Method
@@ -103,6 +106,8 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, VLLMSampling, GRP
         args.fit_context(self.protocol, getattr(self.model.config.get_text_config(), "max_position_embeddings", None))
         if args.freeze_vision_tower:
             freeze_vision_tower(self.model)
+        # What dr_grpo divides by: TRL counts the crop and the texts of the environment too, which nobody samples.
+        self.max_completion_length = args.spoken_tokens(self.protocol)
         self._share()
         self._sample_with_vllm()
 
@@ -134,7 +139,7 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, VLLMSampling, GRP
         with pixels_once(self.processing_class) if self.args.shared_prefix else nullcontext():
             output = super()._generate_and_score_completions(rows)
         self._check_images(output)
-        if self._vllm is not None:
+        if self._vllm is not None and self.model.training:  # a greedy token's probability is 1 to vLLM
             self._compare_with_sampling(output)
         self._save_trajectories()
         return output
@@ -167,16 +172,24 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, VLLMSampling, GRP
         return prompt_ids, images, self._vision_fields(prompt_ids, images)
 
     def _generate_single_turn(self, prompt_ids: list, images: Any, multimodal_fields: Any, *args: Any, **kwargs: Any):
-        """Generation with the limit of this turn instead of the whole episode's; prompts shared, or TRL's own."""
+        """Generation with the limit of this turn instead of the whole episode's; prompts shared, or TRL's own.
+
+        Evaluation decodes greedily, as `mgpo eval` does: TRL would sample, and choose the best checkpoint by chance.
+        """
+        greedy = not self.model.training
         if self._vllm is not None:
-            return self._vllm_turn(prompt_ids, images, *args, **kwargs)
-        previous, self.generation_config.max_new_tokens = self.generation_config.max_new_tokens, self._turn_limit
+            return self._vllm_turn(prompt_ids, images, *args, greedy=greedy, **kwargs)
+        sampling = self.generation_config
+        self.generation_config = copy.copy(sampling)
+        self.generation_config.max_new_tokens = self._turn_limit
+        if greedy:
+            self.generation_config.do_sample = False
         try:
             if self._rollout is not None:
                 return self._shared_turn(prompt_ids, images, self._is_last_turn), None
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
         finally:
-            self.generation_config.max_new_tokens = previous
+            self.generation_config = sampling
 
     def _generate(self, prompts: list) -> Any:
         single = self.protocol.turns == 1
@@ -316,10 +329,15 @@ def load_dotted(path: str) -> Any:
 
 
 def _image_key(image: Any) -> Any:
-    """Equal for rows that show the same image: the rollouts of a question share one decoded original."""
+    """Equal for rows that show the same image: the rollouts of a question share one decoded original.
+
+    A column of `datasets.Image` decodes its file anew for each row, so images in memory are known by their pixels.
+    """
     if isinstance(image, dict):
         return image.get("path"), image.get("bytes")
-    return image if isinstance(image, (str, Path, bytes)) else id(image)
+    if isinstance(image, (str, Path, bytes)):
+        return image
+    return image.mode, image.size, xxhash.xxh3_128_digest(image.tobytes()), image.getexif().get(ORIENTATION_TAG)
 
 
 def _as_message(turn: Any) -> dict[str, Any]:

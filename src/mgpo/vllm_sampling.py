@@ -22,14 +22,19 @@ class VLLMSampling:
             self._vllm = VLLMRollout(self.vllm_generation, self.turn_tokens, changes, self.args.vllm_call_seconds)
 
     def _vllm_turn(
-        self, ids: list[list[int]], images: list[list[Any]], num_generations: int, has_tool_images: bool = False
+        self,
+        ids: list[list[int]],
+        images: list[list[Any]],
+        num_generations: int,
+        has_tool_images: bool = False,
+        greedy: bool = False,
     ) -> tuple[list[list[int]], list[list[float]]]:
-        """The next turn by vLLM, with the weights of this step."""
+        """The next turn by vLLM, with the weights of this step; sampled, or decoded greedily."""
         assert self._vllm is not None
         if self.state.global_step != self._last_loaded_step:
             self._vllm.sync()
             self._last_loaded_step = self.state.global_step
-        return self._vllm.speak(ids, images, self._turn_limit, num_generations)
+        return self._vllm.speak(ids, images, self._turn_limit, num_generations, greedy)
 
     def _compare_with_sampling(self, output: dict[str, Any]) -> None:
         """Log, turn by turn, how far vLLM's log-probabilities are from the model's own; stop where they are not the same.

@@ -72,6 +72,17 @@ def test_a_log_probability_that_is_not_finite_arrives_as_nan():
     assert math.isnan(logprobs[0]) and logprobs[1] == -0.5
 
 
+def test_a_greedy_turn_leaves_the_temperature_as_it_was():
+    seen = []
+    engine = Engine(temperature=0.7)
+    said = engine.generate
+    engine.generate = lambda *args: seen.append(engine.temperature) or said(*args)
+    rollout = VLLMRollout(engine, SimpleNamespace(image_token_id=IMAGE), True, 1.0)
+    rollout.speak([[1, 2]], [[]], 5, 1, greedy=True)
+    rollout.speak([[1, 2]], [[]], 5, 1)
+    assert seen == [0.0, 0.7]
+
+
 def test_embeddings_of_a_frozen_tower_are_kept():
     engine = Engine(enable_sleep_mode=False)
     VLLMRollout(engine, None, False, 1.0).sync()

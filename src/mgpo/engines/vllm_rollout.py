@@ -132,7 +132,7 @@ class VLLMRollout:
             generation._llm_weights_sleeping = True
 
     def speak(
-        self, ids: list[list[int]], images: list[list[Any]], limit: int, num_generations: int
+        self, ids: list[list[int]], images: list[list[Any]], limit: int, num_generations: int, greedy: bool = False
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Sampled ids and their log-probabilities.
 
@@ -141,12 +141,16 @@ class VLLMRollout:
             images: of each conversation, in order.
             limit: new tokens at most.
             num_generations: how many consecutive rows share a prompt (a server samples those in one request).
+            greedy: decode greedily, whatever the temperature of the training is.
 
         Raises:
             RuntimeError: vLLM saw another prompt than ours.
             ConnectionError: a server did not answer; the message is its own.
         """
         self.generation.max_completion_length = limit
+        temperature = getattr(self.generation, "temperature", None)
+        if greedy:
+            self.generation.temperature = 0.0
         prompts = [one_placeholder(row, self.tokens.image_token_id) for row in ids] if self.colocated else ids
         try:
             seen, sampled, logprobs, _ = self.generation.generate(prompts, images, num_generations)
@@ -154,6 +158,9 @@ class VLLMRollout:
             if self.colocated or isinstance(error, RuntimeError):
                 raise
             raise ConnectionError(f"The vLLM server failed while generating: {error}") from error
+        finally:
+            if greedy:
+                self.generation.temperature = temperature
         check_prompts(seen, ids)
         return [list(row) for row in sampled], [[_number(token[0]) for token in row] for row in logprobs]
 
