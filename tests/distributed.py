@@ -84,6 +84,10 @@ def main(model, questions, folder):
         trainer.save_model(str(Path(folder) / name))
     if processes > 1:
         torch.distributed.destroy_process_group()
+        sys.stdout.flush()
+        os._exit(
+            0
+        )  # all is on disk; gloo's threads aborted the interpreter's end once, on a machine with one free core
 
 
 if __name__ == "__main__":

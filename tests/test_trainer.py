@@ -383,3 +383,21 @@ def test_an_image_in_memory_is_known_by_its_pixels():
     one, same, other = (Image.new("RGB", (30, 20), colour) for colour in ("red", "red", "blue"))
     assert _image_key(one) == _image_key(same) != _image_key(other)
     assert _image_key(one) != _image_key(one.resize((20, 30)))
+
+
+def test_a_model_trained_from_python_is_asked_as_it_was_trained(random_tiny, tmp_path, rows):
+    """As the README's example: train, save, load. Its folder had no config.yaml, so other limits and turns were used."""
+    from mgpo.grounded import GroundedVQA
+
+    trainer = make_trainer(
+        random_tiny, tmp_path / "run", rows, max_turns=3, max_grounding_tokens=20, max_answer_tokens=9, max_pixels=25_088,
+        min_box_side=14, max_reply_tokens=170, save_strategy="steps", save_steps=1,
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model()
+    trainer.save_model(str(tmp_path / "elsewhere"))
+    for folder in ("run", "run/checkpoint-1", "elsewhere"):
+        loaded = GroundedVQA.from_pretrained(str(tmp_path / folder), protocol=None)
+        assert loaded.protocol == trainer.protocol
+        assert (loaded.limits.grounding, loaded.limits.answer) == (20, 9)
+    assert loaded.ask(rows[0]["image"], "Which?", ["14", "41"]).turns

@@ -73,6 +73,15 @@ def write_run_files(folder: Path, settings: dict[str, Any]) -> None:
     write_whole(folder / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
 
 
+def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Put settings into a folder's `config.yaml`, beside what `mgpo train` wrote there; the file is made if there is none."""
+    file = folder / "config.yaml"
+    before = yaml.safe_load(file.read_text()) or {} if file.is_file() else {}
+    if before | settings != before:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(file, yaml.safe_dump(before | settings, sort_keys=True))
+
+
 def last_checkpoint(folder: Path, trainer: Any) -> str | None:
     """The newest complete checkpoint; others are told of."""
     last, skipped = last_complete(folder)

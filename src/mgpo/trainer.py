@@ -42,10 +42,17 @@ from mgpo.photograph import Photograph
 from mgpo.protocol import Episode, Method
 from mgpo.resuming import Resuming
 from mgpo.rewards import accuracy_reward
+from mgpo.run_folder import keep_settings
 from mgpo.runlog import RunLog
 from mgpo.sharing import SharedPrefix
 from mgpo.trajectories import save_trajectories
 from mgpo.vllm_sampling import VLLMSampling
+
+ASKED_WITH = (
+    "method", "max_turns", "crop_frame", "coordinates", "min_pixels", "max_pixels", "min_box_side", "max_box_aspect",
+    "max_grounding_tokens", "max_answer_tokens",
+)  # fmt: skip
+"""Settings that a trained model is asked with."""
 
 
 def _environment() -> None:
@@ -295,6 +302,17 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, VLLMSampling, GRP
                 f"Question {episode.question.id!r} takes {text_tokens} tokens of text in a user turn, more than "
                 f"max_reply_tokens={self.args.max_reply_tokens}. Raise it, or leave the question out."
             )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """TRL's, and how the model wants to be asked: `GroundedVQA`, `mgpo eval` and `mgpo serve` read it beside the weights.
+
+        `mgpo train` has written all settings there already; a trainer that is used from Python has not.
+        """
+        super()._save(output_dir, state_dict)
+        run = Path(self.args.output_dir)
+        keep_settings(run, {name: getattr(self.args, name) for name in ASKED_WITH})
+        if output_dir is not None and not Path(output_dir).resolve().is_relative_to(run.resolve()):
+            keep_settings(Path(output_dir), {name: getattr(self.args, name) for name in ASKED_WITH})
 
     def _save_trajectories(self) -> None:
         every, mode = self.args.trajectories_every, "train" if self.model.training else "eval"
