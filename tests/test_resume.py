@@ -295,8 +295,10 @@ def test_pushing_uploads_no_pickle_no_checkpoint_and_no_token(random_tiny, rows,
 
 
 def test_what_is_evaluated_on_is_not_what_is_trained_on(random_tiny, rows, tmp_path):
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name in (tmp_path, tmp_path / "train.jsonl"):
+    folder = tmp_path / "data"  # one file, of no split: it would be taken for both
+    folder.mkdir()
+    (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in (folder, folder / "mine.jsonl"):
         with pytest.raises(
             ValueError, match="eval_strategy: the split 'test' of .* would be the rows that are trained on"
         ):

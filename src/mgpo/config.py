@@ -78,6 +78,10 @@ class MGPOConfig(GRPOConfig):
     max_answer_tokens: int = field(default=512, metadata={"help": "Limit of the last turn."})
     max_reply_tokens: int = field(default=640, metadata={"help": "Limit of the text of one user turn."})
     freeze_vision_tower: bool = field(default=False, metadata={"help": "Train the language model only."})
+    allow_low_precision_weights: bool = field(
+        default=False,
+        metadata={"help": "Train bfloat16 weights without float32 copies, though small updates are rounded away."},
+    )
     shared_prefix: bool = field(
         default=True,
         metadata={"help": "Compute a prompt once for all its rollouts; false: once per rollout, TRL's own path."},

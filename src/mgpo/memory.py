@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from mgpo.config import SFT, DataArguments, MGPOConfig
+from mgpo.precision import REMEDY
 from mgpo.protocol import Method
 
 GIB = 2**30
@@ -74,7 +75,8 @@ def memory_lines(data: DataArguments, config: MGPOConfig, devices: int, episode_
         parts = {"weights": weights, what: 4 * trained * adapter_width}
     else:
         trained = size.parameters - (size.vision if config.freeze_vision_tower else 0)
-        parts = {"weights": weights, "gradients": trained * width, "AdamW states": 2 * trained * width}
+        states = 2 * trained * (1 if "8bit" in str(config.optim) else width)
+        parts = {"weights": weights, "gradients": trained * width, "AdamW states": states}
         if config.beta and config.method != SFT:
             parts["reference model"] = weights
     total = sum(parts.values())
@@ -90,6 +92,8 @@ def memory_lines(data: DataArguments, config: MGPOConfig, devices: int, episode_
             f"{ESTIMATE}: {_gib(master)} GiB{_shared(master, devices)} with float32 master weights and states, as "
             f"DeepSpeed and FSDP keep them; without, bfloat16 rounds most updates of {config.learning_rate:g} away"
         )
+        if devices == 1 and not config.allow_low_precision_weights:
+            lines.append(f"note: mgpo train refuses weights in {dtype} without float32 copies. {REMEDY}")
     if config.use_vllm and episode_tokens is not None:
         lines.append(_vllm_line(config, weights, episode_tokens * size.cache_bytes))
     elif episode_tokens is not None:

@@ -13,6 +13,7 @@ from mgpo.engines.families import default_coordinates
 from mgpo.engines.loading import budget_of, load_processor, model_type_of, resolve, set_budget
 from mgpo.engines.vision_cache import remember_towers
 from mgpo.photograph import Photograph
+from mgpo.precision import refuse_rounded_weights
 from mgpo.protocol import Protocol, neutral, opening_text
 from mgpo.resuming import Resuming
 from mgpo.runlog import RunLog
@@ -73,4 +74,5 @@ def build_sft_trainer(data: DataArguments, config: MGPOConfig, questions: Any, a
     if config.freeze_vision_tower:
         freeze_vision_tower(trainer.model)
         remember_towers(trainer.model)
+    refuse_rounded_weights(trainer, config.allow_low_precision_weights)
     return trainer

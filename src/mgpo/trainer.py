@@ -39,6 +39,7 @@ from mgpo.finite import FiniteSteps
 from mgpo.imaging import ORIENTATION_TAG
 from mgpo.metrics import episode_metrics
 from mgpo.photograph import Photograph
+from mgpo.precision import refuse_rounded_weights
 from mgpo.protocol import Episode, Method
 from mgpo.resuming import Resuming
 from mgpo.rewards import accuracy_reward
@@ -113,6 +114,7 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, VLLMSampling, GRP
         args.fit_context(self.protocol, getattr(self.model.config.get_text_config(), "max_position_embeddings", None))
         if args.freeze_vision_tower:
             freeze_vision_tower(self.model)
+        refuse_rounded_weights(self, args.allow_low_precision_weights)
         # What dr_grpo divides by: TRL counts the crop and the texts of the environment too, which nobody samples.
         self.max_completion_length = args.spoken_tokens(self.protocol)
         self._share()
