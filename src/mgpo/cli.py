@@ -186,6 +186,7 @@ def serve(
     answer_tokens: Annotated[int | None, typer.Option(help="As it was trained if not set, else 512.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Questions that are asked together.")] = 16,
     waiting: Annotated[int, typer.Option(min=1, help="Requests inside at most; others get 429.")] = 256,
+    bodies_mb: Annotated[int, typer.Option(min=1, help="Of all requests together; others get 503.")] = 1024,
     seconds: Annotated[float, typer.Option(help="For one request.")] = 120.0,
     image_host: Annotated[list[str] | None, typer.Option(help="Fetch image URLs from this host.")] = None,
     page: Annotated[bool, typer.Option(help="Serve the web page at /.")] = True,
@@ -195,7 +196,13 @@ def serve(
     from mgpo.serving.run import ServeRequest
     from mgpo.serving.run import serve as run
 
-    limits = Limits(waiting=waiting, batch=batch, seconds=seconds, image_hosts=tuple(image_host or ()))
+    limits = Limits(
+        waiting=waiting,
+        batch=batch,
+        seconds=seconds,
+        image_hosts=tuple(image_host or ()),
+        bodies_bytes=bodies_mb * 1024**2,
+    )
     settings = {"engine": engine, "endpoint": endpoint, "protocol": protocol, "max_turns": max_turns,
                 "min_pixels": min_pixels, "max_pixels": max_pixels, "coordinates": coordinates, "answer_tokens": answer_tokens}  # fmt: skip
     run(ServeRequest(model, settings, host, port, name, limits, page))

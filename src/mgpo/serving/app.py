@@ -71,7 +71,7 @@ def create_app(
     app.state.metrics, app.state.limits = metrics, limits
     _errors(app)
     _guard(app, metrics, api_key)
-    app.add_middleware(BodyLimit, most_bytes=limits.body_bytes)
+    app.add_middleware(BodyLimit, most_bytes=limits.body_bytes, most_together=limits.bodies_bytes)
     if loopback:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_NAMES, "testserver"])
     _routes(app, model, limits, metrics)

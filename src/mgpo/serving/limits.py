@@ -18,6 +18,7 @@ class Limits:
 
     Attributes:
         body_bytes: of a request; a 100-megapixel JPEG in base64 fits.
+        bodies_bytes: of all requests together that are under way; at least one request of `body_bytes` fits.
         image_pixels: width times height of a photograph.
         question_characters: of the text of a question with its choices.
         answer_tokens: that a request may ask for.
@@ -28,6 +29,7 @@ class Limits:
     """
 
     body_bytes: int = 96 * 1024**2
+    bodies_bytes: int = 1024**3
     image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
     question_characters: int = 20_000
     answer_tokens: int = 4096
@@ -67,11 +69,13 @@ def is_loopback(host: str) -> bool:
 class BodyLimit:
     """ASGI middleware: a body over the limit is refused while it arrives, whatever its headers say.
 
-    Starlette has one, whose answer is plain text; clients of the API expect an error object.
+    So is one for which the bodies of other requests under way leave no room: what arrived of a request counts until it is
+    answered or gone. Starlette has a limit too, whose answer is plain text; clients of the API expect an error object.
     """
 
-    def __init__(self, app: Any, most_bytes: int) -> None:
-        self.app, self.most_bytes = app, most_bytes
+    def __init__(self, app: Any, most_bytes: int, most_together: int) -> None:
+        self.app, self.most_bytes, self.most_together = app, most_bytes, max(most_together, most_bytes)
+        self.held = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """One request."""
@@ -79,14 +83,19 @@ class BodyLimit:
             return await self.app(scope, receive, send)
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > self.most_bytes:
-            return await self._refuse(send)
-        seen, started, refused = 0, False, False
+            return await self._refuse(send, self._too_large())
+        seen, started = 0, False
+        refused: ApiError | None = None
 
         async def counted() -> Any:
             nonlocal seen, refused
             message = await receive()
-            seen += len(message.get("body", b""))
-            refused = refused or seen > self.most_bytes
+            arrived = len(message.get("body", b""))
+            seen, self.held = seen + arrived, self.held + arrived
+            if refused is None and seen > self.most_bytes:
+                refused = self._too_large()
+            elif refused is None and arrived and self.held > self.most_together:
+                refused = ApiError(503, "The server holds too many requests. Try again in a moment.", "busy", 1)
             return {"type": "http.disconnect"} if refused else message
 
         async def watched(message: Any) -> None:
@@ -100,11 +109,16 @@ class BodyLimit:
         except Exception:
             if not refused:
                 raise
+        finally:
+            self.held -= seen
         if refused and not started:
-            await self._refuse(send)
+            await self._refuse(send, refused)
 
-    async def _refuse(self, send: Any) -> None:
-        error = ApiError(413, f"The request is over the limit of {self.most_bytes:,} bytes.", "body_too_large")
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"The request is over the limit of {self.most_bytes:,} bytes.", "body_too_large")
+
+    async def _refuse(self, send: Any, error: ApiError) -> None:
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
+        headers += [(name.lower().encode(), value.encode()) for name, value in error.headers().items()]
+        await send({"type": "http.response.start", "status": error.status, "headers": headers})
         await send({"type": "http.response.body", "body": json.dumps(error.body()).encode()})

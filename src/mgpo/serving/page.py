@@ -20,6 +20,7 @@ import gradio  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
 from fastapi.responses import JSONResponse  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
+from starlette.middleware import Middleware  # noqa: E402
 
 from mgpo.grounded import Turn  # noqa: E402
 from mgpo.imaging import ImageError, PixelBudget  # noqa: E402
@@ -33,6 +34,8 @@ from mgpo.worlds.needle import needle_rows  # noqa: E402
 SHOWN = PixelBudget(64 * 784, 1000 * 784)
 """Size of the picture on the page."""
 EXAMPLES = 3
+JSON_BYTES = 1024**2
+"""Of a request of the page that is no upload: a question and its choices are a few thousand."""
 STYLE = """
 .gradio-container { max-width: 72rem !important; margin: 0 auto !important; }
 #answer { font-size: 1.35rem; min-height: 3.2rem; } #answer p { margin: .2rem 0; }
@@ -52,7 +55,9 @@ def mount_page(app: FastAPI, model: str, api_key: str | None = None) -> FastAPI:
     theme = gradio.themes.Default(font=SYSTEM_FONTS, font_mono=["ui-monospace", "Menlo", "monospace"])
     page = _build(app, model)
     page.has_launched = True  # else gradio takes files of this machine for uploads (6.31: _check_allowed)
-    app.add_middleware(UploadsOnly)
+    app.user_middleware.append(
+        Middleware(UploadsOnly)
+    )  # innermost: host, limit and key are looked at before a byte is read
     login = None if api_key is None else lambda user, password: password == api_key
     return gradio.mount_gradio_app(
         app, page, path="/", auth=login, theme=theme, css=STYLE, show_error=True,
@@ -74,7 +79,12 @@ class UploadsOnly:
         body, more = b"", True
         while more:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                return
             body, more = body + message.get("body", b""), message.get("more_body", False)
+            if len(body) > JSON_BYTES:
+                error = ApiError(413, f"What is no upload has at most {JSON_BYTES:,} bytes here.", "body_too_large")
+                return await JSONResponse(error.body(), 413)(scope, receive, send)
         if _names_url(body):
             error = ApiError(400, "Upload the photograph: URLs are not fetched.", "image_url")
             return await JSONResponse(error.body(), 400)(scope, receive, send)
