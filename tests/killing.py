@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -45,35 +46,86 @@ def command(model, data, folder, *more):
     return ["train", *where, *SETTINGS, *more]
 
 
-def _live(pipe, model, data, folder, more, prepare):
+@dataclass(frozen=True)
+class Moment:
+    """Where a run halts to be killed: at so many calls of functions into the `times`-th `phase`, or at that phase's end."""
+
+    phase: str
+    times: int
+    calls: float
+
+
+class _Watch:
+    """Counts calls of functions, Python's and C's, and halts the process at one of them until it is killed.
+
+    No clock is involved: the process says that it has halted, and only then is it killed, inside the phase.
+    """
+
+    def __init__(self, pipe, moment):
+        self.pipe, self.moment, self.calls, self.times, self.halt_at = (
+            pipe,
+            moment,
+            0,
+            moment.times if moment else 0,
+            None,
+        )
+
+    def __call__(self, frame, event, argument):
+        if event in ("call", "c_call"):
+            self.calls += 1
+            if self.halt_at is not None and self.calls >= self.halt_at:
+                self.halt()
+
+    def begin(self, phase):
+        """Whether this is the phase to halt in."""
+        if self.moment is None or self.moment.phase != phase:
+            return False
+        self.times -= 1
+        if self.times == 0:
+            self.halt_at = self.calls + self.moment.calls
+        return self.times == 0
+
+    def halt(self):
+        self.pipe.send(("halted", self.moment.phase))
+        time.sleep(600)
+
+
+def _live(pipe, model, data, folder, more, prepare, moment, counted):
     """The whole life of the process: a training run, phases of which are told through the pipe."""
     torch.set_num_threads(1)
     os.dup2(os.open(folder.with_suffix(".log"), os.O_CREAT | os.O_APPEND | os.O_WRONLY), 1)
     os.dup2(1, 2)
     if prepare is not None:
         prepare()
+    watch = _Watch(pipe, moment)
     for phase, method in PHASES.items():
-        setattr(MGPOTrainer, method, _told(getattr(MGPOTrainer, method), phase, pipe))
+        setattr(MGPOTrainer, method, _told(getattr(MGPOTrainer, method), phase, pipe, watch))
     sys.argv = ["mgpo", *command(model, data, folder, *more)]
+    if counted or moment is not None:
+        sys.setprofile(watch)
     main()
 
 
-def _told(method, phase, pipe):
+def _told(method, phase, pipe, watch):
     def told(trainer, *args, **kwargs):
         pipe.send((phase, trainer.state.global_step))
+        calls, last = watch.calls, watch.begin(phase)
         try:
-            return method(trainer, *args, **kwargs)
+            result = method(trainer, *args, **kwargs)
+            if last:
+                watch.halt()
+            return result
         finally:
-            pipe.send((None, phase))
+            pipe.send((None, (phase, watch.calls - calls)))
 
     return told
 
 
 @contextmanager
-def running(model, data, folder, *more, prepare=None):
+def running(model, data, folder, *more, prepare=None, moment=None, counted=False):
     """A process that trains, and the pipe that it tells its phases through; killed at the end if it still lives."""
     ours, theirs = _context.Pipe(duplex=False)
-    process = _context.Process(target=_live, args=(theirs, model, data, folder, more, prepare))
+    process = _context.Process(target=_live, args=(theirs, model, data, folder, more, prepare, moment, counted))
     process.start()
     theirs.close()
     try:
@@ -83,25 +135,15 @@ def running(model, data, folder, *more, prepare=None):
         process.join()
 
 
-def kill_within(model, data, folder, phase, times, seconds):
-    """Start the run and kill it so many seconds into its `times`-th `phase`.
-
-    Returns:
-        Whether it died in that phase; None if it ended before.
-    """
-    with running(model, data, folder) as (process, told):
+def kill_at(model, data, folder, moment):
+    """Start the run and kill it at a moment of a phase. Whether it came there; else it ended before."""
+    with running(model, data, folder, moment=moment) as (process, told):
         while (event := _next(told)) is not None:
-            times -= event[0] == phase
-            if times:
-                continue
-            time.sleep(seconds)
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
-            while (event := _next(told)) is not None:
-                if event == (None, phase):
-                    return False
-            return True
-    return None
+            if event == ("halted", moment.phase):
+                os.kill(process.pid, signal.SIGKILL)
+                process.join()
+                return True
+    return False
 
 
 def _next(told):
@@ -134,28 +176,27 @@ def files_no_larger_than_a_megabyte_after_the_first_checkpoint():
     MGPOTrainer._save_checkpoint = limited
 
 
-def run_through(model, data, folder, *more, prepare=None):
-    """Start the run and let it end: its exit status, and the median seconds of each phase."""
-    seconds, begun = {phase: [] for phase in PHASES}, {}
-    with running(model, data, folder, *more, prepare=prepare) as (process, told):
+def run_through(model, data, folder, *more, prepare=None, counted=False):
+    """Start the run and let it end: its exit status, and the median calls of functions in each phase, if they are counted."""
+    calls = {phase: [] for phase in PHASES}
+    with running(model, data, folder, *more, prepare=prepare, counted=counted) as (process, told):
         while (event := _next(told)) is not None:
-            phase, detail = event
-            if phase in PHASES:
-                begun[phase] = time.monotonic()
-            elif phase is None:
-                seconds[detail].append(time.monotonic() - begun[detail])
+            if event[0] is None:
+                phase, count = event[1]
+                calls[phase].append(count)
         process.join()
-        return process.exitcode, {phase: statistics.median(values or [0]) for phase, values in seconds.items()}
+        return process.exitcode, {phase: statistics.median(values or [0]) for phase, values in calls.items()}
 
 
-def killed_often(model, data, folder, phase, kills, seconds, seed):
+def killed_often(model, data, folder, phase, kills, calls, seed):
     """A run that died so many times in a phase, each time at a random moment of it, and then was left to end."""
     rng, died = random.Random(seed), 0
     for _ in range(4 * kills):
-        within = kill_within(model, data, folder, phase, rng.randint(1, 2), rng.uniform(0, seconds))
-        if within is None:  # it ended first: a run that cannot be killed any more tells nothing
+        if kill_at(model, data, folder, Moment(phase, rng.randint(1, 2), rng.uniform(0, calls))):
+            died += 1
+        else:  # it ended first: a run that cannot be killed any more tells nothing
             shutil.rmtree(folder)
-        died = 0 if within is None else died + within
+            died = 0
         if died == kills:
             break
     status, _ = run_through(model, data, folder)
