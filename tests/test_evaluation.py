@@ -7,7 +7,7 @@ from support import TALL, WIDE, box
 from mgpo.data.question import Question
 from mgpo.engines.local import LocalPolicy, TokenPolicy
 from mgpo.engines.tokens import TurnTokens
-from mgpo.evaluation import Result, evaluate, rejected, summarise, wilson
+from mgpo.evaluation import Result, adaptive_shares, evaluate, rejected, summarise, wilson
 from mgpo.grounding import BoxStatus
 from mgpo.protocol import ASK_REGION, SHOW_AGAIN, SHOW_CROP, Method, Protocol
 from mgpo.rollout import Said, TurnLimits
@@ -177,3 +177,34 @@ def test_adaptive_that_answers_at_once_is_measured(processor, questions):
 
     results = evaluate(AtOnce(processor, questions), questions[:4], Protocol(method=Method.ADAPTIVE, budget=BUDGET))
     assert [r.correct for r in results] == [True, False, False, False] == [r.crop_only_correct for r in results]
+
+
+def test_adaptive_counts_what_was_answered_at_once():
+    """Four questions: two looked, one of them with a valid box that hits; one was answered at once; one has no gold box."""
+    gold = [[0, 0, 9, 9]]
+    records = [
+        {"valid_box": True, "hit": True, "gold_boxes": gold},
+        {"valid_box": False, "hit": False, "gold_boxes": gold},
+        {"valid_box": None, "hit": None, "gold_boxes": gold},
+        {"valid_box": None, "hit": None, "gold_boxes": []},
+    ]
+    assert adaptive_shares(records) == {
+        "looked, of all questions": 0.5,
+        "valid box, of those that looked": 0.5, "valid box, of all questions": 0.25,
+        "hit, of those that looked": 0.5, "hit, of all questions": pytest.approx(1 / 3),
+    }  # fmt: skip
+    none = [record | {"valid_box": None, "hit": None} for record in records]
+    assert adaptive_shares(none) == {
+        "looked, of all questions": 0.0, "valid box, of all questions": 0.0, "hit, of all questions": 0.0,
+    }  # fmt: skip
+
+
+def test_adaptive_shares_are_in_the_row(tmp_path):
+    from rich.console import Console
+
+    from mgpo import evaluation_run
+
+    folder = tmp_path / "out"
+    asked = evaluation_run.EvaluationRequest("mgpo-tiny", ("needle",), folder, n=3, protocol="adaptive", batch_size=3)
+    [row] = evaluation_run.run_evaluation(asked, Console(quiet=True))
+    assert "looked, of all questions" in row["figures"] and "valid box, of all questions" in row["figures"]

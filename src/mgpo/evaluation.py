@@ -177,6 +177,22 @@ def summarise(results: list[Result], protocol: Protocol, **named: Any) -> dict[s
     }
 
 
+def adaptive_shares(records: list[dict[str, Any]]) -> dict[str, float]:
+    """Where a model may answer at once: how many looked; boxes and hits as shares of those that looked, and of all.
+
+    Args:
+        records: lines of a results file (`Result.record`). Hits are shares of questions with gold boxes.
+    """
+    shares = {"looked, of all questions": _share([record["valid_box"] is not None for record in records])}
+    for name, key, asked in (
+        ("valid box", "valid_box", records),
+        ("hit", "hit", [record for record in records if record["gold_boxes"]]),
+    ):
+        shares[f"{name}, of those that looked"] = _share([record[key] for record in asked])
+        shares[f"{name}, of all questions"] = _share([bool(record[key]) for record in asked])
+    return {name: share for name, share in shares.items() if share is not None}
+
+
 def majority(results: list[Result]) -> float:
     """Accuracy of always giving the same letter, the one that is right most often; open questions count as wrong."""
     letters = Counter(letter for result in results for letter in result.letters.split("|") if letter)

@@ -21,9 +21,9 @@ from mgpo.data.question import Question
 from mgpo.data.sources import unread_note
 from mgpo.data.tasks import TASKS, task_of
 from mgpo.engines.loading import trained_with
-from mgpo.evaluation import Result, evaluate_batches, summarise
+from mgpo.evaluation import Result, adaptive_shares, evaluate_batches, summarise
 from mgpo.judge import Judge
-from mgpo.protocol import Protocol
+from mgpo.protocol import Method, Protocol
 from mgpo.results import add_summary, append, begin, finished_batches
 from mgpo.trajectories import with_pictures
 from mgpo.worlds.needle import make_question, needle_rows, resized
@@ -204,6 +204,8 @@ def _summary(request: EvaluationRequest, task: str, records: list, protocol: Pro
     row = summarise([Result.from_record(record) for record in records], protocol, **named)
     figures = None if task == WORLD else task_of(task).figures
     row["figures"] = figures(records) if figures else {}
+    if protocol.method is Method.ADAPTIVE:
+        row["figures"] |= adaptive_shares(records)
     row["controls"] = controls_beside(records)
     row["judged"] = sum("judged" in record for record in records)
     row["seconds_per_question"] = sum(record["seconds"] for record in records) / len(records)
