@@ -158,7 +158,14 @@ def test_a_path_is_opened_once_per_question(random_tiny, tmp_path, rows, monkeyp
 
 def test_images_are_not_gathered_for_logs(random_tiny, tmp_path, rows):
     """TRL's default gathers all images of every batch across processes."""
-    assert not make_trainer(random_tiny, tmp_path, rows).log_multimodal
+    trainer = make_trainer(random_tiny, tmp_path, rows)
+    assert not trainer.log_multimodal
+    trainer._generate_and_score_completions(rollouts(rows))
+    logged = list(trainer._logs["prompt"])
+    blocks = [
+        block for prompt in logged for message in prompt for block in message["content"] if isinstance(block, dict)
+    ]
+    assert len(logged) == 4 and {"type": "image"} in blocks and not any("image" in block for block in blocks)
 
 
 def test_an_episode_longer_than_the_model_is_refused(random_tiny, tmp_path, rows):
@@ -372,6 +379,17 @@ def test_evaluation_during_training_decodes_greedily(random_tiny, tmp_path, rows
     said = [[turn.text for turn in episode.model_turns] for episode in greedy]
     assert heard == [[said[0], said[0], said[1], said[1]]]
     assert trainer.generation_config.do_sample, "training samples"
+
+
+def test_rollouts_of_an_image_column_share_one_photograph(random_tiny, tmp_path, rows):
+    """`datasets.Image` decodes anew for each rollout: 512 tokens were prefilled for four of them instead of 128."""
+    import datasets
+
+    data = datasets.Dataset.from_list(rows[:1]).cast_column("image", datasets.Image())
+    trainer = make_trainer(random_tiny, tmp_path, rows, num_generations=4)
+    trainer._generate_and_score_completions([data[0] for _ in range(4)])
+    assert len({id(episode.original) for episode in trainer._episodes}) == 1
+    assert len({id(episode.user_turns[0].image) for episode in trainer._episodes}) == 1
 
 
 def test_an_image_in_memory_is_known_by_its_pixels():

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import xxhash
 from trl import GRPOTrainer
+from trl.trainer.utils import strip_images_from_messages
 
 from mgpo.config import MGPOConfig
 from mgpo.data.question import Question
@@ -169,7 +170,10 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, VLLMSampling, GRP
         for episode in self._episodes:
             for name, value in episode_metrics(episode).items():
                 self._log_metric(name, value)
-        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        # TRL gathers this very list to every process for its log: 1.5 GB a rank at 512 questions, were the overviews in it.
+        prompts[:] = [strip_images_from_messages(prompt) for prompt in prompts]
+        return rewards
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], list[list[Any]], dict[str, Any]]:
         """First user turns as ids, their images, and the pixel values (processed once per unique image)."""
