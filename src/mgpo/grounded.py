@@ -131,7 +131,7 @@ class GroundedVQA:
         Args:
             image: a path, bytes, or a PIL image.
             question: what to ask.
-            choices: 2 to 6 texts, lettered A to F; none for an open question.
+            choices: 2 to 26 texts, lettered A to Z; none for an open question.
 
         Raises:
             ImageError: the image cannot be used; the message says why.

@@ -31,7 +31,7 @@ def test_either_name_of_the_boxes_is_read():
         ({"question": "  \n"}, "no text"),
         ({"question": 3}, "text"),
         ({"choices": ["red"]}, "1 choices"),
-        ({"choices": list("abcdefg"), "answer": "A"}, "7 choices"),
+        ({"choices": list("abcdefghijklmnopqrstuvwxyzä"), "answer": "A"}, "27 choices"),
         ({"choices": "red"}, "list"),
         ({"answer": "C"}, "'C'"),
         ({"answer": "b"}, "'b'"),

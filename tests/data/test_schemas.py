@@ -203,7 +203,10 @@ BAD = {
     "no answer": ({"image": "a.png", "question": "?", "answer": None}, "it has no answer"),
     "neither": ({"question_id": 1, "image": "a.png", "text": "?", "label": "maybe"}, "'maybe', not yes or no"),
     "unknown": ({"picture": "a.png", "ask": "?"}, "it has no 'image' and no 'question' and no 'answer'"),
-    "seven": ({"image": "a.png", "question": "?", "choices": list("abcdefg"), "answer": "A"}, "7 choices; 2 to 6"),
+    "27 choices": (
+        {"image": "a.png", "question": "?", "choices": list("abcdefghijklmnopqrstuvwxyzä"), "answer": "A"},
+        "27 choices; 2 to 26",
+    ),
     "box": ({"image": "a.png", "question": "?", "answer": "x", "gold_boxes": [[1, 2]]}, "gold box that is not four"),
 }
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mgpo.data.texts import letter_choices, split_choices, take_label, without_image_marker
+from mgpo.data.texts import letter_choices, options_in, split_choices, take_label, without_image_marker
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,20 @@ def test_options_are_taken_out_of_the_text():
     assert split_choices(text) == ("Who?\nHe said:", ["(A) one more", "(B) two"])
     assert split_choices("A. B. Smith wrote it. Who?") == ("A. B. Smith wrote it. Who?", [])
     assert split_choices("(A) is left. Where is (B)?\nSay it.")[1] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "options"),
+    [
+        ("Plate? The choices are listed below:\n(A) 27\n(B) 37\nSelect.", "Plate?", [("A", "27"), ("B", "37")]),
+        ("车牌? 选项如下所示:\n（A） 27\n（B） 37\n请选择", "车牌?", [("A", "27"), ("B", "37")]),
+        ("Plate?\nA.27B\nB.37B\nSelect.", "Plate?", [("A", "27B"), ("B", "37B")]),
+        ("Which?\nA. u\nB. u\nC. w\nC. x\nD. y", "Which?", [("A", "u"), ("B", "u"), ("C", "w"), ("C", "x"), ("D", "y")]),
+        ("What are the choices?\nA. x\nB. y", "What are the choices?", [("A", "x"), ("B", "y")]),
+    ],
+)  # fmt: skip
+def test_options_of_a_prompt_keep_their_own_letters(text, question, options):
+    assert options_in(text) == (question, options)
 
 
 @given(

@@ -14,8 +14,9 @@ from lmms_eval_task import write_task  # noqa: E402
 from PIL import Image  # noqa: E402
 from rich.console import Console  # noqa: E402
 
+from mgpo.data.question import LETTERS  # noqa: E402
 from mgpo.evaluation_run import EvaluationRequest, run_evaluation  # noqa: E402
-from mgpo.lmms.model import MGPO  # noqa: E402
+from mgpo.lmms.model import MGPO, _final_answer  # noqa: E402
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
@@ -54,10 +55,48 @@ def model():
 
 
 def test_choices_are_withheld_until_turn_two(model):
-    episode = model._episode(request_for([Image.new("RGB", (300, 200))]))
+    episode, letters = model._episode(request_for([Image.new("RGB", (300, 200))]))
+    assert letters == ["A", "B"]
     assert episode.question.choices == ("red", "blue") and episode.question.question == "Which?"
     assert "red" not in episode.opening().text
     assert len(model.generate_until([request_for([Image.new("RGB", (300, 200))])] * 3)) == 3
+
+
+REALWORLD = (
+    "What is the plate? The choices are listed below:\n{}\nSelect the best answer to the above multiple-choice question "
+    "based on the image. Respond with only the letter (A, B, C, D, or E) of the correct option.\nThe best answer is: "
+)
+"""How lmms-eval 0.7.3 asks MME-RealWorld (`tasks/mme_realworld/utils.py`)."""
+
+
+@pytest.mark.parametrize("form", ["({}) {}", "（{}） {}", "{}. {}", "{}.{}"])
+def test_options_of_mme_realworld_are_withheld(model, form):
+    options = [form.format(letter, text) for letter, text in zip("ABCDE", ("27", "37", "47", "57", "not there"))]
+    episode, letters = model._episode(request_for([Image.new("RGB", (300, 200))], REALWORLD.format("\n".join(options))))
+    assert episode.question.question == "What is the plate?" and letters == list("ABCDE")
+    assert episode.question.choices == ("27", "37", "47", "57", "not there")
+    assert "27" not in episode.opening().text
+
+
+@pytest.mark.parametrize(
+    ("labels", "texts"),
+    [("ABCD", ["red", "blue", "red", "green"]), ("ABCDDE", list("uvwxyz")), ("ABCDEFGHIJ", list("qrstuvwxyz"))],
+    ids=["equal options", "a letter that comes twice", "ten options"],
+)
+def test_the_answer_has_the_task_s_own_letter(model, labels, texts):
+    context = "Which?\n" + "\n".join(f"({letter}) {text}" for letter, text in zip(labels, texts)) + "\nAnswer."
+    for position, wanted in enumerate(labels):
+        episode, letters = model._episode(request_for([Image.new("RGB", (300, 200))], context))
+        assert episode.question.choices == tuple(texts)
+        episode.opening()
+        episode.reply("no box")
+        episode.reply(f"\\boxed{{{LETTERS[position]}}}")
+        assert _final_answer(episode, letters) == wanted
+
+
+def test_more_options_than_letters_are_asked_as_they_stand(model):
+    context = "Which?\n" + "\n".join(f"({letter}) {letter}" for letter in LETTERS) + "\n(Z) again"
+    assert model._episode(request_for([Image.new("RGB", (300, 200))], context))[0].question.choices == ()
 
 
 def test_what_cannot_be_asked_is_a_sentence(model):

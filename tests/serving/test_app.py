@@ -185,7 +185,7 @@ REFUSED = {
     "too many tokens": ([ASKED, IMAGE], {"max_tokens": 10**6}, 400, "at most 4096"),
     "temperature": ([ASKED, IMAGE], {"temperature": 9}, 400, "temperature"),
     "extra": ([ASKED, IMAGE], {"mgpo": {"crop": True}}, 400, "mgpo.crop"),
-    "one choice": ([ASKED, IMAGE], {"mgpo": {"choices": ["x"]}}, 400, "2 to 6"),
+    "one choice": ([ASKED, IMAGE], {"mgpo": {"choices": ["x"]}}, 400, "2 to 26"),
 }  # fmt: skip
 
 

@@ -89,6 +89,42 @@ def test_all_bodies_together_are_bounded():
     assert done.count(200) >= 2 and set(done) <= {200, 503} and again == 200
 
 
+def test_a_body_that_trickles_is_ended():
+    """A client that sends a byte a minute held its room for as long as it liked."""
+
+    async def trickle():
+        limit = BodyLimit(drain, 2 * MB, 6 * MB, seconds=0.05)
+        client = Client(2, hold=asyncio.Event())
+        await asyncio.wait_for(client.run(limit), 5)
+        return client.status, limit.held
+
+    assert asyncio.run(trickle()) == (408, 0)
+
+
+def test_a_long_answer_is_not_ended_by_the_time_of_the_body():
+    async def works(scope, receive, send):
+        await receive()
+        await asyncio.sleep(0.1)
+        watching = asyncio.create_task(receive())  # as a streaming response watches for a client that leaves
+        await asyncio.sleep(0.05)
+        assert not watching.done()
+        watching.cancel()
+        await drain(scope, lambda: asyncio.sleep(0, {"type": "http.request", "body": b""}), send)
+
+    async def ask():
+        client = Client(1)
+        forever = asyncio.Event()
+        receive = client.receive
+
+        async def once():
+            return await receive() if client.left else await forever.wait()
+
+        client.receive = once
+        return (await client.run(BodyLimit(works, 2 * MB, 6 * MB, seconds=0.05))).status
+
+    assert asyncio.run(ask()) == 200
+
+
 def test_room_is_given_back_after_an_error_and_a_lost_client():
     async def fails(scope, receive, send):
         await receive()
@@ -132,3 +168,17 @@ def test_the_page_s_middleware_stands_behind_host_and_limit(served_page, path, k
     }
     asyncio.run(client.run(served_page))
     assert client.taken <= most and client.status >= 400
+
+
+@pytest.mark.parametrize("kind", [b"application/json", b"multipart/form-data; boundary=x"])
+@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/run/x"])
+@pytest.mark.parametrize("cookie", [None, b"access-token-x=guessed"])
+def test_nobody_without_the_key_sends_the_page_a_byte(path, kind, cookie):
+    vqa = GroundedVQA(None, Protocol(), TurnLimits())
+    app = mount_page(create_app(vqa, "m", Limits(), "the key", True), "m", "the key")
+    headers = [(b"content-type", kind), (b"host", b"localhost")] + ([(b"cookie", cookie)] if cookie else [])
+    client = Client(3, path=path, headers=headers)
+    client.scope |= {"raw_path": path.encode(), "scheme": "http", "server": ("localhost", 80), "http_version": "1.1",
+                     "root_path": ""}  # fmt: skip
+    asyncio.run(client.run(app))
+    assert client.taken == 0 and client.status == 401

@@ -105,7 +105,7 @@ def test_signs_neither_touch_nor_share_a_colour(questions):
 
 
 def test_no_print_is_a_choices_letter():
-    assert not set(LETTERS) & set(CHOICE_LETTERS) and len(set(LETTERS)) == len(LETTERS)
+    assert not set(LETTERS) & set(CHOICE_LETTERS[:6]) and len(set(LETTERS)) == len(LETTERS)
 
 
 @pytest.mark.parametrize("split", LOOKS)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import string
 from dataclasses import dataclass
 from typing import Any
 
-LETTERS = "ABCDEF"
+LETTERS = string.ascii_uppercase
 Box = tuple[int, int, int, int]
 MAX_COORDINATE = 2**31
 """Pixels; no image has a side as long."""
@@ -18,7 +19,7 @@ class Question:
     Attributes:
         image: a path, bytes, a Hugging Face `{"bytes", "path"}` row or a PIL image; opened by `mgpo.imaging` only.
         question: the question, without choices.
-        choices: texts of 2 to 6 choices, lettered A to F in this order; empty for an open question.
+        choices: texts of 2 to 26 choices, lettered A to Z in this order; empty for an open question.
         answer: the right letter, or the answer's text for an open question; empty if unknown. Where a dataset gives one
             letter to two choices, either is right: "D|E".
         gold_boxes_px_original: boxes (x1, y1, x2, y2) of what must be seen, for metrics only: they reach neither prompt

@@ -247,7 +247,7 @@ def _mme(row: Row, root: Path) -> dict[str, Any]:
 
 def _lettered_columns(row: Row, root: Path) -> dict[str, Any]:
     """A question with its options in columns A, B, C, ...: HR-Bench and VLMEvalKit's tables."""
-    cells = {letter: row.get(letter) for letter in "ABCDEFGHIJK"}
+    cells = {letter: row.get(letter) for letter in LETTERS}
     unused = {
         None,
         "",

@@ -17,6 +17,11 @@ ASCII = string.ascii_uppercase
 _LABEL = re.compile(r"\s*(?:\(\s*([A-Z])\s*\)|([A-Z])\s*[.:)](?=\s|$))\s*")
 _BARE = re.compile(r"\s*\(?\s*([A-Za-z])\s*\)?\s*[.:]?\s*")
 _TIGHT = re.compile(r"^(\s*[A-Z][.:)])(?=\S)")
+_ANNOUNCED = re.compile(
+    r"(?:(?:\A|\n)[ \t]*(?:the )?(?:options|choices)|\b(?:the )?(?:options|choices) are(?: listed below| as follows| below)?"
+    r"|选项如下(?:所示)?)\s*[:：.]?\s*\Z",
+    re.IGNORECASE,
+)
 _IMAGE = re.compile(r"<image>|<ImageHere>")
 
 
@@ -101,24 +106,40 @@ def split_choices(text: str) -> tuple[str, list[str]]:
     """A question whose options stand in its text, line by line from A on: the question alone, and the options.
 
     An option may go on over several lines; after the last one only its first line counts, what follows is an
-    instruction. Text without two such lines is all question.
+    instruction. Words that only announce the options ("The choices are listed below:") go with them. Text without two such
+    lines is all question.
     """
     lines = without_image_marker(text).split("\n")
-    starts: list[int] = []
-    for number, line in enumerate(lines):
-        label = take_label(line)[0]
-        if label is not None and len(starts) < len(ASCII) and label == ASCII[len(starts)]:
-            starts.append(number)
+    starts = _option_starts(lines)
+    if len(starts) < 2:  # "A.27B"
+        spaced = [_TIGHT.sub(r"\1 ", line) for line in lines]
+        starts = _option_starts(spaced)
+        lines = spaced if len(starts) > 1 else lines
     if len(starts) < 2:
         return "\n".join(lines).strip(), []
     ends = [*starts[1:], starts[-1] + 1]
     options = [" ".join(lines[start:end]) for start, end in zip(starts, ends)]
-    question = [line for line in lines[: starts[0]] if not _announces(line)]
-    return "\n".join(question).strip(), options
+    return _ANNOUNCED.sub("", "\n".join(lines[: starts[0]])).strip(), options
 
 
-def _announces(line: str) -> bool:
-    """A line that only announces the options, like "Options:"."""
-    return (
-        re.fullmatch(r"\s*(?:the )?(?:options|choices)(?: are(?: listed below)?)?\s*[:.]?\s*", line, re.I) is not None
-    )
+def options_in(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """As `split_choices`, for a prompt that somebody else grades: each option's own letter and its text, all of them kept.
+
+    Equal options stay two, and so do two options with one letter, so that the answer can be given back by its own letter.
+    """
+    question, options = split_choices(text)
+    taken = [take_label(option) for option in options]
+    return question, [(letter or "", option) for letter, option in taken]
+
+
+def _option_starts(lines: Sequence[str]) -> list[int]:
+    """Numbers of the lines on which options begin; a letter may come twice (two rows of MME-RealWorld)."""
+    starts: list[int] = []
+    expected = 0
+    for number, line in enumerate(lines):
+        label = take_label(line)[0]
+        if label is not None and label == ASCII[expected : expected + 1]:
+            starts, expected = [*starts, number], expected + 1
+        elif expected > 1 and label == ASCII[expected - 1]:
+            starts.append(number)
+    return starts if expected > 1 else []

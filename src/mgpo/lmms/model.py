@@ -2,7 +2,7 @@
 
 lmms-eval hands over one text per question. Lines that are lettered options are taken as choices, so that turn 1 withholds
 them as in training; what follows them is the task's instruction and is left out, since the turn protocol has its own.
-What is returned is the final answer alone (the letter, or the text in the box): lmms-eval's tasks look for that.
+What is returned is the final answer alone (the task's own letter, or the text in the box): lmms-eval's tasks look for that.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 
 from mgpo.asking import limits_for, protocol_for
-from mgpo.data.question import Question
-from mgpo.data.texts import letter_choices, split_choices
+from mgpo.data.question import LETTERS, Question
+from mgpo.data.texts import options_in
 from mgpo.engines.loading import trained_with
 from mgpo.engines.local import LocalPolicy
 from mgpo.protocol import Episode
@@ -87,24 +87,26 @@ class MGPO(lmms):
         answers: list[str] = []
         waiting = iter(requests)
         while batch := list(islice(waiting, self.batch_size)):
-            episodes = [self._episode(request) for request in batch]
+            episodes, letters = zip(*[self._episode(request) for request in batch])
             asked = max((request.args[1].get("max_new_tokens") or 0) for request in batch)
             limits = self.limits
             if not self._answer_is_set and asked > limits.answer:
                 limits = replace(limits, answer=asked)
             run_episodes(self.policy, episodes, limits)
-            answers += [_final_answer(episode) for episode in episodes]
+            answers += [_final_answer(episode, own) for episode, own in zip(episodes, letters)]
         return answers
 
-    def _episode(self, request: Instance) -> Episode:
+    def _episode(self, request: Instance) -> tuple[Episode, list[str]]:
+        """An episode, and the task's own letters of its choices."""
         context, _, doc_to_visual, doc_id, task, split = request.args
         images = doc_to_visual(self.task_dict[task][split][doc_id])
         if len(images) != 1:
             raise ValueError(f"Question {doc_id} of {task} has {len(images)} images; the model mgpo needs one.")
-        text, options = split_choices(context)
-        choices = letter_choices(options, "A")[0] if options else []
-        question = Question(images[0], text or context, tuple(choices), id=f"{task}/{doc_id}")
-        return Episode(question, images[0], self.protocol)
+        text, options = options_in(context)
+        if not 2 <= len(options) <= len(LETTERS) or not all(option for _, option in options):
+            text, options = context, []  # asked as it stands
+        question = Question(images[0], text or context, tuple(o for _, o in options), id=f"{task}/{doc_id}")
+        return Episode(question, images[0], self.protocol), [letter for letter, _ in options]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Not how a policy that looks twice is scored."""
@@ -115,9 +117,10 @@ class MGPO(lmms):
         raise NotImplementedError("The model mgpo takes its turns itself: use tasks with output_type generate_until.")
 
 
-def _final_answer(episode: Episode) -> str:
+def _final_answer(episode: Episode, letters: list[str]) -> str:
     said = episode.model_turns[-1].text
     given = boxed(said)
     if given is None:
         return said.strip()
-    return chosen_letter(given, episode.question.choices) or given
+    chosen = chosen_letter(given, episode.question.choices)
+    return letters[LETTERS.index(chosen)] if chosen else given

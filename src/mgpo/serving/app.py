@@ -71,7 +71,8 @@ def create_app(
     app.state.metrics, app.state.limits = metrics, limits
     _errors(app)
     _guard(app, metrics, api_key)
-    app.add_middleware(BodyLimit, most_bytes=limits.body_bytes, most_together=limits.bodies_bytes)
+    bounds = {"most_bytes": limits.body_bytes, "most_together": limits.bodies_bytes, "seconds": limits.seconds}
+    app.add_middleware(BodyLimit, **bounds)
     if loopback:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_NAMES, "testserver"])
     _routes(app, model, limits, metrics)

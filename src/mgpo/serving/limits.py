@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 from dataclasses import dataclass
@@ -69,13 +70,14 @@ def is_loopback(host: str) -> bool:
 class BodyLimit:
     """ASGI middleware: a body over the limit is refused while it arrives, whatever its headers say.
 
-    So is one for which the bodies of other requests under way leave no room: what arrived of a request counts until it is
-    answered or gone. Starlette has a limit too, whose answer is plain text; clients of the API expect an error object.
+    So is one for which the bodies of other requests under way leave no room (what arrived of a request counts until it is
+    answered or gone), and one that takes longer to arrive than a request may take. Starlette has a limit too, whose
+    answer is plain text; clients of the API expect an error object.
     """
 
-    def __init__(self, app: Any, most_bytes: int, most_together: int) -> None:
+    def __init__(self, app: Any, most_bytes: int, most_together: int, seconds: float = 120.0) -> None:
         self.app, self.most_bytes, self.most_together = app, most_bytes, max(most_together, most_bytes)
-        self.held = 0
+        self.seconds, self.held = seconds, 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """One request."""
@@ -84,12 +86,19 @@ class BodyLimit:
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > self.most_bytes:
             return await self._refuse(send, self._too_large())
-        seen, started = 0, False
+        seen, started, whole = 0, False, False
         refused: ApiError | None = None
+        deadline = asyncio.get_running_loop().time() + self.seconds
 
         async def counted() -> Any:
-            nonlocal seen, refused
-            message = await receive()
+            nonlocal seen, refused, whole
+            try:
+                async with asyncio.timeout_at(None if whole else deadline):  # later, what comes is the client's end
+                    message = await receive()
+            except TimeoutError:
+                refused = ApiError(408, f"The request did not arrive within {self.seconds:g} seconds.", "too_slow")
+                return {"type": "http.disconnect"}
+            whole = not message.get("more_body", False)
             arrived = len(message.get("body", b""))
             seen, self.held = seen + arrived, self.held + arrived
             if refused is None and seen > self.most_bytes:

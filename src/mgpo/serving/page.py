@@ -10,7 +10,7 @@ import html
 import json
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Container
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from fastapi import FastAPI  # noqa: E402
 from fastapi.responses import JSONResponse  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
+from starlette.requests import HTTPConnection  # noqa: E402
 
 from mgpo.grounded import Turn  # noqa: E402
 from mgpo.imaging import ImageError, PixelBudget  # noqa: E402
@@ -55,26 +56,38 @@ def mount_page(app: FastAPI, model: str, api_key: str | None = None) -> FastAPI:
     theme = gradio.themes.Default(font=SYSTEM_FONTS, font_mono=["ui-monospace", "Menlo", "monospace"])
     page = _build(app, model)
     page.has_launched = True  # else gradio takes files of this machine for uploads (6.31: _check_allowed)
-    app.user_middleware.append(
-        Middleware(UploadsOnly)
-    )  # innermost: host, limit and key are looked at before a byte is read
     login = None if api_key is None else lambda user, password: password == api_key
-    return gradio.mount_gradio_app(
+    app = gradio.mount_gradio_app(
         app, page, path="/", auth=login, theme=theme, css=STYLE, show_error=True,
         max_file_size=app.state.limits.body_bytes, footer_links=[],
     )  # fmt: skip
+    sessions = None if api_key is None else app.routes[-1].app.tokens  # of the mounted page: who gave the key
+    app.user_middleware.append(Middleware(UploadsOnly, sessions=sessions))  # innermost: behind host and limits
+    return app
 
 
 class UploadsOnly:
-    """ASGI middleware: gradio would fetch a URL that stands where an uploaded file's path belongs."""
+    """ASGI middleware before gradio's own API: nobody without the key sends it a body, and nobody a URL to fetch.
 
-    def __init__(self, app: Any) -> None:
-        self.app = app
+    Gradio would fetch a URL that stands where an uploaded file's path belongs, and reads most bodies before it looks at
+    the session.
+
+    Args:
+        app: what comes behind.
+        sessions: tokens of the sessions that gave the key; None if there is no key.
+    """
+
+    def __init__(self, app: Any, sessions: Container[str] | None = None) -> None:
+        self.app, self.sessions = app, sessions
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """One request; of gradio's own API, all but uploads is looked at, whatever it calls itself."""
-        kind = dict(scope.get("headers", ())).get(b"content-type", b"")
-        if scope["type"] != "http" or "/gradio_api/" not in scope["path"] or kind.startswith(b"multipart/"):
+        if scope["type"] != "http" or "/gradio_api/" not in scope["path"]:
+            return await self.app(scope, receive, send)
+        if self.sessions is not None and scope["method"] not in ("GET", "HEAD") and not self._signed_in(scope):
+            error = ApiError(401, "Sign in on the page first.", "invalid_api_key")
+            return await JSONResponse(error.body(), 401)(scope, receive, send)
+        if dict(scope["headers"]).get(b"content-type", b"").startswith(b"multipart/"):
             return await self.app(scope, receive, send)
         body, more = b"", True
         while more:
@@ -98,6 +111,10 @@ class UploadsOnly:
             return {"type": "http.request", "body": body, "more_body": False}
 
         await self.app(scope, again, send)
+
+    def _signed_in(self, scope: Any) -> bool:
+        cookies = HTTPConnection(scope).cookies
+        return any(value in self.sessions for name, value in cookies.items() if name.startswith("access-token"))
 
 
 def _names_url(body: bytes) -> bool:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mgpo.data.question import LETTERS
 from mgpo.data.texts import split_choices, take_label
 from mgpo.engines.endpoint import png_uri
 from mgpo.grounded import Answer, Turn
@@ -104,8 +105,8 @@ def read_question(
         choices = [take_label(option)[1] for option in options]
     if not text.strip():
         raise ApiError(400, "The message has no question.", "no_question")
-    if choices and not 2 <= len(choices) <= 6:
-        raise ApiError(400, f"{len(choices)} choices were given; 2 to 6 are supported.", "choices")
+    if choices and not 2 <= len(choices) <= len(LETTERS):
+        raise ApiError(400, f"{len(choices)} choices were given; 2 to {len(LETTERS)} are supported.", "choices")
     return Asked(image, text, choices, temperature, tokens, crops, stream)
 
 

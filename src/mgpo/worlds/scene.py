@@ -15,7 +15,7 @@ import numpy as np
 
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "white", "black")
 LETTERS = tuple("HKLNPRSTUXYZ")
-"""None of them is also the letter of a choice (A to F): an answer can be read in one way only."""
+"""None of them is also the letter of a choice (A to D): an answer can be read in one way only."""
 SHAPES = ("circle", "square", "triangle", "star", "cross", "moon", "arrow", "diamond")
 DOTS = ("2", "3", "4", "5")
 PRINT = {"letter": LETTERS, "dots": DOTS, "shape": SHAPES}
