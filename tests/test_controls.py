@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mgpo.controls import Control, GivenFirst, beside, chosen_controls, naming, run_control
+from mgpo.controls import Control, GivenFirst, beside, box_opening, chosen_controls, naming, run_control
 from mgpo.data.question import Question
 from mgpo.evaluation import evaluate_batches
 from mgpo.grounding import BoxRules, BoxStatus, Coordinates, Frame, box_as_json, holds_centre, read_grounding
 from mgpo.imaging import PixelBudget
-from mgpo.protocol import Episode, Method, Protocol
+from mgpo.protocol import EXAMPLE, Episode, Method, Protocol
 from mgpo.rollout import Said, TurnLimits, run_episodes
 
 BUDGET = PixelBudget(28 * 28 * 16, 28 * 28 * 64)
@@ -38,6 +38,9 @@ class ColourBlind:
 
     def write(self, text):
         return Said([], text, False)
+
+    def go_on(self, conversations, begun, max_new_tokens):
+        return [self.write(said.text) for said in self.say(conversations, max_new_tokens)]
 
     def say(self, conversations, max_new_tokens, temperature=0.0):
         return [self.write(self._one(conversation)) for conversation in conversations]
@@ -88,6 +91,48 @@ def test_a_control_that_does_not_apply_is_none_not_wrong():
     no_box = asked((0, 0, 2, 2))  # too small: there is no crop that could be black
     assert [result.controls["black_crop"] for result in no_box] == [None] * 6
     assert None not in [result.controls["random_crop"] for result in no_box]
+
+
+@dataclass
+class Shy(ColourBlind):
+    """Names no box when it decodes greedily; sampled, its n-th try is valid. A box that is begun for it goes to `begun_at`."""
+
+    nth: int = 3
+    begun_at: tuple[int, int, int, int] = (0, 0, 60, 60)
+    tries: int = 0
+    begun: str = ""
+
+    def say(self, conversations, max_new_tokens, temperature=0.0):
+        if "boxed" in conversations[0][-1].text:
+            return super().say(conversations, max_new_tokens)
+        self.tries += bool(temperature)
+        if temperature and self.tries >= self.nth:
+            return super().say(conversations, max_new_tokens)
+        return [self.write("It is there.") for _ in conversations]
+
+    def go_on(self, conversations, begun, max_new_tokens):
+        self.begun = begun
+        return [self.write(box_as_json(self.begun_at, "it")) for _ in conversations]
+
+
+def test_a_box_is_sampled_until_it_is_valid_or_begun():
+    """A model that would look at the right place if only it looked is right under both controls, and wrong by itself."""
+    frame = Episode(questions(1)[0], questions(1)[0].image, PROTOCOL).opening().frame
+    at = tuple(round(v) for v in frame.to_input(RED_AT))
+    for nth, right in ((3, True), (16, True), (17, False)):
+        policy = Shy(at, nth=nth, begun_at=at)
+        controls = (Control.RESAMPLED_BOX, Control.FORCED_BOX)
+        [results] = evaluate_batches(policy, questions(4), PROTOCOL, sampled=False, controls=controls)
+        assert not any(result.correct or result.valid_box for result in results)
+        assert [result.controls["resampled_box"] for result in results] == [right] * 4
+        assert all(result.controls["forced_box"] for result in results)
+        assert policy.tries == min(nth, 16) and policy.begun == EXAMPLE[: EXAMPLE.index("x1")]
+
+
+def test_boxes_are_begun_as_the_model_begins_them():
+    own = '```json\n[\n\t{"bbox_2d": ['
+    assert box_opening([own + " 12, 3, 4, 5]", own + "7, 8, 9, 9]", '[{"bbox_2d": [1, 2']) == own
+    assert box_opening(["no box"]) == box_opening([]) == EXAMPLE[: EXAMPLE.index("x1")]
 
 
 def test_controls_change_nothing_else():
@@ -172,11 +217,14 @@ def test_beside_counts_pairs():
 
 
 def test_names_and_protocols_are_checked():
-    assert chosen_controls(["direct", "direct", "black_crop"], PROTOCOL) == [Control.DIRECT, Control.BLACK_CROP]
+    policy = ColourBlind((1, 2, 3, 4))
+    assert chosen_controls(["direct", "direct", "black_crop"], PROTOCOL, policy) == [Control.DIRECT, Control.BLACK_CROP]
     with pytest.raises(ValueError, match="--controls gold: choose among direct, black_crop"):
-        chosen_controls(["gold"], PROTOCOL)
+        chosen_controls(["gold"], PROTOCOL, policy)
     with pytest.raises(ValueError, match="looks again"):
-        chosen_controls(["direct"], replace(PROTOCOL, method=Method.GRPO))
+        chosen_controls(["direct"], replace(PROTOCOL, method=Method.GRPO), policy)
+    with pytest.raises(ValueError, match="forced_box needs the model in this process"):
+        chosen_controls(["forced_box"], PROTOCOL, object())
 
 
 def test_given_first_speaks_for_itself_afterwards():

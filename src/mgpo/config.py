@@ -14,7 +14,7 @@ from mgpo.protocol import CropFrame, Method, Protocol
 
 SFT = "sft"
 ON_BAD_ROW = ("fail", "skip")
-METHODS = (Method.MGPO, Method.GRPO, SFT)
+METHODS = (Method.MGPO, Method.GRPO, Method.DIRECT, SFT)
 
 
 @dataclass
@@ -65,7 +65,8 @@ class MGPOConfig(GRPOConfig):
     """
 
     method: str = field(
-        default="mgpo", metadata={"help": "mgpo (two turns), grpo (single turn) or sft (short answer)."}
+        default="mgpo",
+        metadata={"help": "mgpo (two turns), grpo (one turn: box and answer), direct (one turn: answer) or sft."},
     )
     max_turns: int = field(default=2, metadata={"help": "K: the model's turns per rollout."})
     crop_frame: str = field(default="latest", metadata={"help": "K > 2: a box refers to the latest or original image."})

@@ -10,7 +10,12 @@ changes one thing, greedily like the accuracy that it stands beside:
 - `random_crop`: turn 1 names a box of the size that the model chose (a third of each side if it chose none) at a random
   place, and that region comes back.
 - `gold_crop`: turn 1 names the gold box (the box around all of them), and that region comes back.
+- `resampled_box`: turn 1 is sampled at temperature 1 until its box is valid, up to 16 times, and that region comes back.
+- `forced_box`: a greedy turn 1 that has no valid box is begun again with the opening of a box, and goes on from there.
 - `crop_only`: the question asked of nothing but the region that the model chose. It is measured in every evaluation.
+
+`resampled_box` and `forced_box` tell *whether* a model looks from *where* it looks: a training that only makes it look more
+often gains nothing over the untrained model with a box forced.
 
 With more than two turns the control replaces the first look only. Published doubts that such models use their crops:
 arXiv 2602.01334, 2605.26380, 2606.02357.
@@ -19,20 +24,25 @@ arXiv 2602.01334, 2605.26380, 2606.02357.
 from __future__ import annotations
 
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from mgpo.comparing import bootstrap_interval, drawn_together, mcnemar
 from mgpo.grounding import BoxRules, BoxStatus, Coordinates, Frame, box_as_json, read_grounding
-from mgpo.protocol import Episode, Method, Protocol, UserTurn
+from mgpo.protocol import EXAMPLE, Episode, Method, Protocol, UserTurn
 from mgpo.rewards import is_correct
 from mgpo.rollout import Policy, Said, TurnLimits, run_episodes
 
+TRIES = 16
+"""Of `resampled_box`, at most."""
 LABEL = "what is there"
 """Label of a box that is put into the model's mouth where it gave none; the words of the prompt's own example."""
 Box = tuple[float, float, float, float]
@@ -45,20 +55,27 @@ class Control(StrEnum):
     BLACK_CROP = "black_crop"
     RANDOM_CROP = "random_crop"
     GOLD_CROP = "gold_crop"
+    RESAMPLED_BOX = "resampled_box"
+    FORCED_BOX = "forced_box"
     CROP_ONLY = "crop_only"
 
 
-def chosen_controls(names: Sequence[str], protocol: Protocol) -> list[Control]:
+def chosen_controls(names: Sequence[str], protocol: Protocol, policy: Policy) -> list[Control]:
     """Controls by name.
 
     Raises:
-        ValueError: a name is unknown, or the protocol has no look that could be controlled.
+        ValueError: a name is unknown, the protocol has no look that could be controlled, or the policy cannot go on with a
+            turn that was begun for it.
     """
     unknown = [name for name in names if name not in list(Control)]
     if unknown:
         raise ValueError(f"--controls {unknown[0]}: choose among {', '.join(Control)}.")
     if names and not protocol.looks_again:
         raise ValueError(f"--controls needs a protocol that looks again (mgpo or adaptive), not {protocol.method}.")
+    if Control.FORCED_BOX in names and not hasattr(policy, "go_on"):
+        raise ValueError(
+            "--controls forced_box needs the model in this process; an endpoint cannot go on with a begun turn."
+        )
     return [Control(name) for name in dict.fromkeys(names)]
 
 
@@ -78,10 +95,63 @@ def run_control(
     if control is Control.DIRECT:
         asked = [Episode(e.question, e.original, replace(e.protocol, method=Method.DIRECT)) for e in done]
         return _answers(policy, asked, list(range(len(done))), limits)
-    first = [_first_turn(control, policy, episode, own, seed) for episode, own in zip(done, said, strict=True)]
+    first = first_turns(control, policy, done, said, limits, seed)
     which = [number for number, turn in enumerate(first) if turn is not None]
     asked = [_again(done[number], black=control is Control.BLACK_CROP) for number in which]
     return _answers(GivenFirst(policy, [first[n] for n in which]), asked, which, limits, len(done))
+
+
+def first_turns(
+    control: Control, policy: Policy, done: Sequence[Episode], said: Sequence[Said], limits: TurnLimits, seed: int
+) -> list[Said | None]:
+    """What turn 1 says under a control, None where the control does not apply; arguments as in `run_control`."""
+    if control is Control.RESAMPLED_BOX:
+        return _resampled(policy, done, limits, seed)
+    if control is Control.FORCED_BOX:
+        return _forced(policy, done, said, limits)
+    return [_first_turn(control, policy, episode, own, seed) for episode, own in zip(done, said, strict=True)]
+
+
+def _resampled(policy: Policy, done: Sequence[Episode], limits: TurnLimits, seed: int) -> list[Said | None]:
+    """First turns sampled until the box is valid; the last try where none was."""
+    key = f"{seed}\n{done[0].question.id}\n{done[0].question.question}" if done else ""
+    torch.manual_seed(_number(key) % 2**63)
+    found: list[Said | None] = [None] * len(done)
+    waiting = list(range(len(done)))
+    for _ in range(TRIES):
+        asked = [_again(done[number], black=False) for number in waiting]
+        tried = run_episodes(policy, asked, limits, temperature=1.0, turns=1)
+        for number, turns in zip(waiting, tried):
+            found[number] = turns[0]
+        waiting = [number for number, e in zip(waiting, asked) if not _valid(e)]
+        if not waiting:
+            break
+    return found
+
+
+def _forced(policy: Policy, done: Sequence[Episode], said: Sequence[Said], limits: TurnLimits) -> list[Said | None]:
+    """The model's own greedy turn where its box is valid; else one that it continues from the opening of a box."""
+    opening = box_opening([own.text for own, episode in zip(said, done) if _valid(episode)])
+    waiting = [number for number, episode in enumerate(done) if not _valid(episode)]
+    found: list[Said | None] = list(said)
+    if waiting:
+        conversations = [policy.open(done[number].user_turns[0]) for number in waiting]
+        begun = policy.go_on(conversations, opening, limits.grounding)
+        for number, turn in zip(waiting, begun, strict=True):
+            found[number] = turn
+    return found
+
+
+def box_opening(texts: Sequence[str]) -> str:
+    """How boxes begin in turns that hold one, up to the first coordinate: the commonest way, else the prompt's example."""
+    openings = Counter(
+        opening for text in texts if (opening := re.split(r"(?<=\[)\s*-?\d", text, maxsplit=1)[0]) != text
+    )
+    return openings.most_common(1)[0][0] if openings else EXAMPLE[: EXAMPLE.index("x1")]
+
+
+def _valid(episode: Episode) -> bool:
+    return episode.first_grounding is not None and episode.first_grounding.status is BoxStatus.VALID
 
 
 class GivenFirst:
@@ -144,10 +214,13 @@ def _first_turn(control: Control, policy: Policy, episode: Episode, own: Said, s
 def _random_box(episode: Episode, named: Box | None, seed: int) -> Box:
     width, height = episode.original.size
     x1, y1, x2, y2 = named or (0, 0, width / 3, height / 3)
-    key = f"{seed}\n{episode.question.id}\n{episode.question.question}"
-    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
+    rng = np.random.default_rng(_number(f"{seed}\n{episode.question.id}\n{episode.question.question}"))
     left, top = rng.uniform(0, width - (x2 - x1)), rng.uniform(0, height - (y2 - y1))
     return left, top, left + x2 - x1, top + y2 - y1
+
+
+def _number(key: str) -> int:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
 
 
 class _Blackened(Episode):

@@ -28,6 +28,8 @@ from mgpo.rewards import is_correct
 from mgpo.rollout import Policy, TurnLimits, run_episodes
 from mgpo.trajectories import trajectory
 
+BOX_SHARES = ("grounding/valid_share", "grounding/hit_rate")
+
 
 @dataclass
 class Result:
@@ -37,6 +39,7 @@ class Result:
         rejected: the reason why the measured first turn had no usable box, if it had none.
         iou: best overlap with a gold box. crop_area: share of the photograph's pixels, for a valid box.
         letters: right letters, empty for an open question.
+        greedy_valid_box, greedy_hit: of the greedy episode, where `valid_box` and `hit` are of a sampled turn.
         controls: whether it was answered rightly under each control that was asked for (`mgpo.controls`).
         seconds: the question's share of its batch.
     """
@@ -52,6 +55,8 @@ class Result:
     iou: float | None = None
     crop_area: float | None = None
     letters: str = ""
+    greedy_valid_box: bool | None = None
+    greedy_hit: bool | None = None
     controls: dict[str, bool | None] = field(default_factory=dict)
     seconds: float = field(default=0.0, compare=False)
     episode: Episode | None = field(default=None, repr=False)
@@ -162,6 +167,9 @@ def summarise(results: list[Result], protocol: Protocol, **named: Any) -> dict[s
         "ci95": list(wilson(right, n)),
         "valid_box_rate": _share([result.valid_box for result in results]),
         "hit_rate": _share([result.hit for result in results]),
+        "hit_given_valid": _share([result.hit for result in results if result.valid_box]),
+        "greedy_valid_box_rate": _share([result.greedy_valid_box for result in results]),
+        "greedy_hit_given_valid": _share([result.greedy_hit for result in results if result.greedy_valid_box]),
         "iou": _share([result.iou for result in results]),
         "crop_area": _share([result.crop_area for result in results]),
         "crop_only_accuracy": _share([result.crop_only_correct for result in results]),
@@ -230,19 +238,24 @@ def _result(episode: Episode, suffices: bool | None, measured: Episode) -> Resul
     question = episode.question
     found = episode_metrics(measured)
     status = measured.first_grounding.status if measured.first_grounding else None
-    valid, hit = found.get("grounding/valid_share"), found.get("grounding/hit_rate")
+    greedy = found if measured is episode else episode_metrics(episode)
+    (valid, hit), (greedy_valid, greedy_hit) = (
+        [None if (share := of.get(name)) is None else bool(share) for name in BOX_SHARES] for of in (found, greedy)
+    )
     return Result(
         id=question.id,
         category=question.category,
         correct=is_correct(episode.model_turns[-1].text, question.choices, question.answer),
         crop_only_correct=suffices,
-        valid_box=None if valid is None else bool(valid),
-        hit=None if hit is None else bool(hit),
+        valid_box=valid,
+        hit=hit,
         chance=question.chance,
         rejected=str(status) if status not in (None, BoxStatus.VALID) else None,
         iou=found.get("grounding/iou"),
         crop_area=found.get("grounding/crop_area"),
         letters=question.answer if question.choices else "",
+        greedy_valid_box=greedy_valid,
+        greedy_hit=greedy_hit,
         episode=episode,
     )
 

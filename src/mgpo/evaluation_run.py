@@ -103,7 +103,7 @@ def run_evaluation(request: EvaluationRequest, console: Console) -> list[dict[st
         trained,
     )
     limits = limits_for(trained, request.grounding_tokens, request.answer_tokens)
-    controls = chosen_controls(request.controls, protocol)
+    controls = chosen_controls(request.controls, protocol, policy)
     settings = {
         "model": request.model, "weights": _weights(request.model), "protocol": str(protocol.method),
         "max_turns": protocol.turns, "min_pixels": protocol.budget.min_pixels, "pixel_budget": protocol.budget.max_pixels,

@@ -45,6 +45,8 @@ class Policy(Protocol):
     def say(self, conversations: Sequence[Any], max_new_tokens: int, temperature: float = 0.0) -> list[Said]:
         """The model's next turn in each conversation."""
 
+    # A policy whose model is in this process also has `go_on(conversations, begun, max_new_tokens)`: see `mgpo.engines.local`.
+
     def write(self, text: str) -> Said:
         """A turn with this text, as if the model had said it: what a control puts in the place of the model's own."""
 

@@ -44,6 +44,20 @@ def test_a_batch_says_what_each_conversation_says_alone(policy):
     assert policy.say(talks[::-1], 12)[::-1] == together
 
 
+def test_a_turn_that_was_begun_goes_on_as_the_model_s_own(policy):
+    """Begun with the model's own first words, a turn ends as it would have; the limit counts all of it."""
+    talks = conversations(policy)
+    for talk, whole in zip(talks, policy.say(talks, 12)):
+        begun = policy.tokens.tokenizer.decode(whole.ids[:3])
+        if policy.tokens.tokenizer(begun, add_special_tokens=False)["input_ids"] != whole.ids[:3]:
+            continue  # another way to cut the same words
+        [said] = policy.go_on([talk], begun, 12)
+        assert said.ids == whole.ids and said.truncated == whole.truncated and said.text == whole.text
+        break
+    else:
+        raise AssertionError("no turn could be begun: the test proves nothing")
+
+
 def test_saying_changes_no_conversation(policy):
     talks = conversations(policy)
     before = [(list(talk.ids), list(talk.images)) for talk in talks]

@@ -45,6 +45,13 @@ class TokenPolicy:
         if turn.image is not None:
             conversation.images.append(turn.image)
 
+    def go_on(self, conversations: Sequence[Conversation], begun: str, max_new_tokens: int) -> list[Said]:
+        """The model's next turn in each conversation, greedy, begun with a text that is put into its mouth."""
+        ids = self.tokens.tokenizer(begun, add_special_tokens=False)["input_ids"]
+        started = [Conversation(c.ids + ids, list(c.images)) for c in conversations]
+        rest = self.say(started, max(1, max_new_tokens - len(ids)))
+        return [Said(ids + said.ids, begun + said.text, said.truncated) for said in rest]
+
     def write(self, text: str) -> Said:
         """A turn with this text, as if the model had said it."""
         ids = self.tokens.tokenizer(text, add_special_tokens=False)["input_ids"]
