@@ -191,7 +191,6 @@ def _show_steps(plan: Plan, job: tuple[str, int], bar: TaskID, progress: Progres
 
 def _evaluate_all(plan: Plan, progress: Progress) -> list[dict[str, Any]]:
     jobs = [(split, seed) for seed in plan.seeds for split in EVAL_SPLITS]
-    jobs.sort(key=lambda job: job[0] != "ood_large")  # the slowest to draw first
     bar = progress.add_task("evaluate", total=len(jobs) * plan.questions)
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}
     with ProcessPoolExecutor(plan.workers) as pool:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -111,7 +111,7 @@ def test_no_print_is_a_choices_letter():
 @pytest.mark.parametrize("split", LOOKS)
 def test_every_split_draws(split):
     look = LOOKS[split]
-    for index in range(1 if split == "ood_large" else 3):
+    for index in range(3):
         where = sample_scene(split, 0, index)
         image = render(where)
         assert image.mode == "RGB" and image.size == where.size_px
@@ -125,9 +125,11 @@ def test_every_split_draws(split):
 def test_evaluation_splits_change_what_they_claim():
     train = LOOKS["train"]
     assert LOOKS["test"] == train
-    assert not set(LOOKS["ood_looks"].fonts) & set(train.fonts) and LOOKS["ood_looks"].background != train.background
-    assert LOOKS["ood_crowded"].signs[0] > train.signs[1]
-    assert LOOKS["ood_large"].megapixels[0] > 4 * train.megapixels[1]
+    for split in EVAL_SPLITS[1:]:
+        changed = [f.name for f in fields(train) if getattr(LOOKS[split], f.name) != getattr(train, f.name)]
+        assert len(changed) == 1 and split in scene.IN_THE_OVERVIEW, (split, changed)
+    assert not set(LOOKS["ood_fonts"].fonts) & set(train.fonts)
+    assert LOOKS["ood_crowded"].signs[0] > train.signs[1] and LOOKS["ood_small"].side[1] < train.side[0]
     assert not set(LOOKS["ood_shapes"].aspects) & set(train.aspects)
     assert set(FONT_FILES) >= {font for look in LOOKS.values() for font in look.fonts}
     for split in EVAL_SPLITS:
@@ -137,8 +139,26 @@ def test_evaluation_splits_change_what_they_claim():
         assert 0.99 * low < min(areas) and max(areas) < 1.01 * high
         if split == "ood_shapes":
             assert all(max(s.size_px) > 1.8 * min(s.size_px) for s in sizes)
-        elif split != "ood_large":
+        else:
             assert all(max(s.size_px) < 1.5 * min(s.size_px) for s in sizes)
+
+
+def test_fonts_cannot_be_seen_in_the_overview():
+    """The same scenes in other fonts: the overview stays as good as the same, the crop of a letter does not."""
+    whole, near = [], []
+    for index in range(12):
+        where = sample_scene("test", 3, index)
+        drawn = [render(replace(where, look=look)) for look in (LOOKS["test"], LOOKS["ood_fonts"])]
+        one, other = (np.asarray(overview(image, TINY), float) for image in drawn)
+        whole.append(np.abs(one - other).mean())
+        for sign in where.signs:
+            if sign.kind == "letter":
+                x, y = sign.print_px
+                half = 0.05 * (sign.box_px_original[2] - sign.box_px_original[0])
+                box = (round(x - half), round(y - half), round(x + half), round(y + half))
+                one, other = (np.asarray(image.crop(box), float) for image in drawn)
+                near.append(np.abs(one - other).mean())
+    assert np.mean(whole) < 1 and np.mean(near) > 10, (np.mean(whole), np.mean(near))
 
 
 def test_unknown_split_is_named():

@@ -26,7 +26,7 @@ DIRECTIONS = ("left of", "right of", "above", "below")
 
 @dataclass(frozen=True)
 class Look:
-    """What the scenes of a split look like. Every split but `train`, `pretrain` and `test` changes one thing.
+    """What the scenes of a split look like. Every `ood_` split changes one field of the `train` look.
 
     Attributes:
         aspects: canvas width over height, one is drawn per scene.
@@ -50,14 +50,23 @@ class Look:
 LOOKS = {
     "train": Look(),
     "test": Look(),
-    "ood_looks": Look(fonts=("serif", "roman", "stix"), background="texture"),
-    "ood_crowded": Look(signs=(6, 7), side=(0.18, 0.20)),
-    "ood_large": Look(megapixels=(6.0, 12.0)),
-    "ood_shapes": Look(aspects=(2.0, 0.5, 1.9), side=(0.18, 0.26)),
+    "ood_fonts": Look(fonts=("serif", "roman", "stix")),
+    "ood_texture": Look(background="texture"),
+    "ood_crowded": Look(signs=(6, 7)),
+    "ood_small": Look(side=(0.15, 0.175)),
+    "ood_shapes": Look(aspects=(2.0, 0.5, 1.9)),
     # What the base model is made from: wider canvases and one to five signs. No evaluation split.
     "pretrain": Look(aspects=(1.0, 1.0, 4 / 3, 3 / 4, 7 / 5, 5 / 7, 1.7, 0.6), signs=(1, 5), side=(0.182, 0.235)),
 }
-EVAL_SPLITS = ("test", "ood_looks", "ood_crowded", "ood_large", "ood_shapes")
+EVAL_SPLITS = ("test", "ood_fonts", "ood_texture", "ood_crowded", "ood_small", "ood_shapes")
+IN_THE_OVERVIEW = {
+    "ood_fonts": "nothing that can be seen: letters of the crop have serifs",
+    "ood_texture": "a photograph-like texture lies behind the signs, instead of a soft field with clutter",
+    "ood_crowded": "six or seven signs of the usual size, instead of three to five",
+    "ood_small": "plates take 15 to 17.5 % of the side, instead of 18.7 to 22.2",
+    "ood_shapes": "twice as wide as high, or the reverse, at the same number of pixels",
+}
+"""What each split changes in the image that the model sees first; everything else is as in `train`."""
 
 
 @dataclass(frozen=True)
