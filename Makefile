@@ -5,7 +5,7 @@ VENV := .venv
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=68719476736
 RUN := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(KEEP_MEMORY) $(VENV)/bin/python
 
-.PHONY: setup demo test test-slow test-lmms test-vllm reproduce-tiny lint clean
+.PHONY: setup demo test test-slow test-lmms test-vllm reproduce-tiny sweep-tiny lint clean
 
 setup: $(VENV)/.ready
 
@@ -56,6 +56,9 @@ test-vllm: $(VLLM)/.ready
 
 reproduce-tiny: setup
 	$(RUN) -m mgpo reproduce --out runs/reproduce-tiny
+
+sweep-tiny: setup
+	$(RUN) -m mgpo sweep --out runs/sweep-tiny
 
 lint: setup
 	$(VENV)/bin/python -m ruff check src tests benchmarks && $(VENV)/bin/python -m ruff format --check src tests benchmarks

@@ -9,7 +9,8 @@ from PIL import Image
 from rich.console import Console
 
 from mgpo.curves import draw_curves
-from mgpo.report import IMAGE_BYTES, OOD_MEAN, print_results, results_table, write_report
+from mgpo.report import IMAGE_BYTES, write_report
+from mgpo.tables import OOD_MEAN, control_rows, print_controls, print_results, results_table
 
 EVIL = "<script>alert(1)</script>"
 
@@ -161,3 +162,26 @@ def test_images_stay_within_their_budget(tmp_path, gallery):
 def test_empty_inputs_leave_their_sections_out(tmp_path):
     page = page_of(tmp_path)
     assert not re.search(r"<h2|<table|<img|<script", page) and "<h1>" in page
+
+
+def beside(accuracy, with_look, gained, harmed, n=200):
+    return {"n": n, "accuracy": accuracy, "with_look": with_look, "gained": gained, "harmed": harmed,
+            "difference": with_look - accuracy, "ci95": [0.0, 1.0], "p": 0.5}  # fmt: skip
+
+
+def test_controls_stand_on_the_page_with_all_seeds_together(tmp_path):
+    results = [
+        result(
+            "mgpo", "test", 0.8, seed, controls={"black_crop": beside(0.3, 0.8 + seed / 10, 90, 5), "gold_crop": None}
+        )
+        for seed in (0, 1)
+    ]
+    [row] = control_rows(results + [result("grpo", "test", 0.4)])
+    assert (row.method, row.control, row.n, row.gained, row.harmed) == ("mgpo", "black_crop", 400, 180, 10)
+    assert row.with_look.mean == pytest.approx(0.85) and row.difference.std == pytest.approx(0.0707, abs=1e-3)
+    page = page_of(tmp_path, results)
+    assert "Is it the look that does it?" in page and "black_crop" in page and "55.0 ± 7.1" in page
+    console = Console(record=True, width=140)
+    print_controls(results, console)
+    assert "85.0 ± 7.1" in console.export_text()
+    assert "Is it the look" not in page_of(tmp_path, [result("mgpo", "test", 0.8)])

@@ -1,11 +1,15 @@
 """`mgpo train`: settings that are read as they were meant, the supervised baseline, and what a run folder tells."""
 
+import shutil
+
 import datasets
 import pytest
 import torch
 import yaml
 
 from mgpo import training
+from mgpo.engines.loading import budget_of, load_processor
+from mgpo.imaging import PixelBudget
 from mgpo.training import build_trainer, parse, train
 
 RUN = [
@@ -66,7 +70,7 @@ def test_a_missing_recipe_is_a_sentence(tmp_path):
         parse(["--config", str(tmp_path / "nowhere.yaml")])
 
 
-@pytest.mark.parametrize("recipe", [f"tiny_{name}.yaml" for name in ("mgpo", "grpo", "sft")])
+@pytest.mark.parametrize("recipe", [f"tiny_{name}.yaml" for name in ("mgpo", "grpo", "direct", "sft")])
 def test_shipped_recipes_are_read(recipe, tmp_path):
     from importlib.resources import files
 
@@ -120,6 +124,15 @@ def test_the_supervised_baseline_trains(sft):
     after = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert any("language_model" in name for name in changed) and not any(".visual." in name for name in changed)
+
+
+def test_a_supervised_model_is_asked_with_the_images_it_was_trained_on(sft, tmp_path):
+    """Its base states a budget of its own; without it in the run's settings the model was asked with the method's."""
+    data, config = sft
+    data.model_name_or_path = str(shutil.copytree(data.model_name_or_path, tmp_path / "base"))
+    (tmp_path / "base" / "config.yaml").write_text(f"min_pixels: {20 * 784}\nmax_pixels: {36 * 784}\n")
+    folder = train(data, config)
+    assert budget_of(load_processor(str(folder))) == budget_of(load_processor(data.model_name_or_path)) != PixelBudget()
 
 
 def test_the_supervised_prompt_is_the_one_that_direct_evaluation_uses(sft, rows, processor):

@@ -23,6 +23,7 @@ print(found.answer, found.box_px_original)
 WAYS = {
     "mgpo": "MGPO: it names the region that it needs to see, gets it back from the original pixels, and then answers",
     "grpo": "single-turn GRPO: it names a region and answers in one turn",
+    "direct": "single-turn GRPO: it answers from the image as it is shown",
     "sft": "supervised training on short answers",
 }
 
@@ -33,6 +34,6 @@ def model_card(name: str, base: str, method: str) -> str:
     Args:
         name: of the new model, a folder or hub id.
         base: what it was trained from.
-        method: `mgpo`, `grpo` or `sft`.
+        method: `mgpo`, `grpo`, `direct` or `sft`.
     """
     return _CARD.format(name=name, base=base, way=WAYS[method])

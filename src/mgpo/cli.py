@@ -215,10 +215,27 @@ def demo(
     n: Annotated[int, typer.Option(help="Evaluation questions per split.")] = 150,
     seed: int = 0,
 ) -> None:
-    """See it work: train MGPO and GRPO from mgpo-tiny, evaluate both and the base, write a report."""
-    from mgpo.experiment import Plan, run_experiment
+    """See it work: train MGPO and GRPO from mgpo-tiny, evaluate both and the base with controls, write a report."""
+    from mgpo.experiments.plan import Plan
+    from mgpo.experiments.run import run_experiment
 
-    run_experiment(Plan(out, (seed,), steps, n))
+    run_experiment(Plan(out, (seed,), steps, n, validation=min(100, n), checkpoints=3, methods=("mgpo", "grpo")))
+
+
+@app.command("sweep")
+def sweep_rates(
+    out: Path = Path("runs/sweep-tiny"),
+    methods: Annotated[
+        str, typer.Option(help="Which of mgpo, grpo, direct, sft; comma-separated.")
+    ] = "grpo,direct,sft",
+    steps: int = 120,
+    validation: Annotated[int, typer.Option(help="Validation questions per checkpoint.")] = 300,
+) -> None:
+    """Learning rates of the methods on needle, chosen on validation questions; goes on where it was stopped."""
+    from mgpo.experiments.plan import Plan
+    from mgpo.experiments.run import SWEEP_SEED, sweep
+
+    sweep(Plan(out, (SWEEP_SEED,), steps, 0, validation, methods=tuple(methods.split(","))))
 
 
 @app.command()
@@ -229,7 +246,8 @@ def reproduce(
     n: int = 1000,
 ) -> None:
     """The three-seed result of the README; goes on where it was stopped."""
-    from mgpo.experiment import Plan, run_experiment
+    from mgpo.experiments.plan import Plan
+    from mgpo.experiments.run import run_experiment
 
     run_experiment(Plan(out, tuple(int(seed) for seed in seeds.split(",")), steps, n))
 

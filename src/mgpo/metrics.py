@@ -18,7 +18,7 @@ def episode_metrics(episode: Episode) -> dict[str, float]:
     """Metrics of one finished episode.
 
     `grounding/valid_share` and one `grounding/rejected_*` per reason; `grounding/hit_rate` and `grounding/iou` where gold
-    boxes exist (a turn without a valid box counts as a miss); `grounding/crop_area` (share of the original's pixels) for
+    boxes exist (a turn without a valid box counts as a miss), and `grounding/hit_given_valid` of the valid ones alone; `grounding/crop_area` (share of the original's pixels) for
     valid boxes; `turns/N_truncated` per turn.
     """
     metrics: dict[str, float] = {}
@@ -35,6 +35,8 @@ def episode_metrics(episode: Episode) -> dict[str, float]:
         if episode.question.gold_boxes_px_original:
             hit, overlap = hit_and_iou(grounding.box_px_original, episode.question.gold_boxes_px_original)
             metrics["grounding/hit_rate"], metrics["grounding/iou"] = hit, overlap
+            if valid:
+                metrics["grounding/hit_given_valid"] = hit
     for number, turn in enumerate(episode.model_turns, 1):
         metrics[f"turns/{number}_truncated"] = float(turn.truncated)
     return metrics

@@ -60,6 +60,10 @@ def build_sft_trainer(data: DataArguments, config: MGPOConfig, questions: Any, a
     processor = load_processor(name)
     protocol = config.protocol(budget_of(processor), default_coordinates(model_type_of(name)))
     set_budget(processor, protocol.budget)
+    config.min_pixels, config.max_pixels = (
+        protocol.budget.min_pixels,
+        protocol.budget.max_pixels,
+    )  # asked with them later
     shared = {f.name for f in dataclasses.fields(SFTConfig) if f.init} & {f.name for f in dataclasses.fields(config)}
     settings = {key: getattr(config, key) for key in shared - {"max_length", "model_init_kwargs", "loss_type"}}
     args = SFTConfig(**settings, max_length=None, model_init_kwargs=model_kwargs(data))

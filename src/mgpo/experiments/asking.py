@@ -1,0 +1,28 @@
+"""A model of an experiment, asked as a run of it was trained or in another method's words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+LIMITS = {"max_grounding_tokens": 32, "max_answer_tokens": 12}
+"""Tokens of a box and of an answer, as the recipes `tiny_*` set them."""
+
+
+def asked_as(model: str, run: Path | None = None, method: str | None = None) -> tuple[Any, Any, Any]:
+    """A policy, the protocol and the token limits.
+
+    Args:
+        model: `mgpo-tiny` or a folder.
+        run: the run whose settings hold; without one, `LIMITS`.
+        method: asks in another method's words than the run's.
+    """
+    from mgpo.asking import limits_for, protocol_for
+    from mgpo.engines.loading import trained_with
+    from mgpo.engines.local import LocalPolicy
+
+    policy = LocalPolicy.load(model, dtype="float32")
+    trained = trained_with(str(run)) if run else LIMITS | {"method": method}
+    if method == "grpo":  # box and answer share a turn
+        trained |= {"max_answer_tokens": LIMITS["max_grounding_tokens"] + LIMITS["max_answer_tokens"] + 4}
+    return policy, protocol_for(policy, method, trained=trained), limits_for(trained)
