@@ -75,7 +75,10 @@ def evaluate_command(
     engine: Annotated[str, typer.Option(help="transformers, or vllm.")] = "transformers",
     endpoint: Annotated[str | None, typer.Option(help="OpenAI-compatible server that runs the model.")] = None,
     controls: Annotated[
-        str, typer.Option(help="Ask again: direct, random_crop, black_crop, gold_crop, crop_only; comma-separated.")
+        str,
+        typer.Option(
+            help="Ask again under: direct, random_crop, black_crop, gold_crop, resampled_box, forced_box, crop_only; comma-separated."
+        ),
     ] = "",
     judge: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint that judges open answers.")] = None,
     judge_model: Annotated[str, typer.Option(help="The judge's model.")] = "",
