@@ -6,7 +6,7 @@ from PIL import Image
 
 from mgpo.data.question import Question
 from mgpo.protocol import Episode, Method, Protocol
-from mgpo.rewards import accuracy_reward, is_correct
+from mgpo.rewards import accuracy_reward, chosen_letter, is_correct
 from mgpo.trajectories import trajectory
 
 CASES = [
@@ -40,6 +40,13 @@ def test_enough_of_both_kinds():
 @pytest.mark.parametrize("box", ["\\boxed {B}", "\\boxed\n{B}", "\\boxed  { B }", "$\\boxed{B}$"])
 def test_a_box_may_stand_apart_from_its_command(box):
     assert is_correct(f"So {box}.", COLOURS, "B")
+
+
+@pytest.mark.parametrize(
+    ("given", "letter"), [("12", "A"), ("$12", "A"), ("\\$12", "A"), ("30%", "B"), ("30", "B"), ("12%", None)]
+)
+def test_the_unit_of_a_choice_may_be_left_out_but_not_changed(given, letter):
+    assert chosen_letter(given, ("$12", "30%", "about 9")) == letter
 
 
 def test_a_choice_that_reads_like_a_letter_with_a_word():

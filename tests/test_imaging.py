@@ -80,6 +80,13 @@ def test_floats_from_0_to_1_are_shares_of_white():
     assert abs(levels - 255 * ramp[0]).max() <= 1
 
 
+def test_floats_that_overshoot_a_little_are_shares_of_white_too():
+    """What a bicubic filter leaves above 1 made the whole picture black."""
+    ramp = np.linspace(-0.02, 1.3, 64, dtype=np.float32)[None].repeat(4, 0)
+    shown = np.asarray(open_image(Image.fromarray(ramp)), int)[0, :, 0]
+    assert abs(shown - (255 * ramp[0]).clip(0, 255)).max() <= 1
+
+
 @pytest.mark.parametrize(("lowest", "why"), [(-1.0, "from -1.0 to 1.0"), (np.nan, "not finite")])
 def test_floats_that_are_no_brightness_are_refused(lowest, why):
     values = np.full((4, 4), 1.0, np.float32)
@@ -138,7 +145,8 @@ def test_a_strip_of_a_squeezed_overview_is_too_narrow_to_be_shown():
 def test_a_limit_that_is_not_set_gives_way():
     usual = PixelBudget.usual()
     assert usual == PixelBudget() and PixelBudget.usual(32) == PixelBudget(256 * 1024, 1280 * 1024, 32)
-    assert usual.changed(None, 10 * 784) == PixelBudget(10 * 784, 10 * 784)
+    assert usual.changed(None, 10 * 784) == PixelBudget(2 * 784, 10 * 784)
+    assert usual.changed(None, 200_000) == PixelBudget(51 * 784, 200_000)  # no number of tokens between 255 and 255.1
     assert usual.changed(2000 * 784, None) == PixelBudget(2000 * 784, 2000 * 784)
     assert usual.changed(4 * 784, None) == PixelBudget(4 * 784, 1280 * 784) and usual.changed(None, None) == usual
 

@@ -92,6 +92,8 @@ def test_seeds_give_a_deviation_and_pixel_budgets_are_not_mixed():
     three, small = results_table(results).rows
     assert three.cells["ood_a"].mean == pytest.approx(0.7) and three.cells["ood_a"].std == pytest.approx(0.1)
     assert three.cells[OOD_MEAN].std == pytest.approx(0.1) and three.cells["ood_a"].interval is None
+    least = results_table([result("mgpo", "ood_a", a, a, min_pixels=m) for a, m in ((0.2, 3_136), (0.8, 200_704))]).rows
+    assert [row.pixel_budget for row in least] == ["3,136 to 200,704 px", "200,704 to 200,704 px"]
     assert small.pixel_budget == "100 px" and small.cells["ood_a"].mean == 0.1
     assert results_table(results, "hit_rate").rows == []
 

@@ -71,9 +71,13 @@ class PixelBudget:
         return cls(256 * factor**2, 1280 * factor**2, factor)
 
     def changed(self, min_pixels: int | None, max_pixels: int | None) -> PixelBudget:
-        """This budget with one or both limits set; a limit that is not set gives way to one that is."""
+        """This budget with one or both limits set; a limit that is not set gives way to one that is.
+
+        A least that does not fit below a new most becomes a fifth of it, as in the method's own budget.
+        """
         most = max_pixels or max(self.max_pixels, min_pixels or 0)
-        return PixelBudget(min_pixels or min(self.min_pixels, most), most, self.factor)
+        least = self.min_pixels if self.min_pixels < most else max(1, most // 5 // self.factor**2) * self.factor**2
+        return PixelBudget(min_pixels or least, most, self.factor)
 
     @property
     def max_tokens(self) -> int:
@@ -289,9 +293,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         low, high = image.getextrema()
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ImageError("An image holds values that are not finite. Write it as 8-bit values, 0 to 255.")
-        if low < 0:
+        unit = image.mode == "F" and high <= 2  # floats in 0..1 are shares of white; a filter may overshoot
+        if low < (-0.5 if unit else 0):
             raise ImageError(f"An image holds values from {low} to {high}. Write it as 8-bit values, 0 to 255.")
-        unit = image.mode == "F" and high <= 1  # floats in 0..1 are shares of white
         scale = 255.0 if unit else 255.0 / max(high, 255)
         return image.point(lambda value: value * scale).convert("L").convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

@@ -18,24 +18,34 @@ START_SECONDS = 60.0
 LONGEST = 200
 MEMORY_BYTES = 4 * 1024**3
 _NUMBER = re.compile(r"\$?\s*[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?\s*%?\s*\$?")
-_RELATION = re.compile(r"[<>≤≥≠≈±]|\\(?:l|g)(?:e|eq|t|eqslant)\b|\\(?:neq?|approx|sim|pm|mp|in|to|cup|cap)\b")
+_RELATION = re.compile(r"[<>≤≥≠≈±≃≅≪≫=]|\\not\b")
+_COMMANDS = frozenset({
+    "frac", "dfrac", "tfrac", "cfrac", "sqrt", "cdot", "times", "div", "pi", "left", "right", "log", "ln", "exp", "sin", "cos",
+    "tan", "quad", "binom", "circ", "degree",
+})  # fmt: skip
+"""LaTeX commands that make a value. What holds any other (`\\gg`, `\\alpha`, `\\lfloor`) is not compared as one."""
 _PADDED = re.compile(r"[-+]?0\d")
-_COMMAND = re.compile(r"\\[A-Za-z]+")
+_COMMAND = re.compile(r"\\([A-Za-z]+)")
+_UNIT = re.compile(r"^([-+]?)\s*\$|%$|\$$")
 
 
 def same_value(given: str, gold: str) -> bool:
     """Whether two short texts, each as a whole a number, a fraction or a formula, mean the same value.
 
     Anything with words, dates, lists or relations is not compared: math-verify takes "Tram 41" for 41 and "<= 7" for 7. A
-    percent or dollar sign is a unit, which may be left out and changes no number: 50 is right for 50 %, 0.5 is not (as math-verify
+    percent or dollar sign is a unit, which may be left out but not changed, and changes no number: 50 is right for 50 %, 0.5 is not (as math-verify
     has it, both would be, and 5000 % would be 50). A number with leading zeros is a text that was read: 007 is not 7.
     """
-    given, gold = _without_unit(given), _without_unit(gold)
+    units = {sign for sign in "$%" if sign in given}, {sign for sign in "$%" if sign in gold}
+    if all(units) and units[0] != units[1]:
+        return False
+    given, gold = without_unit(given), without_unit(gold)
     return _is_maths(given) and _is_maths(gold) and _grader.same(given, gold)
 
 
-def _without_unit(text: str) -> str:
-    return text.strip().removeprefix("+").removeprefix("$").removesuffix("%").removesuffix("$").strip()
+def without_unit(text: str) -> str:
+    """A number without its percent or dollar sign, and without a plus sign."""
+    return _UNIT.sub(r"\1", text.strip()).strip().removeprefix("+").strip()
 
 
 def _is_maths(text: str) -> bool:
@@ -44,8 +54,9 @@ def _is_maths(text: str) -> bool:
         return False
     if _NUMBER.fullmatch(text):
         return True
-    rest, commands = _COMMAND.subn(" ", text)
-    return commands > 0 and not re.search(r"[^\W\d_]{2}|[:;,]", rest)
+    commands = set(_COMMAND.findall(text))
+    rest = _COMMAND.sub(" ", text)
+    return bool(commands) and commands <= _COMMANDS and not re.search(r"[^\W\d_]{2}|[:;,]", rest)
 
 
 class _Grader:

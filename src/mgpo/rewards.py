@@ -13,9 +13,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from mgpo.data.question import LETTERS
-from mgpo.mathgrade import same_value
+from mgpo.mathgrade import same_value, without_unit
 
-_LETTER = re.compile(r"((?:option|choice|answer)\b:?\s*(?:is\b:?\s*)?)?\(?([a-z])\)?\s*[.:),–—-]?\s*", re.IGNORECASE)
+_LETTER = re.compile(
+    r"((?:the\s+)?(?:(?:best|correct|right|final)\s+)?(?:option|choice|answer)\b:?\s*(?:is\b:?\s*)?)?"
+    r"[(\[]?([a-z])[)\]]?\s*[.:),;!–—-]?\s*",
+    re.IGNORECASE,
+)
 _BOX = re.compile(r"\\boxed\s{0,3}\{")
 _STYLE = re.compile(r"\\(?:text|math)(?:rm|bf|it|sf|tt|normal|up)?\s?\{([^{}]*)\}")
 _WRAPPERS = (
@@ -28,8 +32,11 @@ _WRAPPERS = (
     ('"', '"'),
     ("'", "'"),
     ("“", "”"),
+    ("‘", "’"),
+    ("{", "}"),
 )
 _ESCAPES = re.compile(r"\\([%$&#_])")
+_DEGREE = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)")
 _SPACES = re.compile(r"\\[,;:! ]|~")
 
 
@@ -50,14 +57,18 @@ def boxed(text: str) -> str | None:
 
 def chosen_letter(answer: str, choices: Sequence[str]) -> str | None:
     """Which choice an answer names: its letter, or None if it names none or cannot be told."""
-    answer = unicodedata.normalize("NFKC", plain_text(answer))  # full-width letters and parentheses
+    answer = unicodedata.normalize("NFKC", plain_text(plain_text(answer).replace("**", "")))  # full-width letters
     letters = LETTERS[: len(choices)]
     named = [letter for letter, choice in zip(letters, choices) if _same_text(choice, answer)]
+    if not named and any(c.isdigit() for c in answer):  # "12" for "$12"
+        named = [letter for letter, choice in zip(letters, choices) if _same_number(choice, answer)]
     match = _LETTER.match(answer)
     if match is not None and match.group(2).upper() in letters and not (named and match.group(1)):
         letter, rest = match.group(2).upper(), answer[match.end() :]
         glued = match.end() == match.end(2)  # "A1" is no "A. 1"
-        if not rest or not glued and _same_text(rest, choices[letters.index(letter)]):
+        bare = rest[1:-1] if rest.startswith("(") and rest.endswith(")") else rest  # "B (blue)"
+        own = choices[letters.index(letter)]
+        if not rest or not glued and (_same_text(rest, own) or _same_text(bare, own)):
             return letter  # the prompt asks for a letter, so "A" is the letter even where a choice reads "A"
     return named[0] if len(named) == 1 else None
 
@@ -98,10 +109,13 @@ def last_text(completion: Any) -> str:
 
 def plain_text(text: str) -> str:
     r"""An answer without what only typesets it: `$\textbf{50\%}$` is `50%`. Minus signs become hyphens."""
-    text = text.strip().replace("\u2212", "-")
+    text = re.sub(r"^[–—](?=\s?[\d.])", "-", text.strip().replace("\u2212", "-").replace("{,}", ","))
+    text = _DEGREE.sub("°", text)
     for _ in range(4):  # wrappers stand in each other
         before = text
         text = _STYLE.sub(r"\1", text).strip()
+        closed = text.rstrip(".;!")  # a stop behind what wraps the answer: "$B$."
+        text = closed if any(closed.endswith(tail) and closed.startswith(head) for head, tail in _WRAPPERS) else text
         for head, tail in _WRAPPERS:
             inner = text[len(head) : len(text) - len(tail)]
             if (
@@ -116,10 +130,20 @@ def plain_text(text: str) -> str:
     return _ESCAPES.sub(r"\1", _SPACES.sub(" ", text)).strip()
 
 
+def _same_number(one: str, other: str) -> bool:
+    """The same digits, where at most one has a percent or dollar sign."""
+    units = ({sign for sign in "$%" if sign in text} for text in (one, other))
+    return not all(units) and _plain(without_unit(plain_text(one))) == _plain(without_unit(plain_text(other)))
+
+
 def _same_text(one: str, other: str) -> bool:
     return _plain(one) == _plain(other) or _plain(plain_text(one)) == _plain(plain_text(other))
 
 
 def _plain(text: str) -> str:
-    """For comparison: width, case, spaces and a closing full stop do not matter."""
-    return " ".join(unicodedata.normalize("NFKC", str(text)).casefold().split()).rstrip(".")
+    """For comparison: width, case, spaces and a closing stop do not matter; 10² is not 102."""
+    folded = "".join(
+        c if unicodedata.decomposition(c).startswith(("<super>", "<sub>")) else unicodedata.normalize("NFKC", c)
+        for c in unicodedata.normalize("NFC", str(text))
+    )
+    return " ".join(folded.casefold().split()).rstrip(".;!")

@@ -91,8 +91,9 @@ def results_table(results: list[dict], metric: str = "accuracy") -> ResultsTable
     ood = [split for split in splits if split.startswith("ood_")]
     groups: dict[tuple[str, str], dict[str, list[dict]]] = {}
     for r in results:
-        budget = r.get("pixel_budget")
-        text = "not stated" if budget is None else f"{budget:,} px" if isinstance(budget, int) else str(budget)
+        least, most = r.get("min_pixels"), r.get("pixel_budget")
+        text = "not stated" if most is None else f"{most:,} px" if isinstance(most, int) else str(most)
+        text = f"{least:,} to {text}" if isinstance(least, int) and most is not None else text
         groups.setdefault((r["method"], text), {split: [] for split in splits})[r["split"]].append(r)
     rows = []
     for (method, budget), measured in groups.items():

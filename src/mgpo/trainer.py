@@ -361,7 +361,11 @@ def _image_key(image: Any) -> Any:
         return image.get("path"), image.get("bytes")
     if isinstance(image, (str, Path, bytes)):
         return image
-    return image.mode, image.size, xxhash.xxh3_128_digest(image.tobytes()), image.getexif().get(ORIENTATION_TAG)
+    pixels = image.tobytes()
+    if image.mode == "P":  # numbers into a palette
+        pixels += bytes(image.getpalette("RGBA") or ())
+    more = repr(image.info.get("transparency")), image.getexif().get(ORIENTATION_TAG)
+    return image.mode, image.size, xxhash.xxh3_128_digest(pixels), *more
 
 
 def _as_message(turn: Any) -> dict[str, Any]:

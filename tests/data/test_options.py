@@ -24,6 +24,20 @@ FORMS = [
     ("candidates", ["U.S. flag", "U.K. flag"], "B", ("U.S. flag", "U.K. flag"), "B"),
     ("options", ["C.elegans", "D.rerio"], "A", ("C.elegans", "D.rerio"), "A"),
     ("options", "A.red\nB.blue\nC.red\nD.green", "D", ("red", "blue", "green"), "C"),
+    ("options", {"B": "blue", "A": "red"}, "B", ("blue", "red"), "A"),
+    ("options", ["C. green", "A. red", "B. blue"], "C", ("green", "red", "blue"), "A"),
+    ("options", ["A. red", "C. green", "D. blue"], "C", ("red", "green", "blue"), "B"),
+    ("options", "a. red\nb. blue", "b", ("red", "blue"), "B"),
+    ("options", ["a) red", "b) blue"], "B", ("red", "blue"), "B"),
+    ("options", {"a": "red", "b": "blue"}, "B", ("red", "blue"), "B"),
+    ("options", ["**A.** red", "**B.** blue"], "B", ("red", "blue"), "B"),
+    ("options", "A、红\nB、蓝", "B", ("红", "蓝"), "B"),
+    ("options", "A - red\nB - blue", "B", ("red", "blue"), "B"),
+    ("choices", {"label": ["A", "B"], "text": ["red", "blue"]}, "B", ("red", "blue"), "B"),
+    ("choices", [{"label": "A", "text": "red"}, {"label": "B", "text": "blue"}], "B", ("red", "blue"), "B"),
+    ("options", ["red", "blue", None, ""], "B", ("red", "blue"), "B"),
+    ("options", '["red", "blue", null]', "B", ("red", "blue"), "B"),
+    ("options", [27, 37], "B", ("27", "37"), "B"),
 ]  # fmt: skip
 
 
@@ -62,9 +76,14 @@ def test_a_copied_parquet_is_read_alike(tmp_path):
 @pytest.mark.parametrize(
     ("extra", "why"),
     [
-        ({"alternatives": "A. red\nB. blue"}, "its column 'alternatives' holds lettered choices that nothing reads"),
+        ({"alternatives": "A. red\nB. blue"}, "its column 'alternatives' looks like its choices, but nothing reads it"),
         ({"opts": ["(A) red", "(B) blue"]}, "'opts'"),
         ({"question": "Which?\nA. red\nB. blue"}, "its choices stand in its text"),
+        ({"question": "Which?\nOptions: A: red, B: blue, C: green"}, "its choices stand in its text"),
+        ({"question": "Which? (A) red (B) blue"}, "its choices stand in its text"),
+        ({"option_a": "red", "option_b": "blue"}, "the columns option_a, option_b"),
+        ({"mc_options": ["red", "blue"]}, "its column 'mc_options' looks like its choices"),
+        ({"mc": {"A": "red", "B": "blue"}}, "'mc'"),
         ({"question": "Which?\n(A) red\n(B) blue\nAnswer with the letter."}, "its choices stand in its text"),
     ],
 )
@@ -86,6 +105,28 @@ def test_open_questions_stay_open(tmp_path, row):
     assert question.choices == () and question.answer == row["answer"]
 
 
+@pytest.mark.parametrize("options", [["red", {"x": 1}], ["red", None, "blue"], ["red", True]])
+def test_options_that_are_no_texts_are_refused(tmp_path, options):
+    found = read(tmp_path, {"question": "Which?", "options": options, "answer": "A"})
+    assert isinstance(found, BadRow) and "which is no text" in found.reason
+
+
+def test_columns_of_v_star_s_files_beside_an_answer_are_no_v_star_file(tmp_path):
+    """With an answer, the first option is not the right one."""
+    more = {"target_object": ["sign"], "bbox": [[1, 2, 3, 4]], "question": "Which?"}
+    question = Question.from_row(read(tmp_path, more | {"options": ["red", "blue"], "answer": "B"}))
+    assert (question.choices, question.answer) == (("red", "blue"), "B")
+    assert isinstance(read(tmp_path, more | {"options": "A. red\nB. blue"}), BadRow)
+
+
+@pytest.mark.parametrize("name", ["problem", "prompt"])
+def test_other_layouts_read_a_column_of_options_too(tmp_path, name):
+    write_image(tmp_path / "a.jpg")
+    row = {"images": ["a.jpg"], name: "<image>Which?", "options": ["red", "blue"], "answer": "B"}
+    [found] = read_questions(str(write_jsonl(tmp_path / "rows.jsonl", [row])))
+    assert (found["choices"], found["answer"], found["question"]) == (["red", "blue"], "B", "Which?")
+
+
 def test_an_answer_that_is_none_of_its_options_is_refused(tmp_path):
     found = read(tmp_path, {"question": "Which?", "options": "A. red\nB. blue", "answer": "E"})
     assert isinstance(found, BadRow) and "none of its options" in found.reason
@@ -96,6 +137,8 @@ def test_columns_that_nothing_reads_are_named(tmp_path):
     row = {"image": "a.jpg", "question": "Which?", "choises": ["red", "blue"], "answer": "red", "source_url": "x"}
     file = write_jsonl(tmp_path / "rows.jsonl", [row])
     assert unread_columns(str(file), "train") == ["choises", "source_url"]
+    later = [row | {"choices": []}, row | {"mc": 1}]
+    assert "mc" in unread_columns(str(write_jsonl(tmp_path / "later.jsonl", later)), "train")
     known = {"image": "a.jpg", "question": "Which?", "options": "A. x\nB. y", "answer": "A", "question_id": 1}
     assert unread_columns(str(write_jsonl(tmp_path / "known.jsonl", [known])), "train") == []
 

@@ -1,6 +1,7 @@
 """Every layout that is claimed to be read, on small files of the same schema; every trap of the real files is a row."""
 
 import json
+import re
 
 import pytest
 from miniatures import (
@@ -276,13 +277,26 @@ def test_odd_values_are_bad_rows_and_none_is_an_option(tmp_path):
     assert question.choices == ("one", "None", "two") and question.answer == "B"
 
 
-@pytest.mark.parametrize(("file", "split"), [("test", "train"), ("train", "test"), ("validation", "train")])
+@pytest.mark.parametrize(
+    ("file", "split"),
+    [
+        ("test", "train"),
+        ("train", "test"),
+        ("validation", "train"),
+        ("vstar_test", "train"),
+        ("testmini", "train"),
+        ("test.v2", "train"),
+        ("validation_v1", "train"),
+        ("train_v1", "test"),
+        ("test2", "train"),
+    ],
+)
 def test_a_lone_file_of_another_split_is_not_used(tmp_path, file, split):
     """A folder with nothing but test.jsonl was trained on."""
     write_image(tmp_path / "a.jpg")
     row = {"image": "a.jpg", "question": "Which?", "answer": "red"}
     write_jsonl(tmp_path / f"{file}.jsonl", [row])
-    with pytest.raises(FileNotFoundError, match=rf"has no {split}\.jsonl.*It holds {file}\.jsonl"):
+    with pytest.raises(FileNotFoundError, match=rf"has no {split}\.jsonl.*It holds {re.escape(file)}\.jsonl"):
         list(read_questions(str(tmp_path), split))
 
 
@@ -290,3 +304,5 @@ def test_a_lone_file_of_no_split_is_any_split_s(tmp_path):
     write_image(tmp_path / "a.jpg")
     write_jsonl(tmp_path / "my_data.jsonl", [{"image": "a.jpg", "question": "Which?", "answer": "red"}])
     assert len(read(tmp_path, "train")) == len(read(tmp_path, "test")) == 1
+    (tmp_path / "my_data.jsonl").rename(tmp_path / "training_1.jsonl")
+    assert len(read(tmp_path, "train")) == 1

@@ -35,13 +35,14 @@ OWN = "mgpo"
 class Schema:
     """A layout: its name, the columns that tell it from others, and how a row of it is read.
 
-    `read(row, root)` gives the fields of `Question.from_row`; relative image paths start at `root`. It raises ValueError
+    Rows with a column of `absent` are laid out otherwise. `read(row, root)` gives the fields of `Question.from_row`; relative image paths start at `root`. It raises ValueError
     with a reason if the row cannot be used.
     """
 
     name: str
     columns: frozenset[str]
     read: Callable[[Row, Path], dict[str, Any]]
+    absent: frozenset[str] = frozenset()
 
 
 def schema_of(columns: Sequence[str], among: Sequence[str] | None = None) -> Schema:
@@ -54,7 +55,7 @@ def schema_of(columns: Sequence[str], among: Sequence[str] | None = None) -> Sch
     Raises:
         ValueError: none fits; the message lists the columns.
     """
-    found = next((schema for schema in SCHEMAS if schema.columns <= set(columns)), None)
+    found = next((s for s in SCHEMAS if s.columns <= set(columns) and not s.absent & set(columns)), None)
     if found is not None and (among is None or found.name in (*among, OWN)):
         return found
     if found is not None:
@@ -107,6 +108,11 @@ def _from_base64(text: str) -> bytes | None:
 
 
 def _literal(text: str) -> Any:
+    """A list or an object that went through a table, as JSON or as Python writes it."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
     try:
         return literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
@@ -114,18 +120,40 @@ def _literal(text: str) -> Any:
 
 
 def _options(value: Any) -> list[str]:
-    """Options as a list, as letters with texts, as text with one a line, or as the text of a list."""
+    """Options as a list, as letters with texts, as text with one a line, or as the text of a list.
+
+    Objects may be `{"A": "red", "B": "blue"}` or `{"label": ["A", "B"], "text": ["red", "blue"]}`, also one per option. Cells that
+    a table was filled up with (None or nothing, at the end) are no options.
+    """
     if isinstance(value, str):
         if value.lstrip().startswith(("[", "{")):
             value = _literal(value.strip())
         else:
             lines = spaced_labels([line for line in value.split("\n") if line.strip()])
             value = split_choices("\n".join(lines))[1] or lines
-    if isinstance(value, Mapping):
-        value = [f"({letter}) {text}" for letter, text in value.items() if text is not None]
+    if isinstance(value, Mapping) and {"label", "text"} <= value.keys():
+        value = [{"label": label, "text": text} for label, text in zip(value["label"], value["text"], strict=True)]
+    elif isinstance(value, Mapping):
+        value = [{"label": label, "text": text} for label, text in value.items() if text is not None]
     if not isinstance(value, (list, tuple)):
-        raise ValueError("its choices are no list")
-    return spaced_labels(value)
+        raise ValueError(f"its choices are no list, but {type(value).__name__}")
+    return spaced_labels(_texts(value))
+
+
+def _texts(options: Sequence[Any]) -> list[str]:
+    """Each option as text, with its letter in front where it has one of its own."""
+    texts = []
+    while options and options[-1] in (None, ""):
+        options = options[:-1]
+    for number, option in enumerate(options, 1):
+        label = None
+        if isinstance(option, Mapping) and "text" in option:
+            label, option = option.get("label"), option["text"]
+        if isinstance(option, bool) or not isinstance(option, (str, int, float)) or option == "":
+            raise ValueError(f"its choice {number} is {option!r}, which is no text")
+        letter = str(label or "").strip(" ().").upper()
+        texts.append(f"({letter}) {option}" if len(letter) == 1 and letter.isalpha() else str(option))
+    return texts
 
 
 def _gold(value: Any) -> str:
@@ -139,11 +167,15 @@ def _gold(value: Any) -> str:
     return text
 
 
-def _in_text(text: Any, gold: Any) -> dict[str, Any]:
-    """Question, choices and answer from one text that may hold the options."""
+def _in_text(text: Any, gold: Any, row: Row) -> dict[str, Any]:
+    """Question, choices and answer from one text that may hold the options; else they may stand in a column of the row."""
     # Some files hold a backslash and an n before options; in a formula (\neq) they are something else.
     question, options = split_choices(re.sub(r"\\n(?=\s*\(?[A-K][).:]\s|\s*$)", "\n", str(text)))
     gold = _gold(gold)
+    column = next((name for name in CHOICE_COLUMNS if row.get(name) not in (None, "", [], ())), None)
+    if not options and column is not None:
+        choices, answer = letter_choices(_options(row[column]), gold)
+        return {"question": question, "choices": choices, "answer": answer}
     if not options:
         return {"question": question, "choices": [], "answer": gold}
     try:
@@ -177,9 +209,8 @@ def _own(row: Row, root: Path) -> dict[str, Any]:
     if not found.get("gold_boxes") and not found.get("gold_boxes_px_original") and row.get("target_instances"):
         found["gold_boxes"] = _boxes_xyxy(row["target_instances"])
     column = next((name for name in CHOICE_COLUMNS if row.get(name) not in (None, "", [], ())), None)
-    if column is None or (
-        column == "choices" and isinstance(row["choices"], (list, tuple)) and not lettered(row["choices"])
-    ):
+    bare = column == "choices" and isinstance(row["choices"], (list, tuple)) and not lettered(row["choices"])
+    if column is None or bare and not any(isinstance(choice, Mapping) for choice in row["choices"]):
         return found
     if not isinstance(row["answer"], str):
         raise ValueError(f"its answer {row['answer']!r} is no text")
@@ -189,6 +220,8 @@ def _own(row: Row, root: Path) -> dict[str, Any]:
 
 def _vstar_own(row: Row, root: Path) -> dict[str, Any]:
     """V*'s files beside the images: the right option first, boxes as x, y, width, height."""
+    if not isinstance(row["options"], (list, tuple)):
+        raise ValueError("its options are no list with the right one first, and it has no answer")
     options = list(dict.fromkeys(one_line(option) for option in row["options"]))
     seed = f"{Path(str(row.get('image', ''))).name}\n{row['question']}\n"
     mixed = sorted(options, key=lambda option: hashlib.sha256((seed + option).encode()).digest())
@@ -270,7 +303,7 @@ def _treebench(row: Row, root: Path) -> dict[str, Any]:
 def _zoombench(row: Row, root: Path) -> dict[str, Any]:
     """ZoomBench: choices or a number, told by the text; `prompt` and `answer` in older files."""
     text, gold = row.get("query") or row.get("prompt"), row.get("response") or row.get("answer")
-    return _in_text(text, gold) | {
+    return _in_text(text, gold, row) | {
         "image": picture(row["image"], root), "category": row.get("question_type") or "",
         "id": str(row.get("id", "")), "gold_boxes_px_original": _boxes_xyxy(row.get("bbox")),
     }  # fmt: skip
@@ -304,7 +337,7 @@ def _verl(row: Row, root: Path) -> dict[str, Any]:
     """verl's rows, DeepEyes-47k among them: the bare question from `extra_info` if it is there, else the user's turn."""
     extra = row.get("extra_info") or {}
     text = extra.get("question") or _user_text(row["prompt"])
-    return _in_text(text, row["reward_model"]["ground_truth"]) | {
+    return _in_text(text, row["reward_model"]["ground_truth"], row) | {
         "image": picture(row["images"], root), "category": row.get("data_source") or "", "id": str(extra.get("index", "")),
     }  # fmt: skip
 
@@ -312,7 +345,7 @@ def _verl(row: Row, root: Path) -> dict[str, Any]:
 def _problem(row: Row, root: Path) -> dict[str, Any]:
     """VisualProbe and EasyR1: `problem` and `solution` or `answer`."""
     gold = row["solution"] if row.get("solution") is not None else row.get("answer")
-    return _in_text(row["problem"], gold) | {
+    return _in_text(row["problem"], gold, row) | {
         "image": picture(row["images"], root), "category": row.get("data_source") or "",
         "id": str(row.get("doc_id") or row.get("id") or ""),
     }  # fmt: skip
@@ -322,10 +355,7 @@ def _trl(row: Row, root: Path) -> dict[str, Any]:
     """TRL's conversational rows: `prompt` and the answer in a column of its own."""
     gold = next((row[name] for name in ("answer", "solution", "ground_truth") if row.get(name) is not None), None)
     image = row["images"] if row.get("images") is not None else row.get("image")
-    found = _in_text(_user_text(row["prompt"]), gold)
-    if isinstance(row.get("choices"), (list, tuple)) and row["choices"]:
-        found["choices"], found["answer"] = letter_choices(row["choices"], _gold(gold))
-    return found | {
+    return _in_text(_user_text(row["prompt"]), gold, row) | {
         "image": picture(image, root), "category": row.get("category") or "", "id": str(row.get("id") or ""),
         "gold_boxes_px_original": _boxes_xyxy(row.get("gold_boxes")),
     }  # fmt: skip
@@ -343,7 +373,9 @@ def _user_text(prompt: Any) -> str:
 
 
 SCHEMAS = (
-    Schema("vstar files", frozenset({"question", "options", "target_object", "bbox"}), _vstar_own),
+    Schema(
+        "vstar files", frozenset({"question", "options", "target_object", "bbox"}), _vstar_own, frozenset({"answer"})
+    ),
     Schema("vstar", frozenset({"image", "text", "label", "category", "question_id"}), _vstar),
     Schema(
         "mme-realworld json", frozenset({"Question_id", "Image", "Text", "Answer choices", "Ground truth"}), _mme_own

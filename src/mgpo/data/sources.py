@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,10 @@ QUESTION_COLUMNS = frozenset(
 """What `Question.from_row` reads."""
 RESERVED = frozenset({"prompts", "completions", "trainer_state", "log_extra", "log_metric", "environments"})
 """TRL calls reward functions with these beside the columns of the row."""
-SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"})
-"""What files of a split are called. A lone file of another name may be any split's."""
+SPLITS = ({"train", "training"}, {"test", "testing", "testmini"}, {"val", "valid", "validation", "dev", "eval"})
+"""What files of a split are called, a set per split. A lone file of another name may be any split's."""
+LOOKED_AT = 1000
+"""Rows that are looked at for columns that nothing reads."""
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -49,13 +53,16 @@ def read_questions(
 
 
 def unread_columns(name: str, split: str, config: str | None = None, among: Sequence[str] | None = None) -> list[str]:
-    """Columns of the first row that nothing reads; none if that row cannot be read.
+    """Columns of the first rows (`LOOKED_AT`) that nothing reads; rows that cannot be read say nothing.
 
     Rewards of your own get the columns of a row in the project's own layout; they are counted here all the same.
     """
-    raw = next((raw for raw in raw_rows(name, split, config) if isinstance(raw, RawRow)), None)
-    if raw is None:
-        return []
+    rows = (raw for raw in islice(raw_rows(name, split, config), LOOKED_AT) if isinstance(raw, RawRow))
+    kinds = {tuple(raw.columns): raw for raw in rows}  # rows with the same columns are read alike
+    return list(dict.fromkeys(column for raw in kinds.values() for column in _unread(raw, among)))
+
+
+def _unread(raw: RawRow, among: Sequence[str] | None) -> list[str]:
     noting = _Noting(raw.columns)
     try:
         schema = schema_of(tuple(raw.columns), among)
@@ -87,21 +94,38 @@ class _Noting(dict):
         return super().get(column, default)
 
 
+_INLINE = re.compile(r"(?:^|[\s(:])A\s*[).:]\s*\S[^\n]*?[\s(,;]B\s*[).:]\s*\S")
+"""Choices inside a line: "Options: A: red, B: blue", "(A) red (B) blue"."""
+
+
 def _refuse_unread_choices(question: Question, columns: Mapping[str, Any]) -> None:
     """A gold answer of one letter needs the choices that it is a letter of: without them, "A" would be learned as a word."""
     if question.choices or len(question.answer.strip(" ().:")) != 1 or not question.answer.strip(" ().:").isalpha():
         return
-    if lettered(question.question):
+    if lettered(question.question) or _INLINE.search(question.question):
         raise ValueError(
             f"its answer is the letter {question.answer!r} and its choices stand in its text: put them into a column "
             "named choices, as a list"
         )
     for column, value in columns.items():
-        if column not in ("image", "images") and lettered(value):
+        if column not in ("image", "images") and (lettered(value) or _several_texts(value)):
             raise ValueError(
-                f"its answer is the letter {question.answer!r}, and its column {column!r} holds lettered choices that "
-                "nothing reads: name that column choices"
+                f"its answer is the letter {question.answer!r}, and its column {column!r} looks like its choices, but "
+                "nothing reads it: name that column choices, or leave it out"
             )
+    stems = {name[:-1] for name in columns if name[-1:] in ("a", "A")}
+    if pair := next((name for name in columns if name[-1:] in ("b", "B") and name[:-1] in stems), None):
+        raise ValueError(
+            f"its answer is the letter {question.answer!r}, and the columns {pair[:-1]}a, {pair} ... look like its choices: "
+            "put them into one column named choices, as a list"
+        )
+
+
+def _several_texts(value: Any) -> bool:
+    """A list of texts, or texts by letter."""
+    if isinstance(value, Mapping):
+        return len(value) > 1 and all(len(str(key)) == 1 for key in value) or {"label", "text"} <= value.keys()
+    return isinstance(value, (list, tuple)) and len(value) > 1 and all(isinstance(text, str) for text in value)
 
 
 def question_row(raw: RawRow, among: Sequence[str] | None = None) -> dict[str, Any] | BadRow:
@@ -188,12 +212,18 @@ def files_of(folder: Path, split: str) -> list[Path]:
         return [folder / "test_questions.jsonl"]
     if any((folder / category).is_dir() for category in VSTAR_FOLDERS):
         return []
-    if len(there) == 1 and there[0].stem.split("-")[0].lower() not in SPLITS - {split}:
+    if len(there) == 1 and not _names_another_split(there[0], split):
         return there
     listed = ", ".join(str(f.relative_to(folder)) for f in there[:8]) or "no file of rows"
     raise FileNotFoundError(
         f"{folder} has no {split}.jsonl, .json, .parquet or .tsv. It holds {listed}. Name the file itself, or the split."
     )
+
+
+def _names_another_split(file: Path, split: str) -> bool:
+    """Whether a part of a file's name is another split's: `vstar_test`, `train_v1`, `testmini`."""
+    parts = [re.sub(r"\d+$", "", part) for part in re.split(r"[-_.\s]+", file.stem.lower())]
+    return any(part in names for names in SPLITS if split not in names for part in parts)
 
 
 def _vstar_folders(folder: Path) -> Iterator[RawRow | BadRow]:

@@ -14,7 +14,10 @@ from collections.abc import Sequence
 from mgpo.data.question import LETTERS
 
 ASCII = string.ascii_uppercase
-_LABEL = re.compile(r"\s*(?:\(\s*([A-Z])\s*\)|([A-Z])\s*[.:)](?=\s|$))\s*")
+_LABEL = re.compile(r"\s*(?:\(\s*([A-Z])\s*\)|([A-Z])(?:\s*[.:)](?=\s|$)|\s*、|\s+[-–—](?=\s)))\s*")
+_BOLD_LABEL = re.compile(r"^(\s*)\*\*(\(?[A-Za-z]\s*[.:)]?)\*\*(?=\W)")
+_SMALL_LABEL = re.compile(r"^(\s*\(?\s*)([a-z])(?=\s*[.:)])")
+_ANNOUNCING = re.compile(r"^\s*(?:the )?(?:options|choices)(?: are)?\s*:\s*(?=[(*]*[Aa]\s*[.:)])", re.IGNORECASE)
 _BARE = re.compile(r"\s*\(?\s*([A-Za-z])\s*\)?\s*[.:]?\s*")
 _TIGHT = re.compile(r"^(\s*[A-Z][.:)])(?=\S)")
 _ANNOUNCED = re.compile(
@@ -45,13 +48,26 @@ def take_label(option: str) -> tuple[str | None, str]:
 
 
 def spaced_labels(options: Sequence[str]) -> list[str]:
-    """Options with a space after each label ("A.27B" becomes "A. 27B"), if that makes their labels run from A; else as they are.
+    """Options with plain labels ("A.27B", "a. 27B" and "**A.** 27B" become "A. 27B"), if they run from A; else as they are.
 
     The run is what tells labels from texts like "U.S." or "C.elegans".
     """
-    spaced = [_TIGHT.sub(r"\1 ", str(option)) for option in options]
-    runs = len(spaced) > 1 and _run_from_a([take_label(option)[0] or "" for option in spaced])
-    return spaced if runs else [str(option) for option in options]
+    for ways in _WAYS:
+        plain = [_plain_label(str(option), *ways) for option in options]
+        if len(plain) > 1 and _run_from_a([take_label(option)[0] or "" for option in plain]):
+            return plain
+    return [str(option) for option in options]
+
+
+_WAYS = ((False, False), (True, False), (False, True), (True, True))
+"""Whether labels are tight, and whether they are small: the plainest reading that works is taken."""
+
+
+def _plain_label(text: str, tight: bool, small: bool) -> str:
+    text = _BOLD_LABEL.sub(r"\1\2 ", text)
+    if small:
+        text = _SMALL_LABEL.sub(lambda match: match.group(1) + match.group(2).upper(), text)
+    return _TIGHT.sub(r"\1 ", text) if tight else text
 
 
 def lettered(value: object) -> bool:
@@ -79,7 +95,7 @@ def letter_choices(options: Sequence[str], gold: str) -> tuple[list[str], str]:
     """
     labelled = list(dict.fromkeys(take_label(option) for option in options))
     labels = [label or "" for label, _ in labelled]
-    if not _run_from_a(labels):  # bare options, or text that begins like a label ("C. elegans")
+    if not _are_labels(labels):  # bare options, or text that begins like a label ("C. elegans")
         labelled = [(letter, one_line(option)) for letter, option in zip(ASCII, options)]
         labels = [letter for letter, _ in labelled]
     gold = str(gold).strip()
@@ -96,6 +112,14 @@ def letter_choices(options: Sequence[str], gold: str) -> tuple[list[str], str]:
     return texts, "|".join(LETTERS[i] for i in at)
 
 
+def _are_labels(labels: Sequence[str]) -> bool:
+    """Whether all options have a letter: from A on, some may be left out, or all from A on in any order ("B. x", "A. y")."""
+    if not all(labels):
+        return False
+    rising = labels[0] == "A" and all(before < after for before, after in zip(labels, labels[1:]))
+    return rising or sorted(labels) == list(ASCII[: len(labels)]) or _run_from_a(labels)
+
+
 def _run_from_a(labels: Sequence[str]) -> bool:
     """Whether labels run A, B, C, ...; one may come twice (two rows of MME-RealWorld)."""
     steps = [ord(after) - ord(before) for before, after in zip(labels, labels[1:]) if before and after]
@@ -109,14 +133,13 @@ def split_choices(text: str) -> tuple[str, list[str]]:
     instruction. Words that only announce the options ("The choices are listed below:") go with them. Text without two such
     lines is all question.
     """
-    lines = without_image_marker(text).split("\n")
-    starts = _option_starts(lines)
-    if len(starts) < 2:  # "A.27B"
-        spaced = [_TIGHT.sub(r"\1 ", line) for line in lines]
-        starts = _option_starts(spaced)
-        lines = spaced if len(starts) > 1 else lines
-    if len(starts) < 2:
-        return "\n".join(lines).strip(), []
+    written = without_image_marker(text).split("\n")
+    for ways in _WAYS:
+        lines = [_plain_label(_ANNOUNCING.sub("", line), *ways) for line in written]
+        if len(starts := _option_starts(lines)) > 1:
+            break
+    else:
+        return "\n".join(written).strip(), []
     ends = [*starts[1:], starts[-1] + 1]
     options = [" ".join(lines[start:end]) for start, end in zip(starts, ends)]
     return _ANNOUNCED.sub("", "\n".join(lines[: starts[0]])).strip(), options
@@ -125,7 +148,7 @@ def split_choices(text: str) -> tuple[str, list[str]]:
 def options_in(text: str) -> tuple[str, list[tuple[str, str]]]:
     """As `split_choices`, for a prompt that somebody else grades: each option's own letter and its text, all of them kept.
 
-    Equal options stay two, and so do two options with one letter, so that the answer can be given back by its own letter.
+    Equal options stay two, and so do two options with one letter (but for A), so that the answer can be given back by its own.
     """
     question, options = split_choices(text)
     taken = [take_label(option) for option in options]

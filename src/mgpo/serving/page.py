@@ -81,13 +81,13 @@ class UploadsOnly:
         self.app, self.sessions = app, sessions
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """One request; of gradio's own API, all but uploads is looked at, whatever it calls itself."""
+        """One request; of gradio's own API, all but uploads is looked at."""
         if scope["type"] != "http" or "/gradio_api/" not in scope["path"]:
             return await self.app(scope, receive, send)
         if self.sessions is not None and scope["method"] not in ("GET", "HEAD") and not self._signed_in(scope):
             error = ApiError(401, "Sign in on the page first.", "invalid_api_key")
             return await JSONResponse(error.body(), 401)(scope, receive, send)
-        if dict(scope["headers"]).get(b"content-type", b"").startswith(b"multipart/"):
+        if scope["path"].rstrip("/").endswith("/gradio_api/upload"):  # whatever the request says of its own kind
             return await self.app(scope, receive, send)
         body, more = b"", True
         while more:
