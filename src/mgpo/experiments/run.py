@@ -147,7 +147,7 @@ def _report(plan: Plan, rows: list[dict[str, Any]], validations: dict, seconds: 
         ("base, before training", plan.out / "trajectories" / f"base_seed{seed}.jsonl"),
         ("MGPO, after training", plan.out / "trajectories" / f"mgpo_seed{seed}.jsonl"),
     ]
-    return write_report(plan.out / "report.html", "mgpo-tiny learns where to look", about, rows, curves, galleries)
+    return write_report(plan.out / "report.html", "mgpo-tiny, before and after", about, rows, curves, galleries)
 
 
 def _curve(plan: Plan, method: str, seed: int, validated: list[dict[str, Any]]) -> Path:

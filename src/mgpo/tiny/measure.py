@@ -1,18 +1,22 @@
-"""What `mgpo-tiny` can do before any training, for its model card: able, but not elicited.
+"""What `mgpo-tiny` can do before any training, for its model card.
 
-    python -m mgpo.tiny.measure --n 500
+    python -m mgpo.tiny.measure --n 700
 
 - plain grounding: asked "Give the box of the red sign as JSON.", is the sign's centre in the box?
 - reading: the question of a gold crop alone, greedy, is the answer right?
-- elicited: the first turn of MGPO's dialogue, sampled: what kinds of reply come, how often is the right sign in the box?
+- opening: the first turn of MGPO's dialogue. How often is there a valid box, and given one, is it on the right sign? Sampled
+  at temperature 1 and greedy.
 - overview: questions that the overview answers, asked directly.
 - guess: fine print asked of the overview alone: should be chance (0.25).
+- ban: the accuracy that the best ban of a single token gains, of the 30 likeliest first tokens of turn 1. A base that only
+  has to be made to look would gain much.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from rich.console import Console
@@ -29,8 +33,9 @@ from mgpo.tiny.tokenizer import PLAIN_BOX
 from mgpo.worlds.needle import make_question, references
 from mgpo.worlds.render import render
 
-LIMITS = TurnLimits(28, 12)
+LIMITS = TurnLimits(32, 12)
 BATCH = 50
+FIRST_TOKENS = 30
 
 
 def measure(policy: LocalPolicy, n: int, seed: int) -> dict[str, float]:
@@ -41,11 +46,70 @@ def measure(policy: LocalPolicy, n: int, seed: int) -> dict[str, float]:
     for first in range(0, n, BATCH):
         drawn = [make_question("test", seed, i) for i in range(first, min(n, first + BATCH))]
         images = [render(scene) for _, scene in drawn]
+        questions = [question for question, _ in drawn]
         _plain_boxes(policy, protocol, drawn, images, counts)
-        _answers(policy, protocol, [question for question, _ in drawn], images, counts)
-        _first_turns(policy, protocol, [question for question, _ in drawn], images, counts)
+        _answers(policy, protocol, questions, images, counts)
+        for way, temperature in (("sampled", 1.0), ("greedy", 0.0)):
+            _first_turns(policy, protocol, questions, images, counts, way, temperature)
     names = sorted({name.partition("/")[0] for name in counts})
     return {name: counts[f"{name}/yes"] / counts[f"{name}/all"] for name in names}
+
+
+def ban_gains(policy: LocalPolicy, n: int, seed: int) -> dict[str, float]:
+    """What greedy accuracy gains where one token may not be said in turn 1, for each of the likeliest first tokens.
+
+    Only episodes whose first turn holds the token are run again: a greedy turn without it stays as it is.
+    """
+    protocol = Protocol(budget=budget_of(policy.processor))
+    drawn = [make_question("test", seed, i) for i in range(n)]
+    episodes = [Episode(question, render(scene), protocol) for question, scene in drawn]
+    said = [turns[0] for turns in run_episodes(policy, episodes, LIMITS)]
+    right = [_right(episode) for episode in episodes]
+    gains = {}
+    for token in likeliest_first_tokens(policy, episodes):
+        touched = [number for number, turn in enumerate(said) if token in turn.ids]
+        again = [Episode(episodes[i].question, episodes[i].original, protocol) for i in touched]
+        if again:
+            _run_without(policy, again, token)
+        change = sum(_right(episode) - right[i] for i, episode in zip(touched, again))
+        gains[policy.tokens.tokenizer.decode([token])] = change / n
+    return gains
+
+
+def likeliest_first_tokens(policy: LocalPolicy, episodes: Sequence[Episode], count: int = FIRST_TOKENS) -> list[int]:
+    """The tokens that turn 1 begins with most often, by mean probability over opened episodes; banned ones left out."""
+    total: torch.Tensor | float = 0.0
+    for episode in episodes:
+        turn = episode.user_turns[0]
+        ids = torch.tensor([policy.tokens.opening(turn)])
+        with torch.no_grad():
+            logits = policy.model(
+                input_ids=ids, mm_token_type_ids=(ids == policy.tokens.image_token_id).int(),
+                **policy.tokens.pixels([turn.image]),
+            ).logits[0, -1]  # fmt: skip
+        total = total + logits.float().softmax(-1)
+    assert isinstance(total, torch.Tensor)
+    total[policy.tokens.banned_ids()] = 0
+    return total.topk(count).indices.tolist()
+
+
+def _run_without(policy: LocalPolicy, episodes: list[Episode], token: int) -> None:
+    """Greedy episodes in whose first turn one token may not be said."""
+    conversations = [policy.open(episode.opening()) for episode in episodes]
+    allowed = policy._banned
+    policy._banned = [*allowed, token]
+    try:
+        first = policy.say(conversations, LIMITS.grounding)
+    finally:
+        policy._banned = allowed
+    for conversation, episode, turn in zip(conversations, episodes, first):
+        policy.follow(conversation, turn, episode.reply(turn.text, turn.truncated))
+    for episode, turn in zip(episodes, policy.say(conversations, LIMITS.answer)):
+        episode.reply(turn.text, turn.truncated)
+
+
+def _right(episode: Episode) -> bool:
+    return is_correct(episode.model_turns[-1].text, episode.question.choices, episode.question.answer)
 
 
 def _count(counts: Counter[str], name: str, yes: bool) -> None:
@@ -83,20 +147,20 @@ def _answers(
             names.append("reading a gold crop")
     run_episodes(policy, episodes, LIMITS)
     for name, episode in zip(names, episodes, strict=True):
-        question = episode.question
-        _count(counts, name, is_correct(episode.model_turns[-1].text, question.choices, question.answer))
+        _count(counts, name, _right(episode))
 
 
 def _first_turns(
-    policy: LocalPolicy, protocol: Protocol, questions: list[Question], images: list, counts: Counter[str]
-) -> None:
+    policy: LocalPolicy, protocol: Protocol, questions: list[Question], images: list, counts: Counter[str], way: str,
+    temperature: float,
+) -> None:  # fmt: skip
     episodes = [Episode(question, image, protocol) for question, image in zip(questions, images)]
-    run_episodes(policy, episodes, LIMITS, temperature=1.0, turns=1)
+    run_episodes(policy, episodes, LIMITS, temperature=temperature, turns=1)
     for episode in episodes:
         box, gold = episode.first_grounding.box_px_original, episode.question.gold_boxes_px_original
-        _count(counts, "elicited: valid box", box is not None)
-        if gold:
-            _count(counts, "elicited: on the right sign", box is not None and holds_centre(box, gold[0]))
+        _count(counts, f"opening, {way}: valid box", box is not None)
+        if gold and box is not None:
+            _count(counts, f"opening, {way}: right sign, given a valid box", holds_centre(box, gold[0]))
 
 
 def main() -> None:
@@ -105,8 +169,13 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=500)
     parser.add_argument("--seed", type=int, default=31)
     args = parser.parse_args()
-    for name, share in measure(LocalPolicy.load(args.model, dtype="float32"), args.n, args.seed).items():
-        Console().print(f"{name:<36} {share:.3f}", highlight=False)
+    policy = LocalPolicy.load(args.model, dtype="float32")
+    shares = measure(policy, args.n, args.seed)
+    gains = ban_gains(policy, args.n, args.seed)
+    token = max(gains, key=gains.__getitem__)
+    shares[f"most that a ban of one token gains ({token!r})"] = gains[token]
+    for name, share in shares.items():
+        Console().print(f"{name:<52} {share:.3f}", highlight=False, markup=False)
 
 
 if __name__ == "__main__":
