@@ -118,7 +118,7 @@ CHOICES = {
     "wrong letter": (["red", "blue"], "C", BAD),
     "foreign letter": (["red", "blue"], "Ä", BAD),
     "two letters": (["red", "blue"], "AB", BAD),
-    "seven": (list("abcdefg"), "A", BAD),
+    "twenty-seven": (list("abcdefghijklmnopqrstuvwxyzä"), "A", BAD),
     "one": (["red"], "A", BAD),
     "no answer": (["red", "blue"], "", BAD),
     "null answer": (["red", "blue"], None, BAD),

@@ -23,4 +23,5 @@ def test_a_served_model_sees_as_many_pixels_as_it_was_trained_with():
     policy = Served()
     assert protocol_for(policy, trained=trained).budget == policy.budget == PixelBudget(20 * 784, 36 * 784)
     assert protocol_for(Served(), max_pixels=30 * 784, trained=trained).budget == PixelBudget(20 * 784, 30 * 784)
+    assert protocol_for(Served(), max_pixels=16 * 784, trained=trained).budget == PixelBudget(3 * 784, 16 * 784)
     assert protocol_for(Served()).budget == PixelBudget()

@@ -34,7 +34,7 @@ def test_single_turns_need_no_more_than_an_answer(random_tiny, tmp_path, rows):
 
 
 def test_an_unknown_method_is_a_sentence(tmp_path):
-    with pytest.raises(ValueError, match="mgpo, grpo, sft"):
+    with pytest.raises(ValueError, match="mgpo, grpo, direct, sft"):
         MGPOConfig(output_dir=str(tmp_path), method="ppo", use_cpu=True)
 
 

@@ -132,7 +132,7 @@ def test_old_logprobs_and_misaligned_updates(recipe):
         ("num_generations: 8.0", "num_generations must be a whole number, not 8.0"),
         ("max_steps: many", "invalid int value: 'many'"),
         ("num_generations: 1", "at least 2 rollouts"),
-        ("method: magic", "Choose one of: mgpo, grpo, sft"),
+        ("method: magic", "Choose one of: mgpo, grpo, direct, sft"),
         ("method: [", "cannot be read"),
         ("", "must contain a YAML mapping"),
         ("model_name_or_path: ./nowhere", "the folder ./nowhere does not exist"),

@@ -56,7 +56,7 @@ def protocol_for(
         ValueError: it is not known how the policy writes boxes.
     """
     own = trained or {}  # an endpoint does not know what its model was trained with
-    budget = policy.budget.changed(min_pixels or own.get("min_pixels"), max_pixels or own.get("max_pixels"))
+    budget = policy.budget.changed(own.get("min_pixels"), own.get("max_pixels")).changed(min_pixels, max_pixels)
     policy.set_budget(budget)
     given = {"method": method, "max_turns": max_turns, "coordinates": coordinates}
     asked = {name: value for name, value in given.items() if value is not None}
