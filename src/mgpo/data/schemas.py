@@ -7,24 +7,21 @@ files): those are put into an order that depends on nothing but the row's text.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import json
 import re
-from ast import literal_eval
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mgpo.data.cells import as_options, boxes_xywh, boxes_xyxy, gold_answer, picture
 from mgpo.data.question import LETTERS
-from mgpo.data.texts import letter_choices, lettered, one_line, spaced_labels, split_choices, without_image_marker
+from mgpo.data.texts import letter_choices, lettered, one_line, split_choices, without_image_marker
 
 Row = Mapping[str, Any]
 PICTURE_COLUMNS = ("image", "images", "bytes", "crop_image", "Image")
 """Columns that may hold whole pictures."""
-_URL = re.compile(r"[a-z0-9+]+://", re.I)
 CHOICE_COLUMNS = ("choices", "options", "choice", "candidates")
 """Where rows of the project's own layout may hold their choices."""
 OWN = "mgpo"
@@ -68,113 +65,14 @@ def schema_of(columns: Sequence[str], among: Sequence[str] | None = None) -> Sch
     )
 
 
-def picture(value: Any, root: Path) -> Any:
-    """An image cell as `mgpo.imaging.open_image` takes it: a path below `root`, bytes, or what it was.
-
-    A path is looked for below `root`, below its parent (files that name their own folder) and below `root/data`; a path of
-    another machine by its name in `root/data`. Text that is no path but base64 of an image becomes bytes. A list must hold one image.
-    """
-    if isinstance(value, (list, tuple)):
-        if len(value) != 1:
-            raise ValueError(f"it has {len(value)} images; one is supported")
-        return picture(value[0], root)
-    if isinstance(value, Mapping) and not value.get("bytes") and isinstance(value.get("path"), str):
-        return picture(value["path"], root)
-    if value is None or value == "":
-        raise ValueError("it has no image")
-    if not isinstance(value, str):
-        return value
-    if value.startswith("[") and value.endswith("]"):  # a list that went through a table
-        return picture(_literal(value), root)
-    if _URL.match(value):
-        raise ValueError(f"its image {value} is a URL: download the file and give its path")
-    if len(value) < 1024:
-        moved = [root / "data" / Path(value).name] if Path(value).is_absolute() else []  # from another machine
-        for place in (root / value, root.parent / value, root / "data" / value, *moved):
-            if place.is_file():
-                return str(place)
-    data = _from_base64(value)
-    return str(root / value) if data is None else data
-
-
-def _from_base64(text: str) -> bytes | None:
-    text = text.split(",", 1)[1] if text.startswith("data:image/") else text
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        return None
-    known = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
-    return data if data.startswith(known) else None
-
-
-def _literal(text: str) -> Any:
-    """A list or an object that went through a table, as JSON or as Python writes it."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        pass
-    try:
-        return literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise ValueError(f"{text[:60]!r} is no list") from error
-
-
-def _options(value: Any) -> list[str]:
-    """Options as a list, as letters with texts, as text with one a line, or as the text of a list.
-
-    Objects may be `{"A": "red", "B": "blue"}` or `{"label": ["A", "B"], "text": ["red", "blue"]}`, also one per option. Cells that
-    a table was filled up with (None or nothing, at the end) are no options.
-    """
-    if isinstance(value, str):
-        if value.lstrip().startswith(("[", "{")):
-            value = _literal(value.strip())
-        else:
-            lines = spaced_labels([line for line in value.split("\n") if line.strip()])
-            value = split_choices("\n".join(lines))[1] or lines
-    if isinstance(value, Mapping) and {"label", "text"} <= value.keys():
-        value = [{"label": label, "text": text} for label, text in zip(value["label"], value["text"], strict=True)]
-    elif isinstance(value, Mapping):
-        value = [{"label": label, "text": text} for label, text in value.items() if text is not None]
-    if not isinstance(value, (list, tuple)):
-        raise ValueError(f"its choices are no list, but {type(value).__name__}")
-    return spaced_labels(_texts(value))
-
-
-def _texts(options: Sequence[Any]) -> list[str]:
-    """Each option as text, with its letter in front where it has one of its own."""
-    texts = []
-    while options and options[-1] in (None, ""):
-        options = options[:-1]
-    for number, option in enumerate(options, 1):
-        label = None
-        if isinstance(option, Mapping) and "text" in option:
-            label, option = option.get("label"), option["text"]
-        if isinstance(option, bool) or not isinstance(option, (str, int, float)) or option == "":
-            raise ValueError(f"its choice {number} is {option!r}, which is no text")
-        letter = str(label or "").strip(" ().").upper()
-        texts.append(f"({letter}) {option}" if len(letter) == 1 and letter.isalpha() else str(option))
-    return texts
-
-
-def _gold(value: Any) -> str:
-    """An answer without the wrapping that training sets put around it."""
-    text = str(value).strip() if value is not None else ""
-    for head, tail in (("<answer>", "</answer>"), ("\\boxed{", "}"), ("$", "$")):
-        if text.startswith(head) and text.endswith(tail) and len(text) > len(head):
-            text = text[len(head) : len(text) - len(tail)].strip()
-    if not text:
-        raise ValueError("it has no answer")
-    return text
-
-
 def _in_text(text: Any, gold: Any, row: Row) -> dict[str, Any]:
     """Question, choices and answer from one text that may hold the options; else they may stand in a column of the row."""
     # Some files hold a backslash and an n before options; in a formula (\neq) they are something else.
     question, options = split_choices(re.sub(r"\\n(?=\s*\(?[A-K][).:]\s|\s*$)", "\n", str(text)))
-    gold = _gold(gold)
+    gold = gold_answer(gold)
     column = next((name for name in CHOICE_COLUMNS if row.get(name) not in (None, "", [], ())), None)
     if not options and column is not None:
-        choices, answer = letter_choices(_options(row[column]), gold)
+        choices, answer = letter_choices(as_options(row[column]), gold)
         return {"question": question, "choices": choices, "answer": answer}
     if not options:
         return {"question": question, "choices": [], "answer": gold}
@@ -187,16 +85,6 @@ def _in_text(text: Any, gold: Any, row: Row) -> dict[str, Any]:
     return {"question": question, "choices": choices, "answer": answer}
 
 
-def _boxes_xywh(value: Any) -> list[list[int]]:
-    return [[round(x), round(y), round(x + w), round(y + h)] for x, y, w, h in value or ()]
-
-
-def _boxes_xyxy(value: Any) -> list[list[int]]:
-    value = json.loads(value) if isinstance(value, str) else value
-    value = [value] if value is not None and len(value) == 4 and not isinstance(value[0], (list, tuple)) else value
-    return [[round(c) for c in box] for box in ([] if value is None else value)]
-
-
 def _own(row: Row, root: Path) -> dict[str, Any]:
     """The project's own layout, and published tables that name the choices `options`, as text or as a list.
 
@@ -207,14 +95,14 @@ def _own(row: Row, root: Path) -> dict[str, Any]:
     if not found.get("id"):
         found["id"] = next((str(row[name]) for name in ("question_id", "index") if row.get(name) is not None), "")
     if not found.get("gold_boxes") and not found.get("gold_boxes_px_original") and row.get("target_instances"):
-        found["gold_boxes"] = _boxes_xyxy(row["target_instances"])
+        found["gold_boxes"] = boxes_xyxy(row["target_instances"])
     column = next((name for name in CHOICE_COLUMNS if row.get(name) not in (None, "", [], ())), None)
     bare = column == "choices" and isinstance(row["choices"], (list, tuple)) and not lettered(row["choices"])
     if column is None or bare and not any(isinstance(choice, Mapping) for choice in row["choices"]):
         return found
     if not isinstance(row["answer"], str):
         raise ValueError(f"its answer {row['answer']!r} is no text")
-    choices, answer = letter_choices(_options(row[column]), _gold(row["answer"]))
+    choices, answer = letter_choices(as_options(row[column]), gold_answer(row["answer"]))
     return {name: value for name, value in found.items() if name != column} | {"choices": choices, "answer": answer}
 
 
@@ -230,7 +118,7 @@ def _vstar_own(row: Row, root: Path) -> dict[str, Any]:
         "question": str(row["question"]).strip(),
         "choices": mixed,
         "answer": LETTERS[: len(mixed)][mixed.index(one_line(row["options"][0]))],
-        "gold_boxes_px_original": _boxes_xywh(row["bbox"]),
+        "gold_boxes_px_original": boxes_xywh(row["bbox"]),
         "category": row.get("category") or "",
         "id": row.get("id") or Path(str(row.get("image", ""))).stem,
     }
@@ -240,7 +128,7 @@ def _vstar(row: Row, root: Path) -> dict[str, Any]:
     """V*'s shuffled questions: options and an instruction inside the text; boxes from the file beside the image."""
     image = picture(row["image"], root)
     beside = Path(image).with_suffix(".json") if isinstance(image, str) else None
-    boxes = _boxes_xywh(json.loads(beside.read_text())["bbox"]) if beside and beside.is_file() else []
+    boxes = boxes_xywh(json.loads(beside.read_text())["bbox"]) if beside and beside.is_file() else []
     question, options = split_choices(_breaks_before_options(row["text"]))
     choices, answer = letter_choices(options, row["label"])
     return {
@@ -262,7 +150,7 @@ def _breaks_before_options(text: str) -> str:
 
 def _mme_own(row: Row, root: Path) -> dict[str, Any]:
     """MME-RealWorld's own JSON."""
-    choices, answer = letter_choices(_options(row["Answer choices"]), row["Ground truth"])
+    choices, answer = letter_choices(as_options(row["Answer choices"]), row["Ground truth"])
     return {
         "image": picture(row["Image"], root), "question": row["Text"].strip(), "choices": choices, "answer": answer,
         "category": f"{row.get('Task', '')}/{row.get('Subtask', '')}", "id": str(row["Question_id"]),
@@ -271,7 +159,7 @@ def _mme_own(row: Row, root: Path) -> dict[str, Any]:
 
 def _mme(row: Row, root: Path) -> dict[str, Any]:
     """MME-RealWorld as lmms-eval and VLMEvalKit carry it."""
-    choices, answer = letter_choices(_options(row["multi-choice options"]), row["answer"])
+    choices, answer = letter_choices(as_options(row["multi-choice options"]), row["answer"])
     return {
         "image": picture(row.get("bytes") or row.get("image"), root), "question": row["question"].strip(),
         "choices": choices, "answer": answer, "category": row.get("category") or "", "id": str(row.get("index", "")),
@@ -297,7 +185,7 @@ def _lettered_columns(row: Row, root: Path) -> dict[str, Any]:
 
 def _treebench(row: Row, root: Path) -> dict[str, Any]:
     """TreeBench: as above, with target boxes x1, y1, x2, y2 written as text."""
-    return _lettered_columns(row, root) | {"gold_boxes_px_original": _boxes_xyxy(row["target_instances"])}
+    return _lettered_columns(row, root) | {"gold_boxes_px_original": boxes_xyxy(row["target_instances"])}
 
 
 def _zoombench(row: Row, root: Path) -> dict[str, Any]:
@@ -305,7 +193,7 @@ def _zoombench(row: Row, root: Path) -> dict[str, Any]:
     text, gold = row.get("query") or row.get("prompt"), row.get("response") or row.get("answer")
     return _in_text(text, gold, row) | {
         "image": picture(row["image"], root), "category": row.get("question_type") or "",
-        "id": str(row.get("id", "")), "gold_boxes_px_original": _boxes_xyxy(row.get("bbox")),
+        "id": str(row.get("id", "")), "gold_boxes_px_original": boxes_xyxy(row.get("bbox")),
     }  # fmt: skip
 
 
@@ -323,7 +211,7 @@ def _pope(row: Row, root: Path) -> dict[str, Any]:
 
 def _paper(row: Row, root: Path) -> dict[str, Any]:
     """The paper's 21K training set."""
-    options, gold = row["choices"], _gold(row["reward_model"]["ground_truth"])
+    options, gold = row["choices"], gold_answer(row["reward_model"]["ground_truth"])
     options = split_choices("?\n" + options)[1] if isinstance(options, str) else list(options)
     choices, answer = letter_choices(options, gold) if options else ([], gold)
     image = row.get("image") if row.get("image") is not None else row.get("image_path")
@@ -357,7 +245,7 @@ def _trl(row: Row, root: Path) -> dict[str, Any]:
     image = row["images"] if row.get("images") is not None else row.get("image")
     return _in_text(_user_text(row["prompt"]), gold, row) | {
         "image": picture(image, root), "category": row.get("category") or "", "id": str(row.get("id") or ""),
-        "gold_boxes_px_original": _boxes_xyxy(row.get("gold_boxes")),
+        "gold_boxes_px_original": boxes_xyxy(row.get("gold_boxes")),
     }  # fmt: skip
 
 
