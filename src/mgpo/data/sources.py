@@ -30,7 +30,7 @@ RESERVED = frozenset({"prompts", "completions", "trainer_state", "log_extra", "l
 SPLITS = ({"train", "training"}, {"test", "testing", "testmini"}, {"val", "valid", "validation", "dev", "eval"})
 """What files of a split are called, a set per split. A lone file of another name may be any split's."""
 LOOKED_AT = 1000
-"""Rows that are looked at for columns that nothing reads."""
+"""Rows of JSON that are looked at for columns that nothing reads."""
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -53,13 +53,20 @@ def read_questions(
 
 
 def unread_columns(name: str, split: str, config: str | None = None, among: Sequence[str] | None = None) -> list[str]:
-    """Columns of the first rows (`LOOKED_AT`) that nothing reads; rows that cannot be read say nothing.
+    """Columns that nothing reads; rows that cannot be read say nothing.
 
+    Of JSON the first rows are looked at (`LOOKED_AT`), since each may have columns of its own; of tables the first one.
     Rewards of your own get the columns of a row in the project's own layout; they are counted here all the same.
     """
-    rows = (raw for raw in islice(raw_rows(name, split, config), LOOKED_AT) if isinstance(raw, RawRow))
+    looked_at = LOOKED_AT if _is_json(Path(name), split) else 1
+    rows = islice((raw for raw in raw_rows(name, split, config) if isinstance(raw, RawRow)), looked_at)
     kinds = {tuple(raw.columns): raw for raw in rows}  # rows with the same columns are read alike
     return list(dict.fromkeys(column for raw in kinds.values() for column in _unread(raw, among)))
+
+
+def _is_json(path: Path, split: str) -> bool:
+    files = files_of(path, split) if path.is_dir() else [path]
+    return not files or any(file.suffix in (".json", ".jsonl") for file in files)
 
 
 def _unread(raw: RawRow, among: Sequence[str] | None) -> list[str]:
