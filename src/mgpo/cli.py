@@ -248,7 +248,7 @@ def reproduce(
     steps: int = 120,
     n: int = 1000,
 ) -> None:
-    """The three-seed result of the README; goes on where it was stopped."""
+    """Every method with several training seeds, and 1,000 questions per split; goes on where it was stopped."""
     from mgpo.experiments.plan import Plan
     from mgpo.experiments.run import run_experiment
 

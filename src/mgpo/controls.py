@@ -95,13 +95,13 @@ def run_control(
     if control is Control.DIRECT:
         asked = [Episode(e.question, e.original, replace(e.protocol, method=Method.DIRECT)) for e in done]
         return _answers(policy, asked, list(range(len(done))), limits)
-    first = first_turns(control, policy, done, said, limits, seed)
+    first = _first_turns(control, policy, done, said, limits, seed)
     which = [number for number, turn in enumerate(first) if turn is not None]
     asked = [_again(done[number], black=control is Control.BLACK_CROP) for number in which]
     return _answers(GivenFirst(policy, [first[n] for n in which]), asked, which, limits, len(done))
 
 
-def first_turns(
+def _first_turns(
     control: Control, policy: Policy, done: Sequence[Episode], said: Sequence[Said], limits: TurnLimits, seed: int
 ) -> list[Said | None]:
     """What turn 1 says under a control, None where the control does not apply; arguments as in `run_control`."""

@@ -111,6 +111,17 @@ def test_options_that_are_no_texts_are_refused(tmp_path, options):
     assert isinstance(found, BadRow) and "which is no text" in found.reason
 
 
+def test_options_nested_without_end_are_a_bad_row(tmp_path):
+    found = read(tmp_path, {"question": "Which?", "options": "[" * 100_000, "answer": "A"})
+    assert isinstance(found, BadRow) and "is no list" in found.reason
+
+
+def test_lettered_columns_end_where_the_letters_do(tmp_path):
+    """A place in columns X and Y is no option."""
+    row = {"question": "Which?", "A": "red", "B": "blue", "X": "12", "Y": "7", "answer": "B"}
+    assert read(tmp_path, row)["choices"] == ["red", "blue"]
+
+
 def test_columns_of_v_star_s_files_beside_an_answer_are_no_v_star_file(tmp_path):
     """With an answer, the first option is not the right one."""
     more = {"target_object": ["sign"], "bbox": [[1, 2, 3, 4]], "question": "Which?"}

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from mgpo.experiments.plan import Plan, read_mark, write_mark
 
 
@@ -13,6 +15,11 @@ def test_parts_of_another_plan_are_not_used(tmp_path):
     assert replace(plan, seeds=(0,), workers=1).measured == plan.measured
     for other in (replace(plan, questions=50), replace(plan, validation=50), replace(plan, methods=("mgpo",))):
         assert other.measured != plan.measured
+
+
+def test_an_unknown_method_is_a_sentence(tmp_path):
+    with pytest.raises(ValueError, match="methods: 'ppo' is unknown. Choose among mgpo, grpo, direct, sft"):
+        Plan(tmp_path, (0,), 40, 100, methods=("mgpo", "ppo"))
 
 
 def test_a_mark_is_read_back(tmp_path):

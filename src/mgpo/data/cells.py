@@ -59,8 +59,8 @@ def _literal(text: str) -> Any:
     """A list or an object that went through a table, as JSON or as Python writes it."""
     try:
         return json.loads(text)
-    except ValueError:
-        pass
+    except (ValueError, RecursionError):
+        pass  # as Python writes it, or no list at all
     try:
         return literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ OWN = "mgpo"
 class Schema:
     """A layout: its name, the columns that tell it from others, and how a row of it is read.
 
-    Rows with a column of `absent` are laid out otherwise. `read(row, root)` gives the fields of `Question.from_row`; relative image paths start at `root`. It raises ValueError
-    with a reason if the row cannot be used.
+    Rows with a column of `absent` are laid out otherwise. `read(row, root)` gives the fields of `Question.from_row`;
+    relative image paths start at `root`. It raises ValueError with a reason if the row cannot be used.
     """
 
     name: str
@@ -168,7 +169,7 @@ def _mme(row: Row, root: Path) -> dict[str, Any]:
 
 def _lettered_columns(row: Row, root: Path) -> dict[str, Any]:
     """A question with its options in columns A, B, C, ...: HR-Bench and VLMEvalKit's tables."""
-    cells = {letter: row.get(letter) for letter in LETTERS}
+    cells = {letter: row[letter] for letter in takewhile(row.__contains__, LETTERS)}  # X and Y may be a place
     unused = {
         None,
         "",

@@ -49,6 +49,10 @@ class Plan:
     rates: dict[str, float] = field(default_factory=dict)
     workers: int = 2
 
+    def __post_init__(self) -> None:
+        if unknown := [method for method in self.methods if method not in METHODS]:
+            raise ValueError(f"methods: {unknown[0]!r} is unknown. Choose among {', '.join(METHODS)}.")
+
     def run(self, method: str, seed: int) -> Path:
         """Where a training writes."""
         return self.out / f"{method}_seed{seed}"

@@ -77,9 +77,9 @@ def sweep(plan: Plan) -> dict[str, list[dict[str, Any]]]:
     console = Console()
     table = Table("method", "learning rate", "start", "best", "at step", "end", title="validation accuracy in percent")
     with _progress(console) as progress:
-        for number in range(max(len(SWEPT[method]) for method in plan.methods)):
-            rates = {m: SWEPT[m][number] for m in plan.methods if number < len(SWEPT[m])}
-            one = replace(plan, out=plan.out / f"rate{number}", rates=rates, methods=tuple(rates))
+        for number, values in enumerate(zip(*(SWEPT[method] for method in plan.methods), strict=True)):
+            rates = dict(zip(plan.methods, values))
+            one = replace(plan, out=plan.out / f"rate{number}", rates=rates)
             one.out.mkdir(exist_ok=True)
             train_all(one, progress)
             for (method, _), rows in _validate_all(one, progress).items():
