@@ -13,17 +13,17 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from mgpo import protocol
 from mgpo.data.question import Question
-from mgpo.grounding import BoxStatus, Coordinates, Frame, box_as_json, holds_centre, iou, read_grounding
+from mgpo.grounding import BoxStatus, Coordinates, Frame, box_as_json, iou, read_grounding
 from mgpo.imaging import overview
 from mgpo.rewards import boxed
-from mgpo.tiny.dialogues import REGION_MIX, Sequence, Writer, target_box, write_scene
+from mgpo.tiny.dialogues import REGION_MIX, write_scene
 from mgpo.tiny.labels import labels_of
 from mgpo.tiny.model import patches
 from mgpo.tiny.pool import BUDGET, views_of
 from mgpo.tiny.pretrain import CIRCUITS, positions
 from mgpo.tiny.tokenizer import PHRASES, SPECIAL, build_tokenizer
+from mgpo.tiny.writing import Sequence, Writer, target_box
 from mgpo.worlds.needle import ASK
-from mgpo.worlds.scene import PRINT
 
 SCENES = 600
 
@@ -81,9 +81,10 @@ def test_positions_are_the_model_s(lessons, random_tiny, writer):
         ("read", 1),
         ("colour", 1),
         ("place", 1),
-        ("overview", 1),
+        ("direct", 1),
         ("region", 2),
         ("region", 1),
+        ("recall", 2),
     } <= kinds.keys()
 
 
@@ -121,7 +122,7 @@ def test_an_episode_is_written_in_single_sentences(tokenizer):
     unit = Coordinates.ABSOLUTE
     for text, phrases in (
         (opening.text, [protocol.ASK_REGION[unit]]),
-        (said, ['```json\n[{"bbox_2d": [', '], "label": "', '"}]\n```']),
+        (said, ["```json\n", '[{"', "bbox_2d", '": [', '], "', "label", '": "', '"}]\n```']),
         (reply.text, [protocol.SHOW_CROP, protocol.ASK_LETTER]),
         (again.reply("no").text, [protocol.SHOW_AGAIN, protocol.ASK_LETTER]),
         ("It is \\boxed{A}", ["\\boxed{"]),
@@ -129,7 +130,7 @@ def test_an_episode_is_written_in_single_sentences(tokenizer):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         for phrase in phrases:
             assert ids.count(tokenizer.convert_tokens_to_ids(phrase)) == 1, phrase
-    assert len(tokenizer(said, add_special_tokens=False)["input_ids"]) <= 20
+    assert len(tokenizer(said, add_special_tokens=False)["input_ids"]) <= 24
 
 
 def test_special_tokens_are_qwen_s_and_single(tokenizer):
@@ -198,16 +199,26 @@ def test_writing_by_hand_equals_the_template(writer, tokenizer):
     assert sum(seq.learned) == sum(len(ids) + 1 for ids in said)
 
 
-def asked_sign(scene, question):
-    """The sign that a question about fine print means, None for an overview question."""
+def named_signs(scene, question):
+    """The signs of a scene that a question about fine print names; None for an overview question."""
     from mgpo.worlds.needle import references
 
     for ask in ASK.values():
         if question.startswith(ask):
             name = question.removeprefix(ask).removesuffix("?")
-            (sign,) = [sign for sign in scene.signs if name in references(scene, sign)]
-            return sign
+            return [sign for sign in scene.signs if name in references(scene, sign)]
     return None
+
+
+def name_of(message):
+    """What a plain prompt calls the sign whose box it asks for: "Give the box of the NAME as JSON.", or the name first."""
+    text = message["content"][1]["text"]
+    first = re.fullmatch(r"Look at the (.+)\.\nGive the box of the sign as JSON\.", text)
+    return (first or re.fullmatch(r"Give the box of the (.+) as JSON\.", text)).group(1)
+
+
+def question_of(message):
+    return next(line for line in message["content"][1]["text"].split("\n") if line.endswith("?"))
 
 
 def test_circuits_look_where_they_should(lessons, tokenizer):
@@ -219,7 +230,7 @@ def test_circuits_look_where_they_should(lessons, tokenizer):
             for circuit, first, last, targets in seq.looks:
                 assert targets and all(0 <= target <= first for target in targets), circuit
                 looked = {seq.ids[target] for target in targets}
-                assert (looked == {image}) == (circuit in ("FIND", "SIGN", "PRINT")), circuit
+                assert (looked == {image}) == (circuit in ("FIND", "SIGN", "PRINT", "TELL")), circuit
                 if circuit == "CHOICE":
                     letter = tokenizer.decode([seq.ids[last + 1]])
                     assert tokenizer.decode(seq.ids[targets[0] - 2 : targets[0]]) == f"{letter}."
@@ -227,60 +238,121 @@ def test_circuits_look_where_they_should(lessons, tokenizer):
     assert set(seen) == set(CIRCUITS)
 
 
-def test_a_right_box_never_meets_a_right_answer_about_fine_print(lessons, tokenizer):
-    """Else the base model would have been taught what MGPO is to find out."""
+def test_mgpo_s_opening_is_never_shown_with_the_right_sign(lessons, tokenizer):
+    """No demonstration could teach where to look: what MGPO's opening, or the single-turn one, asks about is not there."""
+    asks = [*protocol.ASK_REGION.values(), *protocol.ASK_REGION_AND_ANSWER.values()]
     seen = Counter()
     for views, dialogues in lessons:
-        messages = messages_of(tokenizer, dialogues["region"])
-        question = messages[0]["content"][1]["text"].split("\n")[0]
-        sign = asked_sign(views[0].scene, question)
-        kind = "overview" if sign is None else "fine print"
-        said = messages[1]["content"]
-        grounding = read_grounding(said, Frame(views[0].size, views[0].frame_px_original))
-        right = sign is not None and grounding.status is BoxStatus.VALID and (
-            holds_centre(grounding.box_px_input, target_box(sign, views[0]))
-        )  # fmt: skip
-        seen[kind, "right" if right else str(grounding.status), len(messages) // 2] += 1
-        if right:
-            assert len(messages) == 2, f"a box that holds the sign is followed by an answer: {messages}"
-        if sign is not None and len(messages) == 4:
-            assert grounding.status is not BoxStatus.VALID
-            assert messages[2]["content"][1]["text"].startswith(protocol.SHOW_AGAIN)
-    assert seen["fine print", "right", 1] > SCENES / 20
-    assert seen["fine print", str(BoxStatus.NO_JSON), 2] > SCENES / 10
-    assert sum(n for (kind, _, turns), n in seen.items() if kind == "overview" and turns == 2) > SCENES / 20
-
-
-def test_answers_about_fine_print_are_guesses(lessons, tokenizer):
-    """Where fine print is answered in the method's own dialogues, it is right as often as chance."""
-    right = total = 0
-    for views, dialogues in lessons:
-        for kind in ("region", "single"):
-            messages = messages_of(tokenizer, dialogues[kind])
-            text = messages[0 if kind == "single" else min(2, len(messages) - 2)]["content"][1]["text"]
-            sign = asked_sign(views[0].scene, next(line for line in text.split("\n") if line.endswith("?")))
-            answer = boxed(messages[-1]["content"])
-            if sign is None or answer is None:
+        for kind, seq in dialogues.items():
+            messages = messages_of(tokenizer, seq)
+            if not any(ask in messages[0]["content"][1]["text"] for ask in asks):
                 continue
-            choices = dict(line.split(". ", 1) for line in text.split("\n") if re.match(r"[A-F]\. ", line))
+            named = named_signs(views[0].scene, question_of(messages[0]))
+            assert not named, f"{kind} asks about a sign that is in the picture: {messages}"
+            assert not any(circuit == "FIND" for circuit, *_ in seq.looks), f"{kind} is shown which sign to find"
+            if named is None:
+                continue
+            grounding = read_grounding(messages[1]["content"], Frame(views[0].size, views[0].frame_px_original))
+            valid = grounding.status is BoxStatus.VALID
+            seen[kind, valid, len(messages) // 2] += 1
+            if kind == "region" and valid:
+                assert len(messages) == 2, f"a box is followed by an answer about fine print: {messages}"
+            if len(messages) == 4:
+                assert messages[2]["content"][1]["text"].startswith(protocol.SHOW_AGAIN)
+    assert {kind for kind, *_ in seen} == {"region", "single"}
+    assert seen["region", True, 1] > SCENES / 5 and seen["region", False, 2] > SCENES / 10
+
+
+def test_what_is_boxed_is_never_what_is_shown_next(lessons, tokenizer):
+    """`zoom`: a right box, then a crop of another sign. A right box and the right answer of the same sign never meet."""
+    count = 0
+    for views, dialogues in lessons:
+        if "zoom" not in dialogues:
+            continue
+        scene, seq = views[0].scene, dialogues["zoom"]
+        messages = messages_of(tokenizer, seq)
+        (boxed_sign,) = named_signs(scene, ASK["letter"] + name_of(messages[0]) + "?")
+        left, top, right, bottom = views[seq.views[1]].frame_px_original
+        shown = [s for s in scene.signs if left < s.print_px[0] < right and top < s.print_px[1] < bottom]
+        assert boxed_sign not in shown
+        text = messages[2]["content"][1]["text"]
+        choices = dict(line.split(". ", 1) for line in text.split("\n") if re.match(r"[A-F]\. ", line))
+        assert choices[boxed(messages[3]["content"])] in {sign.value for sign in shown}
+        count += 1
+    assert count > SCENES / 3
+
+
+def test_half_of_the_boxes_of_the_opening_are_of_the_leftmost_sign(lessons, tokenizer):
+    """And the others of any sign: a habit that has nothing to do with what is asked."""
+    from mgpo.tiny.dialogues import HABIT
+
+    first = total = 0
+    for views, dialogues in lessons:
+        scene = views[0].scene
+        said = messages_of(tokenizer, dialogues["region"])[1]["content"]
+        grounding = read_grounding(said, Frame(views[0].size, views[0].frame_px_original))
+        signs = [s for s in scene.signs if grounding.box_px_input == target_box(s, views[0])]
+        if signs and len(scene.signs) > 1:
             total += 1
-            right += choices[answer] == sign.value
-    assert total > SCENES / 3
+            first += signs[0] is min(scene.signs, key=lambda sign: sign.box_px_original[0])
+    expected = HABIT + (1 - HABIT) * np.mean(
+        [1 / len(v[0].scene.signs) for v, _ in lessons if len(v[0].scene.signs) > 1]
+    )
+    assert total > SCENES / 3 and abs(first / total - expected) < 3 * (0.25 / total) ** 0.5
+
+
+def test_no_first_token_decides_whether_there_is_a_box(lessons, tokenizer):
+    """What opens most boxes also opens turns without one, and there are several ways to open a turn without JSON."""
+    opened = Counter()
+    for views, dialogues in lessons:
+        said = messages_of(tokenizer, dialogues["region"])[1]["content"]
+        valid = read_grounding(said, Frame(views[0].size, views[0].frame_px_original)).status is BoxStatus.VALID
+        ids = tokenizer(said, add_special_tokens=False)["input_ids"]
+        for length in (1, 2):
+            opened[tokenizer.decode(ids[:length]), length, valid] += 1
+    assert opened["```json\n", 1, False] > SCENES / 20 and opened['```json\n[{"', 2, False] > SCENES / 40
+    assert len({text for text, length, valid in opened if length == 1 and not valid}) >= 5
+    assert {text for text, length, valid in opened if length == 1 and valid} == {"```json\n"}
+
+
+def test_answers_about_fine_print_of_an_overview_are_guesses(lessons, tokenizer):
+    """Each letter is given alike, and where the sign is there (asked directly) it is right as often as chance."""
+    letters, right, total = Counter(), 0, 0
+    for views, dialogues in lessons:
+        for kind in ("region", "single", "direct"):
+            messages = messages_of(tokenizer, dialogues[kind])
+            named, answer = named_signs(views[0].scene, question_of(messages[0])), boxed(messages[-1]["content"])
+            if named is None or answer is None:
+                continue
+            letters[answer] += 1
+            if named:
+                text = messages[0]["content"][1]["text"]
+                choices = dict(line.split(". ", 1) for line in text.split("\n") if re.match(r"[A-F]\. ", line))
+                total += 1
+                right += choices[answer] == named[0].value
+    assert sum(letters.values()) > SCENES / 2 and total > SCENES / 6
+    for count in letters.values():
+        assert abs(count / sum(letters.values()) - 0.25) < 0.06
     assert abs(right / total - 0.25) < 4 * (0.25 * 0.75 / total) ** 0.5
 
 
 def test_what_is_answered_from_the_overview_is_right(lessons, tokenizer):
+    """In every prompt: MGPO's second turn, the single turn, and asked directly."""
+    seen = Counter()
     for views, dialogues in lessons:
-        messages = messages_of(tokenizer, dialogues["region"])
-        if len(messages) < 4:
-            continue
-        text = messages[2]["content"][1]["text"]
-        choices = dict(line.split(". ", 1) for line in text.split("\n") if re.match(r"[A-F]\. ", line))
-        given, scene = choices[boxed(messages[3]["content"])], views[0].scene
-        if "How many signs" in text:
-            assert given == str(len(scene.signs))
-        elif "Which colour of sign" in text:
-            assert given in {sign.colour for sign in scene.signs}
+        for kind in {"recall", "single", "direct"} & dialogues.keys():
+            messages = messages_of(tokenizer, dialogues[kind])
+            text = messages[-2]["content"][1]["text"]
+            choices = dict(line.split(". ", 1) for line in text.split("\n") if re.match(r"[A-F]\. ", line))
+            if not choices or named_signs(views[0].scene, question_of(messages[0])) is not None:
+                continue
+            given, scene = choices[boxed(messages[-1]["content"])], views[0].scene
+            seen[kind] += 1
+            if "How many signs" in text:
+                assert given == str(len(scene.signs))
+            elif "Which colour of sign" in text:
+                assert given in {sign.colour for sign in scene.signs}
+    assert min(seen["recall"], seen["single"], seen["direct"]) > SCENES / 8
 
 
 def test_plain_boxes_and_plain_reading_are_right(lessons, tokenizer):
@@ -289,19 +361,15 @@ def test_plain_boxes_and_plain_reading_are_right(lessons, tokenizer):
         scene, frame = views[0].scene, Frame(views[0].size, views[0].frame_px_original)
         for kind in {"colour", "place"} & dialogues.keys():
             turn, reply = messages_of(tokenizer, dialogues[kind])
-            name = turn["content"][1]["text"].removeprefix("Give the box of the ").removesuffix(" as JSON.")
             grounding = read_grounding(reply["content"], frame)
-            sign = asked_sign(scene, ASK["letter"] + name + "?")
+            (sign,) = named_signs(scene, ASK["letter"] + name_of(turn) + "?")
             assert grounding.status is BoxStatus.VALID
             assert iou(grounding.box_px_input, target_box(sign, views[0])) == pytest.approx(1)
-        if "zoom" in dialogues:
-            messages = messages_of(tokenizer, dialogues["zoom"])
-            text = messages[2]["content"][1]["text"]
-            choices = dict(line.split(". ", 1) for line in text.split("\n") if re.match(r"[A-F]\. ", line))
-            assert choices[boxed(messages[3]["content"])] in {v for values in PRINT.values() for v in values}
-            label = read_grounding(messages[1]["content"], frame).label
-            (sign,) = [sign for sign in scene.signs if f"{sign.colour} sign" == label]
-            assert choices[boxed(messages[3]["content"])] == sign.value
+        if "read" in dialogues:
+            turn, reply = messages_of(tokenizer, dialogues["read"])
+            (sign,) = named_signs(scene, question_of(turn))
+            choices = dict(line.split(". ", 1) for line in turn["content"][1]["text"].split("\n") if line[1:3] == ". ")
+            assert choices[boxed(reply["content"])] == sign.value
 
 
 def test_first_turns_are_the_announced_mixture(lessons, tokenizer):
@@ -309,9 +377,10 @@ def test_first_turns_are_the_announced_mixture(lessons, tokenizer):
     for views, dialogues in lessons:
         said = messages_of(tokenizer, dialogues["region"])[1]["content"]
         counts[read_grounding(said, Frame(views[0].size, views[0].frame_px_original)).status] += 1
-    expected = REGION_MIX["right"] + REGION_MIX["wrong"] + REGION_MIX["large"]
-    assert counts[BoxStatus.VALID] / SCENES == pytest.approx(expected, abs=0.08)
-    assert counts[BoxStatus.NO_JSON] / SCENES == pytest.approx(REGION_MIX["prose"], abs=0.08)
+    assert counts[BoxStatus.VALID] / SCENES == pytest.approx(REGION_MIX["sign"] + REGION_MIX["large"], abs=0.08)
+    assert counts[BoxStatus.NO_JSON] / SCENES == pytest.approx(REGION_MIX["prose"], abs=0.06)
+    for status, kind in ((BoxStatus.EMPTY, "empty"), (BoxStatus.NO_BOX, "no_box"), (BoxStatus.INVERTED, "inverted")):
+        assert counts[status] / SCENES == pytest.approx(REGION_MIX[kind], abs=0.04)
     assert sum(REGION_MIX.values()) == pytest.approx(1)
 
 

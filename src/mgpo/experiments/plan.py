@@ -65,23 +65,23 @@ class Plan:
     def wanted(self, method: str, trained: bool) -> dict[str, Any]:
         """What the mark of a run folder must say for it to be used."""
         saved = {"steps": self.steps, "save_steps": self.save_steps, "rate": self.rates.get(method)}
-        return {"from": fingerprint(), **saved, "trained": trained}
+        return {"from": fingerprint(method), **saved, "trained": trained}
 
     @property
     def measured(self) -> dict[str, Any]:
         """What a file of results must say for it to be used."""
         return {
-            "from": fingerprint(), "steps": self.steps, "n": self.questions, "validated": self.validation,
-            "rates": self.rates, "methods": list(self.methods),
+            "from": fingerprint(*self.methods), "steps": self.steps, "n": self.questions,
+            "validated": self.validation, "rates": self.rates, "methods": list(self.methods),
         }  # fmt: skip
 
 
 @cache
-def fingerprint() -> str:
-    """What a result depends on besides its plan: base weights, recipes and the package's version."""
+def fingerprint(*methods: str) -> str:
+    """What a result of some methods depends on besides its plan: base weights, their recipes, the package's version."""
     package = files("mgpo")
     parts = [package / "assets" / "mgpo-tiny" / "model.safetensors"]
-    parts += [package / "recipes" / f"tiny_{method}.yaml" for method in METHODS]
+    parts += [package / "recipes" / f"tiny_{method}.yaml" for method in methods]
     digest = hashlib.sha256(version("mgpo").encode())
     for part in parts:
         digest.update(part.read_bytes())

@@ -1,6 +1,6 @@
-"""What `mgpo-tiny` can do before any training, for its model card.
+"""What `mgpo-tiny` can do before any training, for its model card: every skill of MGPO, and none of it joined up.
 
-    python -m mgpo.tiny.measure --n 700
+    python -m mgpo.tiny.measure --n 500
 
 - plain grounding: asked "Give the box of the red sign as JSON.", is the sign's centre in the box?
 - reading: the question of a gold crop alone, greedy, is the answer right?

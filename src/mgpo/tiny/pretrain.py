@@ -26,13 +26,23 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from mgpo.tiny.dense import Pool
-from mgpo.tiny.dialogues import EDGE_PX, MARGIN_PX, Sequence, Writer, write_scene
+from mgpo.tiny.dialogues import write_scene
 from mgpo.tiny.model import HIDDEN, build, patches
 from mgpo.tiny.optimizer import MuonAdamW
 from mgpo.tiny.tokenizer import build_tokenizer, special_ids
+from mgpo.tiny.writing import EDGE_PX, MARGIN_PX, Sequence, Writer
 
 HELD_OUT = 256
-WEIGHT = {"colour": 1.0, "place": 1.0, "overview": 0.3, "read": 0.6, "zoom": 0.6, "region": 0.6, "single": 0.3}
+WEIGHT = {
+    "colour": 1.0,
+    "place": 1.0,
+    "direct": 0.4,
+    "read": 0.6,
+    "zoom": 0.6,
+    "region": 0.8,
+    "recall": 0.8,
+    "single": 0.4,
+}
 """Of each kind of dialogue in the loss (see `dialogues`)."""
 KINDS = tuple(WEIGHT)
 CIRCUIT_HEADS = {
@@ -40,20 +50,21 @@ CIRCUIT_HEADS = {
     "FIND": (2, 0),
     "SIGN": (2, 0),
     "PRINT": (2, 1),
+    "TELL": (2, 2),
     "SAID": (1, 1),
     "LETTER": (1, 2),
     "CHOICE": (3, 1),
 }
-"""Layer and head that is shown where to look for each circuit (see `dialogues.Sequence`).
+"""Layer and head that is shown where to look for each circuit (see `writing.Sequence`).
 
 `FIND` has `SIGN`'s head and a loss of its own: most positions in a box can tell the sign by the coordinate just said, and a
 common mean would teach that instead of finding what the words name.
 """
 CIRCUITS = tuple(CIRCUIT_HEADS)
 LOOK_WEIGHT = 1.0
-DECISIVE = torch.tensor([CIRCUITS.index(name) for name in ("FIND", "PRINT", "CHOICE")])
-"""What is said right after these looks (a box's first digit, the value seen, the answer's letter) has a loss of its own:
-one token in eight or in twenty, it would be learned last."""
+DECISIVE = torch.tensor([CIRCUITS.index(name) for name in ("FIND", "PRINT", "TELL", "CHOICE")])
+"""What is said right after these looks (a box's first digit, the value seen or counted, the answer's letter) has a loss of
+its own: one token in eight or in twenty, it would be learned last."""
 PLACE_LAYER = 1
 """Hidden states after this layer (from 0) are asked for places."""
 
@@ -99,7 +110,11 @@ def positions(seq: Sequence, image_id: int, grids: list[tuple[int, int]]) -> np.
 class Dialogues(IterableDataset):
     """Endless batches: kind -> dict of arrays, for `scenes` random scenes at a time."""
 
-    def __init__(self, pool_folder: Path, features: Path, scenes: int, seed: int, held_out: bool = False) -> None:
+    def __init__(
+        self, pool_folder: Path, features: Path, scenes: int, seed: int, held_out: bool = False, opening: bool = True
+    ) -> None:
+        """`opening`: whether the first turn of `recall` is learned; else it is only read."""
+        self.opening = opening
         self.pool_folder, self.features_file = pool_folder, features
         self.scenes, self.seed, self.held_out = scenes, seed, held_out
 
@@ -115,6 +130,8 @@ class Dialogues(IterableDataset):
             for index in rng.integers(low, high, self.scenes):
                 views, _, labels = pool.scene(int(index))
                 for kind, seq in write_scene(writer, rng, views, labels).items():
+                    if kind == "recall" and not self.opening:
+                        seq.forget_before(seq.image_starts[1])
                     rows[kind].append((int(index), seq, views, labels))
             yield {kind: self._collate(batch, features, writer) for kind, batch in rows.items() if batch}
 
@@ -227,6 +244,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--init", type=Path, help="go on from the language model of an earlier run")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--read-openings", action="store_true", help="the first turn of `recall` is read, not learned")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer()
@@ -248,11 +266,12 @@ def main() -> None:
     outside = [*language.embed_tokens.parameters(), *language.norm.parameters(), *places.parameters()]
     optimizer = MuonAdamW(language.layers, outside, args.lr)
     held_out = next(iter(Dialogues(args.pool, features, 128, 7, held_out=True)))
-    batches = DataLoader(Dialogues(args.pool, features, args.scenes, args.seed), batch_size=None, num_workers=1)
+    dialogues = Dialogues(args.pool, features, args.scenes, args.seed, opening=not args.read_openings)
+    batches = DataLoader(dialogues, batch_size=None, num_workers=1)
     started = time.time()
     image_id = names["<|image_pad|>"]
     for step, batch in zip(range(args.steps + 1), batches):
-        if step % 200 == 0 or step == args.steps:
+        if step % 50 == 0 or step == args.steps:
             with torch.no_grad():
                 shares = {kind: step_loss(model, places, kind, rows, image_id)[1] for kind, rows in held_out.items()}
             told = " ".join(f"{kind} {share:.3f}" for kind, share in shares.items())

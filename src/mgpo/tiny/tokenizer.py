@@ -1,7 +1,9 @@
 """The tokenizer of `mgpo-tiny`: Qwen's special tokens and chat format, a vocabulary of its own, digits apart.
 
 The sentences of the turn protocol are single tokens. A policy of two million parameters has to read them in every
-sample and learns nothing from their words; as one token each they keep an episode short.
+sample and learns nothing from their words; as one token each they keep an episode short. What the model itself writes is
+spelled in pieces. A box shares its first token with an empty list and its first two with a label without a box, so that
+no single token decides whether there is a box.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ SPECIAL = (
 
 PLAIN_BOX = "Give the box of the"
 PLAIN_READ = {"letter": "Which letter is on this sign?", "dots": "How many dots are on this sign?", "shape": "Which shape is on this sign?"}  # fmt: skip
-PROSE = "It is on the"
+LOOK_AT = "Look at the"
+PROSE = ("It is on the", "There is a", LOOK_AT, "It must be the")
 SEES = "I see"
 
 CHAT_TEMPLATE = (
@@ -50,10 +53,16 @@ PHRASES = (
     protocol.ASK_LETTER,
     protocol.ASK_TEXT,
     PLAIN_BOX,
-    PROSE,
-    '```json\n[{"bbox_2d": [',
-    '], "label": "',
+    *PROSE,
+    "```json\n",
+    '[{"',
+    "bbox_2d",
+    '": [',
+    '], "',
+    "label",
+    '": "',
     '"}]\n```',
+    "[]\n```",
     ", ",
     "\\boxed{",
     "<|im_start|>user\n".removeprefix("<|im_start|>"),
