@@ -39,7 +39,7 @@ $(LMMS)/.ready: pyproject.toml constraints.txt
 test-lmms: $(LMMS)/.ready
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LMMS)/bin/python -m pytest tests/lmms
 
-# vLLM's CPU build, beside CPU torch; torchvision is imported by vLLM and made to import by tests/engines_vllm/conftest.py alone.
+# vLLM's CPU build, beside CPU torch; torchvision is imported by vLLM and made to import by tests/policies_vllm/conftest.py alone.
 VLLM := .venv-vllm
 $(VLLM)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VLLM)
@@ -52,7 +52,7 @@ $(VLLM)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 test-vllm: $(VLLM)/.ready
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=tests/engines_vllm/startup $(VLLM)/bin/python -m pytest tests/engines_vllm
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=tests/policies_vllm/startup $(VLLM)/bin/python -m pytest tests/policies_vllm
 
 reproduce-tiny: setup
 	$(RUN) -m mgpo reproduce --out runs/reproduce-tiny

@@ -20,11 +20,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mgpo.asking import protocol_for
-from mgpo.data.question import Question
-from mgpo.engines.local import LocalPolicy
-from mgpo.evaluation import Result, evaluate_batches
-from mgpo.rollout import TurnLimits
+from mgpo.asking.settings import protocol_for
+from mgpo.evaluation.evaluate import Result, evaluate_batches
+from mgpo.method.question import Question
+from mgpo.policies.local import LocalPolicy
+from mgpo.policies.rollout import TurnLimits
 from mgpo.worlds.needle import needle_rows
 
 LIMITS = TurnLimits(28, 12)

@@ -3,7 +3,7 @@
     python -m benchmarks.images --out images.json
 
 The peer does what one writes first: `Image.open`, `convert("RGB")`, a bicubic resize to the overview, a crop and its
-resize. Ours is `mgpo.photograph.Photograph`, which decodes a JPEG reduced for the overview and whole for the crop, the latter
+resize. Ours is `mgpo.images.photograph.Photograph`, which decodes a JPEG reduced for the overview and whole for the crop, the latter
 in the background. Ratios are peer / ours of wall-clock time, medians over pairs, file cache warm; the difference is the mean
 of absolute differences of both overviews, in steps of 1/255. Pictures are made here by enlarging a photograph (or noise, if
 there is none) and adding grain, so that files have the size of camera files; `--photos` adds real ones.
@@ -24,8 +24,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from mgpo.imaging import PixelBudget
-from mgpo.photograph import Photograph
+from mgpo.images.imaging import PixelBudget
+from mgpo.images.photograph import Photograph
 
 SIZES = {
     "2 MP": (1920, 1080),

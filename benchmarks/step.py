@@ -36,13 +36,13 @@ from rich.console import Console
 from rich.table import Table
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from mgpo import imaging
 from mgpo.config import MGPOConfig
-from mgpo.engines.loading import TINY, load_model, load_processor
-from mgpo.engines.packed import base_of
-from mgpo.grounding import BoxStatus, Grounding
-from mgpo.imaging import PixelBudget
-from mgpo.trainer import MGPOTrainer
+from mgpo.images import imaging
+from mgpo.images.imaging import PixelBudget
+from mgpo.method.grounding import BoxStatus, Grounding
+from mgpo.policies.loading import TINY, load_model, load_processor
+from mgpo.policies.shared.packed import base_of
+from mgpo.training.trainer import MGPOTrainer
 
 ROLLOUTS = 8
 
@@ -147,7 +147,7 @@ def set_boxes(seed: int) -> Any:
             return Grounding(BoxStatus.NO_JSON)
         return Grounding(BoxStatus.VALID, box, frame.to_original(box))
 
-    with patch("mgpo.protocol.read_grounding", read):
+    with patch("mgpo.method.protocol.read_grounding", read):
         yield
 
 

@@ -32,8 +32,8 @@ def _checkpoint(folder, scale):
 
     from mgpo.tiny.assemble import build_processor
     from mgpo.tiny.model import build
-    from mgpo.tiny.pool import BUDGET
     from mgpo.tiny.tokenizer import special_ids
+    from mgpo.tiny.views import BUDGET
 
     processor = build_processor()
     tokenizer = processor.tokenizer
@@ -67,7 +67,7 @@ def loud_tiny(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def processor(random_tiny):
-    from mgpo.engines.loading import load_processor
+    from mgpo.policies.loading import load_processor
 
     return load_processor(str(random_tiny))
 

@@ -13,7 +13,7 @@ import torch
 from accelerate import PartialState
 from support import PROSE, SMALL, Script, box, make_trainer
 
-from mgpo.sharing import SharedPrefix
+from mgpo.training.sharing import SharedPrefix
 
 FIRST = [box(SMALL), box((30, 30, 90, 72)), box((30, 30, 70, 90)), box((20, 20, 72, 72))]
 FIRST += [PROSE, "[]", box((70, 70, 20, 20)), "```json\n[{"]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["mgpo.grounding", "json.decoder", "json.scanner"]):
-    import mgpo.grounding  # noqa: F401
+with atheris.instrument_imports(include=["mgpo.method.grounding", "json.decoder", "json.scanner"]):
+    import mgpo.method.grounding  # noqa: F401
 
 from hostile_texts import RULES, assert_total
 from test_grounding import TABLE

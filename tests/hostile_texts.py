@@ -5,7 +5,7 @@ import time
 
 from hypothesis import strategies as st
 
-from mgpo.grounding import BoxRules, BoxStatus, Coordinates, Frame, Grounding, read_grounding
+from mgpo.method.grounding import BoxRules, BoxStatus, Coordinates, Frame, Grounding, read_grounding
 
 FRAME = Frame((1008, 504), (100, 50, 4100, 3050))
 RULES = (BoxRules(), BoxRules(coordinates=Coordinates.RELATIVE_1000))

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from mgpo.cli import main
-from mgpo.trainer import MGPOTrainer
+from mgpo.training.trainer import MGPOTrainer
 
 PHASES = {
     "rollout": "_generate_and_score_completions",

@@ -5,9 +5,9 @@ from PIL import Image
 from trl import GRPOTrainer
 
 from mgpo.config import MGPOConfig
-from mgpo.grounding import box_as_json
-from mgpo.sharing import SharedPrefix
-from mgpo.trainer import MGPOTrainer
+from mgpo.method.grounding import box_as_json
+from mgpo.training.sharing import SharedPrefix
+from mgpo.training.trainer import MGPOTrainer
 
 SIZES = ((700, 500), (420, 600), (560, 560), (800, 450), (300, 500), (640, 480))
 WIDE, TALL, SMALL = (10, 20, 130, 70), (5, 5, 50, 130), (30, 30, 70, 72)

@@ -42,8 +42,8 @@ def test_it_has_a_model_card(asset):
 def test_plain_transformers_loads_all_of_it(asset, model):
     from transformers import AutoImageProcessor, AutoTokenizer
 
-    from mgpo.tiny.pool import BUDGET
     from mgpo.tiny.tokenizer import build_tokenizer
+    from mgpo.tiny.views import BUDGET
 
     assert 1e6 <= sum(parameter.numel() for parameter in model.parameters()) <= 8e6
     tokenizer = AutoTokenizer.from_pretrained(asset)
@@ -75,7 +75,7 @@ def test_its_ids_agree(asset, model):
 
 
 def test_our_policy_loads_it_by_name(asset):
-    from mgpo.engines.local import LocalPolicy
+    from mgpo.policies.local import LocalPolicy
 
     policy = LocalPolicy.load("mgpo-tiny")
     assert policy.tokens.image_token_id == policy.model.config.image_token_id

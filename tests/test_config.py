@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from support import CUT, Script, box, make_trainer, rollouts
 
 from mgpo.config import MGPOConfig
-from mgpo.grounding import Coordinates
-from mgpo.imaging import PixelBudget
+from mgpo.images.imaging import PixelBudget
+from mgpo.method.grounding import Coordinates
+from mgpo.policies.rollout import limit_of
 
 
 def test_max_completion_length_is_computed_or_refused(random_tiny, tmp_path, rows):
@@ -22,7 +23,7 @@ def test_max_completion_length_is_computed_or_refused(random_tiny, tmp_path, row
 def test_turns_in_between_may_take_as_much_as_an_answer(random_tiny, tmp_path, rows):
     """With K > 2 a turn in between may answer, so it has the larger of both limits: the proof must count it."""
     trainer = make_trainer(random_tiny, tmp_path, rows, max_turns=3, max_answer_tokens=30)
-    assert trainer._limit_of(2) == 30
+    assert limit_of(trainer.protocol, 2, trainer.turn_limits) == 30
     assert trainer.args.max_completion_length == 24 + 30 + 30 + 2 * (160 + 36 + 2)
     assert trainer.max_completion_length == 24 + 30 + 30, "dr_grpo divides by what the model may say"
     with pytest.raises(ValueError, match="24 grounding .*30 .*between.* 30 answer = 480 tokens"):

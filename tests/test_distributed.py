@@ -16,8 +16,8 @@ from killing import command
 from safetensors.torch import load_file
 from test_killed import differing, untimed
 
-from mgpo.checkpoints import last_complete, step_of
-from mgpo.tree import load_tree
+from mgpo.runs.checkpoints import last_complete, step_of
+from mgpo.runs.tree import load_tree
 
 HERE = Path(__file__).parent
 EXACT = 1e-5

@@ -9,11 +9,11 @@ from support import Script, box, make_trainer
 
 from mgpo.data.admitting import Admission, admitted, write_listing
 from mgpo.data.loading import load_questions, load_rows
-from mgpo.engines.tokens import TurnTokens
-from mgpo.grounding import Coordinates
-from mgpo.imaging import PixelBudget
-from mgpo.training import parse
-from mgpo.training import train as run
+from mgpo.images.imaging import PixelBudget
+from mgpo.method.grounding import Coordinates
+from mgpo.policies.tokens import TurnTokens
+from mgpo.training.run import parse
+from mgpo.training.run import train as run
 
 REPLY = 640
 
@@ -140,7 +140,7 @@ def test_rows_of_a_table_are_named_too(hostile, processor, tmp_path):
     ]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
     loaded = load_rows(str(tmp_path / "train.parquet"))
-    from mgpo.protocol import Protocol
+    from mgpo.method.protocol import Protocol
 
     admission = Admission(Protocol(), TurnTokens(processor).text_tokens, REPLY, decode=True)
     questions, bad = admitted(loaded, "table", admission, "skip")

@@ -10,8 +10,8 @@ from hostile_texts import FRAME, RULES, SECONDS, assert_total, least_seconds, te
 from hypothesis import HealthCheck, given, settings
 from support import Script, box, make_trainer, rollouts
 
-from mgpo.grounding import BoxStatus, read_grounding
-from mgpo.rewards import boxed, chosen_letter
+from mgpo.method.grounding import BoxStatus, read_grounding
+from mgpo.method.rewards import boxed, chosen_letter
 
 EXAMPLES = 10_000
 

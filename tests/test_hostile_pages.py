@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from mgpo.grounded import Turn
-from mgpo.report import write_report
+from mgpo.asking.grounded import Turn
+from mgpo.pages.report import write_report
 from mgpo.serving.page import turns_html
 
 PAYLOADS = (

@@ -12,8 +12,8 @@ import torch
 from killing import killed_often, log_of, run_through, terminated_at
 from safetensors.torch import load_file
 
-from mgpo.checkpoints import flaw
-from mgpo.tree import load_tree
+from mgpo.runs.checkpoints import flaw
+from mgpo.runs.tree import load_tree
 
 TIMES = ("time", "runtime", "per_second")
 LAST = "checkpoint-11"

@@ -1,4 +1,4 @@
-"""The contract with TRL: what `mgpo.trainer` overrides and relies on. An upgrade that changes it fails here, loudly."""
+"""The contract with TRL: what `mgpo.training.trainer` overrides and relies on. An upgrade that changes it fails here, loudly."""
 
 import inspect
 from importlib.metadata import version
@@ -6,9 +6,9 @@ from importlib.metadata import version
 import pytest
 from trl import GRPOTrainer
 
-from mgpo.trainer import MGPOTrainer
+from mgpo.training.trainer import MGPOTrainer
 
-LOOK = "Compare mgpo/trainer.py with trl/trainer/grpo_trainer.py before changing this test."
+LOOK = "Compare mgpo/training/trainer.py with trl/trainer/grpo_trainer.py before changing this test."
 
 
 def test_trl_is_the_version_that_the_seam_was_read_in():

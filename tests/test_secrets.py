@@ -8,9 +8,9 @@ import pytest
 from support import make_rows
 
 from mgpo.cli import main
-from mgpo.engines.client import openai_client
-from mgpo.engines.endpoint import EndpointPolicy
-from mgpo.judge import Judge
+from mgpo.evaluation.judge import Judge
+from mgpo.policies.client import openai_client
+from mgpo.policies.endpoint import EndpointPolicy
 
 SECRET = "s3cr3t-2f9c1e"
 NAMES = (

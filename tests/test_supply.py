@@ -12,7 +12,7 @@ from support import make_trainer
 
 import mgpo
 from mgpo.config import MGPOConfig
-from mgpo.engines.loading import load_model
+from mgpo.policies.loading import load_model
 
 PACKAGE = Path(mgpo.__file__).parent
 CODE = sorted(PACKAGE.rglob("*.py")) + sorted(Path(__file__).parents[1].glob("benchmarks/*.py"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mgpo.grounded import GroundedVQA as GroundedVQA
+    from mgpo.asking.grounded import GroundedVQA as GroundedVQA
 
 __version__ = "0.1.0"
 
@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """`from mgpo import GroundedVQA`, without loading it for those who do not ask for it."""
     if name == "GroundedVQA":
-        from mgpo.grounded import GroundedVQA
+        from mgpo.asking.grounded import GroundedVQA
 
         return GroundedVQA
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,8 +26,8 @@ OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
 @app.command(context_settings=OPEN)
 def train(context: typer.Context) -> None:
     """Train by a recipe: mgpo train --config recipes/tiny_mgpo.yaml [--learning_rate 1e-6 ...]."""
-    from mgpo.training import parse
-    from mgpo.training import train as run
+    from mgpo.training.run import parse
+    from mgpo.training.run import train as run
 
     if not context.args:
         raise ValueError("mgpo train needs a recipe: --config recipes/tiny_mgpo.yaml, or your own.")
@@ -40,7 +40,7 @@ def train(context: typer.Context) -> None:
 @app.command(context_settings=OPEN)
 def validate(context: typer.Context, recipe: Path) -> None:
     """Check a recipe without running it, for so many GPUs: mgpo validate RECIPE [--num_gpus 8] [--max_steps 10 ...]."""
-    from mgpo.validation import validate_recipe
+    from mgpo.planning.validate import validate_recipe
 
     for line in validate_recipe(recipe, context.args):
         console.print(line, markup=False, soft_wrap=True)
@@ -85,7 +85,7 @@ def evaluate_command(
     out: Annotated[Path | None, typer.Option(help="Folder of the results; a stopped evaluation goes on there.")] = None,
 ) -> None:
     """Evaluate a policy: accuracy, valid boxes, hits, crop-only accuracy. Run it again to go on where it was stopped."""
-    from mgpo.evaluation_run import EvaluationRequest, run_evaluation
+    from mgpo.evaluation.run import EvaluationRequest, run_evaluation
 
     if out is None:
         out = Path("runs/eval") / f"{Path(model).name}-{protocol or 'as-trained'}-{max_pixels or 'own'}px"
@@ -118,7 +118,7 @@ def _data_by_task(tasks: tuple[str, ...], data: list[str]) -> dict[str, str]:
 @app.command(name="compare")
 def compare_command(a: Path, b: Path) -> None:
     """Compare two evaluations of the same questions: paired difference, bootstrap interval, McNemar's p."""
-    from mgpo.comparing import compare, comparison_table
+    from mgpo.evaluation.comparing import compare, comparison_table
 
     console.print(comparison_table(compare(a, b), str(a), str(b)))
 
@@ -139,7 +139,7 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
     """Ask a question of photographs and see where the model looked."""
-    from mgpo.asking_run import ask_photographs, print_answer
+    from mgpo.asking.run import ask_photographs, print_answer
 
     if len(asked) < 2:
         raise ValueError('mgpo ask needs a photograph and a question: mgpo ask photo.jpg "Which brand is it?".')
@@ -165,7 +165,7 @@ def view(
     """Look at a training run or an evaluation: curves, results, and where the model looked."""
     import webbrowser
 
-    from mgpo.viewing import write_view
+    from mgpo.pages.viewing import write_view
 
     page = write_view(run, out)
     console.print(f"page: {page}", markup=False, soft_wrap=True)
@@ -311,7 +311,7 @@ def data_convert(
 @app.command()
 def env() -> None:
     """Versions and machine, for bug reports."""
-    from mgpo.environment import describe_environment
+    from mgpo.runs.environment import describe_environment
 
     console.print_json(data=describe_environment())
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from trl import GRPOConfig
 
-from mgpo.grounding import Coordinates
-from mgpo.imaging import PixelBudget
-from mgpo.protocol import CropFrame, Method, Protocol
+from mgpo.images.imaging import PixelBudget
+from mgpo.method.grounding import Coordinates
+from mgpo.method.protocol import CropFrame, Method, Protocol
 
 SFT = "sft"
 ON_BAD_ROW = ("fail", "skip")
@@ -127,8 +127,8 @@ class MGPOConfig(GRPOConfig):
         """The turn protocol.
 
         Args:
-            own_budget, own_coordinates: what holds where the settings say nothing (`mgpo.engines.loading.own_budget`,
-                `mgpo.engines.families.default_coordinates`).
+            own_budget, own_coordinates: what holds where the settings say nothing (`mgpo.policies.loading.own_budget`,
+                `mgpo.policies.families.default_coordinates`).
         """
         return Protocol.from_settings(vars(self), own_budget.changed(self.min_pixels, self.max_pixels), own_coordinates)
 

@@ -6,9 +6,9 @@ from miniatures import embedded, write_image
 
 from mgpo.data.convert import convert
 from mgpo.data.loading import load_questions, usable
-from mgpo.data.question import Question
 from mgpo.data.sources import read_questions
-from mgpo.imaging import open_image
+from mgpo.images.imaging import open_image
+from mgpo.method.question import Question
 from mgpo.worlds.needle import needle_rows
 
 

@@ -3,10 +3,10 @@
 import pytest
 from miniatures import embedded, write_image, write_jsonl, write_parquet
 
-from mgpo.data.question import Question
 from mgpo.data.reading import BadRow
 from mgpo.data.sources import read_questions, unread_columns
 from mgpo.data.texts import lettered, spaced_labels
+from mgpo.method.question import Question
 
 FORMS = [
     ("options", "A.27B\nB.37B\nC.47B\nD.57B", "B", ("27B", "37B", "47B", "57B"), "B"),

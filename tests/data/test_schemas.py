@@ -21,10 +21,10 @@ from miniatures import (
     write_tsv,
 )
 
-from mgpo.data.question import Question
 from mgpo.data.reading import BadRow
 from mgpo.data.sources import read_questions
-from mgpo.imaging import open_image
+from mgpo.images.imaging import open_image
+from mgpo.method.question import Question
 
 
 def read(source, split="test", among=None):

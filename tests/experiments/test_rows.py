@@ -2,7 +2,7 @@
 
 import pytest
 
-from mgpo.evaluation import Result
+from mgpo.evaluation.evaluate import Result
 from mgpo.experiments import rows as rows_module
 from mgpo.experiments.plan import METHODS, TITLES, Plan
 from mgpo.experiments.rows import BASES, ceiling, entrants

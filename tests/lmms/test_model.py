@@ -14,9 +14,9 @@ from lmms_eval_task import write_task  # noqa: E402
 from PIL import Image  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from mgpo.data.question import LETTERS  # noqa: E402
-from mgpo.evaluation_run import EvaluationRequest, run_evaluation  # noqa: E402
+from mgpo.evaluation.run import EvaluationRequest, run_evaluation  # noqa: E402
 from mgpo.lmms.model import MGPO, _final_answer  # noqa: E402
+from mgpo.method.question import LETTERS  # noqa: E402
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 

@@ -12,11 +12,11 @@ pytest.importorskip("gradio")
 import uvicorn  # noqa: E402
 from served import said  # noqa: E402
 
-from mgpo.grounded import GroundedVQA  # noqa: E402
-from mgpo.grounding import Coordinates, box_as_json  # noqa: E402
-from mgpo.imaging import PixelBudget  # noqa: E402
-from mgpo.protocol import Protocol  # noqa: E402
-from mgpo.rollout import Said, TurnLimits  # noqa: E402
+from mgpo.asking.grounded import GroundedVQA  # noqa: E402
+from mgpo.images.imaging import PixelBudget  # noqa: E402
+from mgpo.method.grounding import Coordinates, box_as_json  # noqa: E402
+from mgpo.method.protocol import Protocol  # noqa: E402
+from mgpo.policies.rollout import Said, TurnLimits  # noqa: E402
 from mgpo.serving.app import create_app  # noqa: E402
 from mgpo.serving.limits import Limits  # noqa: E402
 from mgpo.serving.page import mount_page  # noqa: E402

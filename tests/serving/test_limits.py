@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from mgpo.grounded import GroundedVQA
-from mgpo.protocol import Protocol
-from mgpo.rollout import TurnLimits
+from mgpo.asking.grounded import GroundedVQA
+from mgpo.method.protocol import Protocol
+from mgpo.policies.rollout import TurnLimits
 from mgpo.serving.app import create_app
 from mgpo.serving.limits import BodyLimit, Limits
 from mgpo.serving.page import mount_page

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mgpo.engines.local import LocalPolicy
+from mgpo.policies.local import LocalPolicy
 from mgpo.tiny.measure import ban_gains, measure
 
 QUESTIONS, SEED = 300, 4_321

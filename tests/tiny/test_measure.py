@@ -2,10 +2,10 @@
 
 import pytest
 
-from mgpo.engines.loading import budget_of
-from mgpo.engines.local import LocalPolicy
-from mgpo.protocol import Episode, Protocol
-from mgpo.rollout import run_episodes
+from mgpo.method.protocol import Episode, Protocol
+from mgpo.policies.loading import budget_of
+from mgpo.policies.local import LocalPolicy
+from mgpo.policies.rollout import run_episodes
 from mgpo.tiny.measure import LIMITS, _right, _run_without, ban_gains, likeliest_first_tokens
 from mgpo.worlds.needle import make_question
 from mgpo.worlds.render import render

@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from mgpo import protocol
-from mgpo.data.question import Question
-from mgpo.grounding import BoxStatus, Coordinates, Frame, box_as_json, iou, read_grounding
-from mgpo.imaging import overview
-from mgpo.rewards import boxed
+from mgpo.images.imaging import overview
+from mgpo.method import protocol
+from mgpo.method.grounding import BoxStatus, Coordinates, Frame, box_as_json, iou, read_grounding
+from mgpo.method.question import Question
+from mgpo.method.rewards import boxed
 from mgpo.tiny.dialogues import REGION_MIX, write_scene
 from mgpo.tiny.labels import labels_of
 from mgpo.tiny.model import patches
-from mgpo.tiny.pool import BUDGET, views_of
 from mgpo.tiny.pretrain import CIRCUITS, positions
 from mgpo.tiny.tokenizer import PHRASES, SPECIAL, build_tokenizer
+from mgpo.tiny.views import BUDGET, views_of
 from mgpo.tiny.writing import Sequence, Writer, target_box
 from mgpo.worlds.needle import ASK
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mgpo.data.question import LETTERS as CHOICE_LETTERS
-from mgpo.data.question import Question
-from mgpo.imaging import PixelBudget, crop, overview
+from mgpo.images.imaging import PixelBudget, crop, overview
+from mgpo.method.question import LETTERS as CHOICE_LETTERS
+from mgpo.method.question import Question
 from mgpo.worlds import needle, scene
 from mgpo.worlds.needle import load_needle, make_question, needle_rows, references
 from mgpo.worlds.render import FONT_FILES, PRINT_HEIGHT, render

@@ -18,11 +18,11 @@ from typing import Any
 from rich.progress import track
 
 from mgpo.data.loading import Loaded, refused
-from mgpo.data.question import Question
 from mgpo.data.reading import BadRow
 from mgpo.files import write_whole
-from mgpo.photograph import Photograph
-from mgpo.protocol import Protocol, user_texts
+from mgpo.images.photograph import Photograph
+from mgpo.method.protocol import Protocol, user_texts
+from mgpo.method.question import Question
 
 AT_ONCE = min(8, os.cpu_count() or 1)
 MANY = 200

@@ -17,7 +17,7 @@ _URL = re.compile(r"[a-z0-9+]+://", re.I)
 
 
 def picture(value: Any, root: Path) -> Any:
-    """An image cell as `mgpo.imaging.open_image` takes it: a path below `root`, bytes, or what it was.
+    """An image cell as `mgpo.images.imaging.open_image` takes it: a path below `root`, bytes, or what it was.
 
     A path is looked for below `root`, below its parent (files that name their own folder) and below `root/data`; a path of
     another machine by its name in `root/data`. Text that is no path but base64 of an image becomes bytes. A list must hold one image.

@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mgpo.data.reading import BadRow
-from mgpo.imaging import ImageError, PixelBudget
-from mgpo.photograph import Photograph
+from mgpo.images.imaging import ImageError, PixelBudget
+from mgpo.images.photograph import Photograph
 
 LOOK = PixelBudget(4 * 784, 16 * 784)
 """Size at which images are decoded here: a JPEG costs an eighth of its pixels."""

@@ -11,9 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from mgpo.data.question import LETTERS, Question
 from mgpo.files import whole
-from mgpo.imaging import open_image
+from mgpo.images.imaging import open_image
+from mgpo.method.question import LETTERS, Question
 
 Rows = Iterable[dict[str, Any]]
 BATCH = 64

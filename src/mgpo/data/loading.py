@@ -34,7 +34,7 @@ class Loaded:
 
 
 def load_questions(name: str, split: str = "train", **which: Any) -> Any:
-    """A dataset whose rows are questions (see `mgpo.data.question.Question`). Arguments and errors of `load_rows`.
+    """A dataset whose rows are questions (see `mgpo.method.question.Question`). Arguments and errors of `load_rows`.
 
     Raises:
         ValueError: rows cannot be used; the message names the first of them.

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from mgpo.data.cells import as_options, boxes_xywh, boxes_xyxy, gold_answer, picture
-from mgpo.data.question import LETTERS
 from mgpo.data.texts import letter_choices, lettered, one_line, split_choices, without_image_marker
+from mgpo.method.question import LETTERS
 
 Row = Mapping[str, Any]
 PICTURE_COLUMNS = ("image", "images", "bytes", "crop_image", "Image")

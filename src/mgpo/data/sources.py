@@ -14,10 +14,10 @@ from typing import Any
 
 from PIL import Image
 
-from mgpo.data.question import Question
 from mgpo.data.reading import SUFFIXES, BadRow, RawRow, read_rows
 from mgpo.data.schemas import OWN, schema_of
 from mgpo.data.texts import lettered
+from mgpo.method.question import Question
 
 VSTAR_FOLDERS = ("direct_attributes", "relative_position")
 """V*'s own categories; its other folders (`GPT4V-hard`, `OCR`) are left out by convention."""
@@ -272,7 +272,7 @@ def _hub_rows(name: str, split: str, config: str | None) -> Iterator[RawRow]:
 
 
 def undecoded(data: Any) -> Any:
-    """A dataset of `datasets` whose image columns give files as they are: `mgpo.imaging` decodes, within its limits."""
+    """A dataset of `datasets` whose image columns give files as they are: `mgpo.images.imaging` decodes, within its limits."""
     import datasets
 
     for column, kind in (data.features or {}).items():

@@ -10,10 +10,10 @@ from typing import Any
 
 from mgpo.data.reading import SUFFIXES, BadRow
 from mgpo.data.sources import read_questions, unread_columns
-from mgpo.grounding import iou
+from mgpo.method.grounding import iou
 
 Records = list[dict[str, Any]]
-"""Lines of a results file (`mgpo.evaluation.Result.record`)."""
+"""Lines of a results file (`mgpo.evaluation.evaluate.Result.record`)."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import string
 import unicodedata
 from collections.abc import Sequence
 
-from mgpo.data.question import LETTERS
+from mgpo.method.question import LETTERS
 
 ASCII = string.ascii_uppercase
 _LABEL = re.compile(r"\s*(?:\(\s*([A-Z])\s*\)|([A-Z])(?:\s*[.:)](?=\s|$)|\s*、|\s+[-–—](?=\s)))\s*")

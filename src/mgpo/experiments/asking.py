@@ -17,9 +17,9 @@ def asked_as(model: str, run: Path | None = None, method: str | None = None) -> 
         run: the run whose settings hold; without one, `LIMITS`.
         method: asks in another method's words than the run's.
     """
-    from mgpo.asking import limits_for, protocol_for
-    from mgpo.engines.loading import trained_with
-    from mgpo.engines.local import LocalPolicy
+    from mgpo.asking.settings import limits_for, protocol_for
+    from mgpo.policies.loading import trained_with
+    from mgpo.policies.local import LocalPolicy
 
     policy = LocalPolicy.load(model, dtype="float32")
     trained = trained_with(str(run)) if run else LIMITS | {"method": method}

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgpo.controls import Control, controls_beside
-from mgpo.data.question import Question
+from mgpo.evaluation.controls import Control, controls_beside
 from mgpo.experiments.asking import asked_as
 from mgpo.experiments.plan import EVALUATION_SEED, TITLES, Plan
 from mgpo.experiments.validation import best_step, by_kind, models_of, validate_run
 from mgpo.files import write_whole
+from mgpo.method.question import Question
 from mgpo.worlds.needle import needle_rows
 
 CONTROLLED = "test"
@@ -65,8 +65,8 @@ def rows_of(plan: Plan, split: str, seed: int) -> list[dict[str, Any]]:
             return kept["rows"]
     import torch
 
-    from mgpo.evaluation import Result, evaluate_batches, summarise
-    from mgpo.trajectories import save_trajectories
+    from mgpo.evaluation.evaluate import Result, evaluate_batches, summarise
+    from mgpo.runs.trajectories import save_trajectories
 
     torch.set_num_threads(1)
     everyone = list(entrants(plan, seed))

@@ -25,8 +25,8 @@ from mgpo.experiments.rows import rows_of
 from mgpo.experiments.trainings import train_all
 from mgpo.experiments.validation import PREFIX, best_step, validate_run
 from mgpo.files import write_whole
-from mgpo.report import write_report
-from mgpo.tables import print_controls, print_results
+from mgpo.pages.report import write_report
+from mgpo.pages.tables import print_controls, print_results
 from mgpo.worlds.scene import EVAL_SPLITS
 
 SWEPT = {
@@ -128,7 +128,7 @@ def _evaluate_all(plan: Plan, progress: Progress) -> list[dict[str, Any]]:
 
 
 def _report(plan: Plan, rows: list[dict[str, Any]], validations: dict, seconds: float) -> Path:
-    from mgpo.environment import describe_environment
+    from mgpo.runs.environment import describe_environment
 
     machine = describe_environment()
     seed = plan.seeds[0]

@@ -11,9 +11,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mgpo.data.question import Question
 from mgpo.experiments.plan import VALIDATION_SEED, Plan
 from mgpo.files import write_whole
+from mgpo.method.question import Question
 from mgpo.worlds.needle import needle_rows
 
 BATCH = 50
@@ -51,7 +51,7 @@ def best_step(rows: list[dict[str, Any]]) -> int:
 
 
 def _shares(model: str, run: Path, questions: list[Question]) -> dict[str, float]:
-    from mgpo.evaluation import evaluate, summarise
+    from mgpo.evaluation.evaluate import evaluate, summarise
     from mgpo.experiments.asking import asked_as
 
     policy, protocol, limits = asked_as(model, run)

@@ -15,14 +15,14 @@ from typing import Any
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 
-from mgpo.asking import limits_for, protocol_for
-from mgpo.data.question import LETTERS, Question
+from mgpo.asking.settings import limits_for, protocol_for
 from mgpo.data.texts import options_in
-from mgpo.engines.loading import trained_with
-from mgpo.engines.local import LocalPolicy
-from mgpo.protocol import Episode
-from mgpo.rewards import boxed, chosen_letter
-from mgpo.rollout import run_episodes
+from mgpo.method.protocol import Episode
+from mgpo.method.question import LETTERS, Question
+from mgpo.method.rewards import boxed, chosen_letter
+from mgpo.policies.loading import trained_with
+from mgpo.policies.local import LocalPolicy
+from mgpo.policies.rollout import run_episodes
 
 
 class MGPO(lmms):

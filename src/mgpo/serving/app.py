@@ -17,8 +17,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from mgpo.grounded import Answer, GroundedVQA
-from mgpo.imaging import ImageError
+from mgpo.asking.grounded import Answer, GroundedVQA
+from mgpo.images.imaging import ImageError
 from mgpo.serving.batching import Batcher
 from mgpo.serving.limits import LOOPBACK_NAMES, ApiError, BodyLimit, Limits
 from mgpo.serving.metrics import Metrics

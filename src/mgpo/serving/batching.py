@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from mgpo.grounded import Answer, GroundedVQA, turns_of
-from mgpo.protocol import Episode
+from mgpo.asking.grounded import Answer, GroundedVQA, turns_of
+from mgpo.method.protocol import Episode
 from mgpo.serving.limits import ApiError, Limits
 
 WINDOW_S = 0.02

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from mgpo.imaging import DEFAULT_MAX_IMAGE_PIXELS
+from mgpo.images.imaging import DEFAULT_MAX_IMAGE_PIXELS
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 

@@ -23,10 +23,10 @@ from PIL import Image, ImageDraw  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 from starlette.requests import HTTPConnection  # noqa: E402
 
-from mgpo.grounded import Turn  # noqa: E402
-from mgpo.imaging import ImageError, PixelBudget  # noqa: E402
-from mgpo.photograph import Photograph  # noqa: E402
-from mgpo.picture import BOX_COLOUR  # noqa: E402
+from mgpo.asking.grounded import Turn  # noqa: E402
+from mgpo.asking.picture import BOX_COLOUR  # noqa: E402
+from mgpo.images.imaging import ImageError, PixelBudget  # noqa: E402
+from mgpo.images.photograph import Photograph  # noqa: E402
 from mgpo.serving.app import answer  # noqa: E402
 from mgpo.serving.limits import ApiError  # noqa: E402
 from mgpo.serving.wire import read_question, spoken  # noqa: E402

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgpo.grounded import GroundedVQA
+from mgpo.asking.grounded import GroundedVQA
 from mgpo.serving.limits import Limits, is_loopback
 
 KEY = "MGPO_API_KEY"

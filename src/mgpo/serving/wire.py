@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mgpo.data.question import LETTERS
+from mgpo.asking.grounded import Answer, Turn
 from mgpo.data.texts import split_choices, take_label
-from mgpo.engines.endpoint import png_uri
-from mgpo.grounded import Answer, Turn
-from mgpo.photograph import Photograph
+from mgpo.images.photograph import Photograph
+from mgpo.method.question import LETTERS
+from mgpo.policies.endpoint import png_uri
 from mgpo.serving.limits import ApiError, Limits
 
 NOT_SUPPORTED = {

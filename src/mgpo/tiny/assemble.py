@@ -12,10 +12,10 @@ from pathlib import Path
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from mgpo.engines.loading import Qwen2_5_VLProcessor
+from mgpo.policies.loading import Qwen2_5_VLProcessor
 from mgpo.tiny.model import IMAGE_MEAN, IMAGE_STD, MERGE, PATCH, TEMPORAL
-from mgpo.tiny.pool import BUDGET
 from mgpo.tiny.tokenizer import CHAT_TEMPLATE, build_tokenizer
+from mgpo.tiny.views import BUDGET
 
 SHARED_WITH_VIDEO = ("size", "patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
 

@@ -25,7 +25,7 @@ from mgpo.tiny.charts import SIZE, rolled
 from mgpo.tiny.labels import NEIGHBOURS, NO_COLOUR, NO_PRINT, PRINTS, SKIP, Labels, labels_of
 from mgpo.tiny.model import HIDDEN, build, patches
 from mgpo.tiny.optimizer import MuonAdamW
-from mgpo.tiny.pool import View, view_pixels, views_of
+from mgpo.tiny.views import View, view_pixels, views_of
 
 COUNTS = [number for number, (kind, _) in enumerate(PRINTS) if kind == "dots"]
 

@@ -23,12 +23,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from mgpo.data.question import LETTERS, Question
-from mgpo.grounding import box_as_json
-from mgpo.protocol import SHOW_AGAIN, SHOW_CROP, Method, Protocol, ask_answer, asked, opening_text
+from mgpo.method.grounding import box_as_json
+from mgpo.method.protocol import SHOW_AGAIN, SHOW_CROP, Method, Protocol, ask_answer, asked, opening_text
+from mgpo.method.question import LETTERS, Question
 from mgpo.tiny.labels import PRINTS, Labels
-from mgpo.tiny.pool import View
 from mgpo.tiny.tokenizer import LOOK_AT, PLAIN_BOX, PLAIN_READ, PROSE, SEES
+from mgpo.tiny.views import View
 from mgpo.tiny.writing import EDGE_PX, Sequence, Writer, target_box
 from mgpo.worlds.needle import ASK, about_overview_only, lettered, references
 from mgpo.worlds.scene import COLOURS, DIRECTIONS, PRINT, Scene, Sign

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mgpo.tiny.pool import View
+from mgpo.tiny.views import View
 from mgpo.worlds.scene import COLOURS, DIRECTIONS, PRINT, neighbour
 
 PRINTS = [(kind, value) for kind, values in PRINT.items() for value in values]

@@ -21,14 +21,14 @@ from collections.abc import Sequence
 import torch
 from rich.console import Console
 
-from mgpo.data.question import Question
-from mgpo.engines.loading import TINY, budget_of
-from mgpo.engines.local import Conversation, LocalPolicy
-from mgpo.grounding import Frame, holds_centre, read_grounding
-from mgpo.imaging import crop, overview
-from mgpo.protocol import Episode, Method, Protocol, UserTurn
-from mgpo.rewards import is_correct
-from mgpo.rollout import TurnLimits, run_episodes
+from mgpo.images.imaging import crop, overview
+from mgpo.method.grounding import Frame, holds_centre, read_grounding
+from mgpo.method.protocol import Episode, Method, Protocol, UserTurn
+from mgpo.method.question import Question
+from mgpo.method.rewards import is_correct
+from mgpo.policies.loading import TINY, budget_of
+from mgpo.policies.local import Conversation, LocalPolicy
+from mgpo.policies.rollout import TurnLimits, run_episodes
 from mgpo.tiny.tokenizer import PLAIN_BOX
 from mgpo.worlds.needle import make_question, references
 from mgpo.worlds.render import render

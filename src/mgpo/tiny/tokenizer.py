@@ -13,8 +13,8 @@ import itertools
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mgpo import protocol
-from mgpo.grounding import Coordinates
+from mgpo.method import protocol
+from mgpo.method.grounding import Coordinates
 from mgpo.tiny.model import VOCAB_SIZE
 from mgpo.worlds.needle import ASK, HOW_MANY, WHICH_COLOUR
 from mgpo.worlds.scene import COLOURS, DIRECTIONS, LETTERS, SHAPES

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from mgpo.data.question import LETTERS, Question
+from mgpo.method.question import LETTERS, Question
 from mgpo.tiny.labels import box_in_view
-from mgpo.tiny.pool import View
 from mgpo.tiny.tokenizer import SEES
+from mgpo.tiny.views import View
 from mgpo.worlds.scene import COLOURS, Sign
 
 MARGIN_PX = 2

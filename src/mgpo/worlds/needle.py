@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mgpo.data.question import LETTERS, Question
+from mgpo.method.question import LETTERS, Question
 from mgpo.worlds.render import render
 from mgpo.worlds.scene import COLOURS, DIRECTIONS, LOOKS, PRINT, Look, Scene, Sign, neighbour, sample_scene
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from mgpo.imaging import open_image
+from mgpo.images.imaging import open_image
 from mgpo.worlds.scene import Look, Scene, Sign
 
 HUES = {

@@ -1,0 +1,55 @@
+"""The picture of an episode: the overview with the box, the crops beside it, the answer under it."""
+
+from __future__ import annotations
+
+import textwrap
+
+from PIL import Image, ImageDraw, ImageFont
+
+from mgpo.method.protocol import Episode
+from mgpo.method.rewards import boxed
+
+HEIGHT, MARGIN = 640, 24
+BOX_COLOUR, INK, PAPER = (225, 29, 72), (24, 24, 27), (250, 250, 249)
+
+
+def draw_episode(episode: Episode) -> Image.Image:
+    """One RGB picture of a finished episode."""
+    overview = _fitted(episode.original.image)
+    scale = overview.width / episode.original.width
+    draw = ImageDraw.Draw(overview)
+    panels = [overview]
+    for turn, said in enumerate(episode.model_turns):
+        box = said.grounding.box_px_original if said.grounding else None
+        if box is None:
+            continue
+        corners = tuple(round(v * scale) for v in box)
+        draw.rectangle(corners, outline=BOX_COLOUR, width=max(3, HEIGHT // 160))
+        if turn + 1 < len(episode.user_turns):
+            panels.append(_fitted(episode.user_turns[turn + 1].image))
+    width = sum(panel.width for panel in panels) + MARGIN * (len(panels) + 1)
+    lines = _caption(episode, width)
+    font = ImageFont.load_default(22)
+    sheet = Image.new("RGB", (width, HEIGHT + 3 * MARGIN + 30 * len(lines)), PAPER)
+    left = MARGIN
+    for panel in panels:
+        sheet.paste(panel, (left, MARGIN))
+        left += panel.width + MARGIN
+    ink = ImageDraw.Draw(sheet)
+    for number, line in enumerate(lines):
+        ink.text((MARGIN, HEIGHT + 2 * MARGIN + 30 * number), line, fill=INK, font=font)
+    return sheet
+
+
+def _fitted(image: Image.Image) -> Image.Image:
+    return image.resize((max(1, round(image.width * HEIGHT / image.height)), HEIGHT), Image.Resampling.BICUBIC)
+
+
+def _caption(episode: Episode, width: int) -> list[str]:
+    question, last = episode.question, episode.model_turns[-1].text
+    grounding = episode.first_grounding
+    looked = (
+        "" if grounding is None else f"box: {grounding.status}" + (f" ({grounding.label})" if grounding.label else "")
+    )
+    text = [question.question, f"answer: {boxed(last) or last.strip() or '(none)'}", looked]
+    return [line for part in text if part for line in textwrap.wrap(part, max(20, width // 12))]

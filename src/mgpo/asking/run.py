@@ -1,0 +1,60 @@
+"""`mgpo ask`: photographs in, answers, boxes and pictures out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mgpo.asking.grounded import Answer, GroundedVQA
+from mgpo.asking.picture import draw_episode
+
+STDIN = "-"
+
+
+def ask_photographs(
+    images: list[str], question: str, choices: list[str], model: str, settings: dict[str, Any]
+) -> list[Answer]:
+    """The same question of each photograph, all as one batch; `-` is read from standard input."""
+    sources = [sys.stdin.buffer.read() if image == STDIN else image for image in images]
+    vqa = GroundedVQA.from_pretrained(model, **settings)
+    return vqa.ask_many([(source, question, choices) for source in sources])
+
+
+def print_answer(image: str, answer: Answer, picture: Path | None, as_json: bool, console: Console) -> None:
+    """One answer, as text or as a JSON line; its picture is saved if a path is given."""
+    if picture is not None:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        draw_episode(answer.episode).save(picture)
+    if as_json:
+        print(json.dumps({"image": image, "picture": picture and str(picture)} | as_plain(answer), ensure_ascii=False))
+        return
+    for number, turn in enumerate(answer.turns, 1):
+        console.print(f"[bold]turn {number}[/bold] ", end="")
+        console.print(turn.text, markup=False)
+        if turn.status is not None:
+            where = f": {turn.box_px_original} in pixels of the photograph" if turn.box_px_original else ""
+            console.print(f"box {turn.status}{where}")
+    letter = f"{answer.letter}. " if answer.letter else ""
+    console.print("[bold]answer[/bold] ", end="")
+    console.print(f"{letter}{answer.answer or '(none)'}", markup=False)
+    if picture is not None:
+        console.print(f"picture: {picture}", markup=False, soft_wrap=True)
+
+
+def as_plain(answer: Answer) -> dict[str, Any]:
+    """An answer as JSON holds it, without crops."""
+    return {
+        "answer": answer.answer,
+        "letter": answer.letter,
+        "text": answer.text,
+        "turns": [
+            {"text": t.text, "status": t.status, "box_px_original": t.box_px_original, "seconds": t.seconds}
+            for t in answer.turns
+        ],
+        "image_size": answer.episode.original.size,
+        "seconds": answer.seconds,
+    }

@@ -1,0 +1,72 @@
+"""How a policy is loaded and how it wants to be asked: as it was trained, unless told otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mgpo.method.protocol import Protocol
+from mgpo.policies.rollout import Policy, TurnLimits
+
+ENGINES = ("transformers", "vllm")
+
+
+def load_policy(model: str, engine: str = "transformers", endpoint: str | None = None) -> Policy:
+    """A policy by name.
+
+    Args:
+        model: `mgpo-tiny`, a folder or a hub id; with an endpoint, the name that the server knows it by.
+        engine: one of `ENGINES`; not used with an endpoint.
+        endpoint: base URL of an OpenAI-compatible server, e.g. http://localhost:8000/v1.
+
+    Raises:
+        ValueError: the engine is unknown, or what it needs is not installed.
+    """
+    if endpoint:
+        from mgpo.policies.endpoint import EndpointPolicy
+
+        return EndpointPolicy(endpoint, model)
+    if engine not in ENGINES:
+        raise ValueError(f"engine {engine!r} is unknown. Choose one of: {', '.join(ENGINES)}.")
+    if engine == "vllm":
+        from mgpo.policies.vllm_policy import VLLMPolicy
+
+        return VLLMPolicy(model)
+    from mgpo.policies.local import LocalPolicy
+
+    return LocalPolicy.load(model)
+
+
+def protocol_for(
+    policy: Policy,
+    method: str | None = None,
+    max_turns: int | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    coordinates: str | None = None,
+    trained: dict[str, Any] | None = None,
+) -> Protocol:
+    """The turn protocol that fits a policy: what is not given is as it was trained, else the paper's.
+
+    Args:
+        policy: who will speak; its images will be within the protocol's budget.
+        method, max_turns, min_pixels, max_pixels, coordinates: what to ask for.
+        trained: see `mgpo.policies.loading.trained_with`.
+
+    Raises:
+        ValueError: it is not known how the policy writes boxes.
+    """
+    own = trained or {}  # an endpoint does not know what its model was trained with
+    budget = policy.budget.changed(own.get("min_pixels"), own.get("max_pixels")).changed(min_pixels, max_pixels)
+    policy.set_budget(budget)
+    given = {"method": method, "max_turns": max_turns, "coordinates": coordinates}
+    asked = {name: value for name, value in given.items() if value is not None}
+    return Protocol.from_settings((trained or {}) | asked, budget, policy.coordinates)
+
+
+def limits_for(trained: dict[str, Any], grounding: int | None = None, answer: int | None = None) -> TurnLimits:
+    """Token limits of the turns: as given, else as the policy was trained, else generous."""
+    usual = TurnLimits()
+    return TurnLimits(
+        grounding or trained.get("max_grounding_tokens", usual.grounding),
+        answer or trained.get("max_answer_tokens", usual.answer),
+    )

@@ -1,0 +1,1 @@
+"""Evaluation on tasks, with controls, and the comparison of its results."""

@@ -1,0 +1,116 @@
+"""`mgpo compare A B`: two evaluations of the same questions, as paired differences.
+
+Questions are resampled by image and text, not by row: the four rotations of an HR-Bench question are one draw.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from mgpo.evaluation.results import read_records
+
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One task of two runs.
+
+    Attributes:
+        a, b: accuracies. difference: b - a, with its 95 % bootstrap interval.
+        only_a, only_b: questions that only one of them got right.
+        p: of McNemar's exact test.
+    """
+
+    task: str
+    n: int
+    a: float
+    b: float
+    difference: float
+    interval: tuple[float, float]
+    only_a: int
+    only_b: int
+    p: float
+
+
+def compare(a: Path, b: Path, seed: int = 0) -> list[Comparison]:
+    """Compare two results folders, or two results files, task by task.
+
+    Raises:
+        ValueError: they share no task, or a task's questions differ; the message names the first that does.
+    """
+    if a.is_file() and b.is_file():
+        return [compare_records(a.stem, read_records(a), read_records(b), seed)]
+    for folder in (a, b):
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is no folder of results. Give two folders, or two .jsonl files, of mgpo eval.")
+    shared = [f.name for f in sorted(a.glob("*.jsonl")) if (b / f.name).is_file() and f.name != "judge.jsonl"]
+    if not shared:
+        raise ValueError(f"{a} and {b} share no task.")
+    return [compare_records(Path(n).stem, read_records(a / n), read_records(b / n), seed) for n in shared]
+
+
+def compare_records(task: str, a: list[dict], b: list[dict], seed: int = 0) -> Comparison:
+    """Compare two lists of records of the same questions, in the same order."""
+    if len(a) != len(b) or not a:
+        raise ValueError(f"{task}: {len(a)} questions against {len(b)}. Both runs must have answered the same ones.")
+    for number, (one, other) in enumerate(zip(a, b), 1):
+        if any(one.get(key) != other.get(key) for key in ("id", "question", "choices", "answer")):
+            raise ValueError(f"{task}: question {number} is {one['id']!r} in the one and {other['id']!r} in the other.")
+    right = np.array([[bool(one["correct"]), bool(other["correct"])] for one, other in zip(a, b)])
+    difference = right[:, 1].astype(float) - right[:, 0]
+    only_a, only_b = int((difference < 0).sum()), int((difference > 0).sum())
+    return Comparison(
+        task, len(a), right[:, 0].mean(), right[:, 1].mean(), difference.mean(),
+        bootstrap_interval(difference, [drawn_together(record) for record in a], seed), only_a, only_b,
+        mcnemar(only_a, only_b),
+    )  # fmt: skip
+
+
+def bootstrap_interval(differences: np.ndarray, groups: list[Any], seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the mean, resampling whole groups."""
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    of = np.array([numbers[group] for group in groups])
+    sums = np.bincount(of, differences, len(numbers))
+    sizes = np.bincount(of, minlength=len(numbers))
+    rng = np.random.default_rng(seed)
+    means = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        drawn = rng.integers(0, len(numbers), len(numbers))
+        means[i] = sums[drawn].sum() / sizes[drawn].sum()
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided exact p: how often a fair coin splits the discordant questions at least as unevenly."""
+    n, least = only_a + only_b, min(only_a, only_b)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(least + 1)) / 2**n)
+
+
+def drawn_together(record: dict) -> tuple:
+    """Equal for records that are resampled together: the same question of the same image, its choices in any order."""
+    return record["question"], tuple(record["image_size"]), tuple(sorted(record["choices"]))
+
+
+def comparison_table(found: list[Comparison], a: str, b: str) -> Table:
+    """Percent and percentage points."""
+    table = Table(title=f"paired, the same questions; percent. A: {a}, B: {b}", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("task", overflow="fold")
+    for head in ("n", "A", "B", "B - A", "95 %", "only A", "only B", "McNemar p"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in found:
+        low, high = (100 * x for x in row.interval)
+        table.add_row(
+            Text(row.task), str(row.n), f"{100 * row.a:.1f}", f"{100 * row.b:.1f}", f"{100 * row.difference:+.1f}",
+            f"{low:+.1f} to {high:+.1f}", str(row.only_a), str(row.only_b), f"{row.p:.2g}",
+        )  # fmt: skip
+    return table

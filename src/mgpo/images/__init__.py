@@ -1,0 +1,1 @@
+"""Images: opened within limits, resized by one rule, cropped in full detail."""

@@ -1,0 +1,42 @@
+"""What is measured of an episode; training, evaluation and reports use the same names."""
+
+from __future__ import annotations
+
+from mgpo.method.grounding import BoxStatus, holds_centre, iou
+from mgpo.method.protocol import Episode
+
+
+def hit_and_iou(box_px_original: tuple | None, gold_boxes: tuple) -> tuple[float, float]:
+    """Whether a box holds the centre of a gold box (1 or 0), and its best IoU; both 0 without a valid box."""
+    if box_px_original is None:
+        return 0.0, 0.0
+    hits = [holds_centre(box_px_original, gold) for gold in gold_boxes]
+    return float(any(hits)), max(iou(box_px_original, gold) for gold in gold_boxes)
+
+
+def episode_metrics(episode: Episode) -> dict[str, float]:
+    """Metrics of one finished episode.
+
+    `grounding/valid_share` and one `grounding/rejected_*` per reason; `grounding/hit_rate` and `grounding/iou` where gold
+    boxes exist (a turn without a valid box counts as a miss), and `grounding/hit_given_valid` of the valid ones alone; `grounding/crop_area` (share of the original's pixels) for
+    valid boxes; `turns/N_truncated` per turn.
+    """
+    metrics: dict[str, float] = {}
+    grounding = episode.first_grounding
+    if grounding is not None:
+        valid = grounding.status is BoxStatus.VALID
+        metrics["grounding/valid_share"] = float(valid)
+        for status in BoxStatus:
+            if status is not BoxStatus.VALID:
+                metrics[f"grounding/rejected_{status}"] = float(grounding.status is status)
+        if valid:
+            x1, y1, x2, y2 = grounding.box_px_original
+            metrics["grounding/crop_area"] = (x2 - x1) * (y2 - y1) / (episode.original.width * episode.original.height)
+        if episode.question.gold_boxes_px_original:
+            hit, overlap = hit_and_iou(grounding.box_px_original, episode.question.gold_boxes_px_original)
+            metrics["grounding/hit_rate"], metrics["grounding/iou"] = hit, overlap
+            if valid:
+                metrics["grounding/hit_given_valid"] = hit
+    for number, turn in enumerate(episode.model_turns, 1):
+        metrics[f"turns/{number}_truncated"] = float(turn.truncated)
+    return metrics

@@ -1,0 +1,302 @@
+"""The turn protocol: one source for training, evaluation, inference, serving and every engine.
+
+    question -> opening (overview, request for a box) -> policy -> reply (crop, question) -> policy -> answer
+
+An `Episode` is the environment's side of one rollout. It holds no model and no tokens: it says which user turn comes
+next and what it shows; whoever drives the policy hands back the text. It is written for K turns. With the default of
+two, turn 1 always grounds and turn 2 always answers: the fixed template that solves the cold start (paper, Section 3.2).
+With K > 2, every reply but the last offers to name a further region or to answer (paper, Algorithm 1).
+
+The texts are joined, never formatted: a question may hold braces or anything else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from PIL import Image
+
+from mgpo.images.imaging import PixelBudget
+from mgpo.images.photograph import Photograph
+from mgpo.method.grounding import BoxRules, BoxStatus, Coordinates, Frame, Grounding, read_grounding
+from mgpo.method.question import LETTERS, Question
+from mgpo.method.rewards import boxed
+
+EXAMPLE = '```json\n[{"bbox_2d": [x1, y1, x2, y2], "label": "what is there"}]\n```'
+UNIT = {
+    Coordinates.ABSOLUTE: "in pixels of this image",
+    Coordinates.RELATIVE_1000: "in thousandths of the width and height of this image",
+}
+ASK_REGION = {
+    unit: (
+        "You will be given a close-up of one region of this image before you answer. Which region do you need to see? "
+        f"Reply with its box, {text}, as JSON:\n{EXAMPLE}"
+    )
+    for unit, text in UNIT.items()
+}
+ASK_REGION_AND_ANSWER = {
+    unit: f"First give the box of the region that holds the answer, {text}, as JSON:\n{EXAMPLE}\nThen answer. "
+    for unit, text in UNIT.items()
+}
+ASK_REGION_IF_NEEDED = {
+    unit: (
+        f"If you need to see a region of it close up first, reply with nothing but its box, {text}, as JSON:\n{EXAMPLE}\n"
+        "Otherwise answer now. "
+    )
+    for unit, text in UNIT.items()
+}
+SHOW_CROP = "Here is the region that you named, cut from the original image in full detail."
+SHOW_AGAIN = "That was no usable box, so here is the whole image again."
+ASK_MORE = "If you need to see another region first, reply with its box in the same JSON form. Otherwise answer now. "
+ASK_LETTER = "Think about what you see, then put the letter of your answer in \\boxed{}."
+ASK_TEXT = "Think about what you see, then put your answer in \\boxed{}."
+
+_SPECIAL = re.compile(
+    r"<\|[^\s|<>][^|<>]*\|>|</?(?:s|pad|unk|eos|bos|img|IMG_CONTEXT|image|video|box|ref|quad|tool_call|think)>",
+)
+
+
+class Method(StrEnum):
+    """How a question is asked."""
+
+    MGPO = "mgpo"
+    """Box first, crop, then the answer: two or more turns."""
+    GRPO = "grpo"
+    """One turn: the box as JSON and the boxed answer (the paper's baseline)."""
+    ADAPTIVE = "adaptive"
+    """As `mgpo`, but turn 1 may answer at once: it asks for a box only if one is needed. To evaluate with."""
+    DIRECT = "direct"
+    """One turn: the boxed answer alone (what supervised fine-tuning trains)."""
+
+
+class CropFrame(StrEnum):
+    """Which image a further box (turn 2 and later, K > 2) refers to."""
+
+    LATEST = "latest"
+    """The image shown last (paper, Algorithm 1)."""
+    ORIGINAL = "original"
+    """Always the overview."""
+
+
+class End(StrEnum):
+    """Why an episode ended."""
+
+    ANSWERED = "answered"
+    """The last turn holds a boxed answer."""
+    NO_ANSWER = "no_answer"
+    """The last turn holds none."""
+    TRUNCATED = "truncated"
+    """The last turn hit its token limit before it held one."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Settings of the turn protocol.
+
+    Attributes:
+        method: how a question is asked.
+        max_turns: K, the model's turns at most; only `mgpo` and `adaptive` use more than one.
+        crop_frame: which image a further box refers to, with K > 2.
+        box: when a box is valid and how it is written.
+        budget: pixel budget of every image shown.
+    """
+
+    method: Method = Method.MGPO
+    max_turns: int = 2
+    crop_frame: CropFrame = CropFrame.LATEST
+    box: BoxRules = BoxRules()
+    budget: PixelBudget = PixelBudget()
+
+    def __post_init__(self) -> None:
+        if self.looks_again and self.max_turns < 2:
+            raise ValueError(
+                f"MGPO needs max_turns of at least 2 (one to ground, one to answer), not {self.max_turns}."
+            )
+
+    @classmethod
+    def from_settings(
+        cls, settings: Mapping[str, Any], budget: PixelBudget, own_coordinates: Coordinates | None
+    ) -> Protocol:
+        """From a run's settings (the fields of `MGPOConfig`); what is missing is the paper's.
+
+        Args:
+            settings: by name; others than the protocol's are left alone.
+            budget: pixel budget of every image shown.
+            own_coordinates: how the model's family writes boxes, for `coordinates: auto`; None if that is not known.
+
+        Raises:
+            ValueError: boxes are asked for, and neither the settings nor the family say how they are written.
+        """
+        way, unit, usual = settings.get("method", "mgpo"), settings.get("coordinates", "auto"), BoxRules()
+        method = Method.DIRECT if way == "sft" else Method(way)
+        written = own_coordinates if unit == "auto" else Coordinates(unit)
+        if written is None and method is not Method.DIRECT:
+            raise ValueError(
+                "It is not known how this family of models writes boxes. Set coordinates (on the command line: --coordinates) "
+                "to absolute, for pixels of the image that the model was given, or relative_1000, for thousandths of its sides."
+            )
+        return cls(
+            method=method,
+            max_turns=settings.get("max_turns", cls.max_turns),
+            crop_frame=CropFrame(settings.get("crop_frame", cls.crop_frame)),
+            box=BoxRules(
+                settings.get("min_box_side", usual.min_side_px),
+                settings.get("max_box_aspect", usual.max_aspect),
+                coordinates=written or usual.coordinates,
+            ),
+            budget=budget,
+        )
+
+    @property
+    def looks_again(self) -> bool:
+        """Whether a named region is shown and the model speaks again."""
+        return self.method in (Method.MGPO, Method.ADAPTIVE)
+
+    @property
+    def turns(self) -> int:
+        """Most turns that the model gets."""
+        return self.max_turns if self.looks_again else 1
+
+
+@dataclass(frozen=True)
+class UserTurn:
+    """What the environment says: at most one image, already at its final size, then a text."""
+
+    text: str
+    image: Image.Image | None
+    frame: Frame | None
+
+
+@dataclass(frozen=True)
+class ModelTurn:
+    """What the model said, and what it was read as."""
+
+    text: str
+    truncated: bool
+    grounding: Grounding | None
+
+
+@dataclass
+class Episode:
+    """One rollout's conversation. Drive it with `opening()`, then `reply(text)` until that returns None.
+
+    Attributes:
+        question: what is asked.
+        original: the photograph; crops are cut from it. A PIL image becomes one.
+        protocol: the settings.
+        crops: cut so far, by box in original pixels; rollouts of one image may share it, so that equal boxes share a crop.
+        user_turns, model_turns: what was said so far, alternating, the user first.
+        end: set when the episode is over.
+    """
+
+    question: Question
+    original: Photograph = field(compare=False)
+    protocol: Protocol
+    crops: dict[tuple[int, int, int, int], Image.Image] = field(default_factory=dict)
+    user_turns: list[UserTurn] = field(default_factory=list)
+    model_turns: list[ModelTurn] = field(default_factory=list)
+    end: End | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.original, Photograph):
+            self.original = Photograph(self.original)
+
+    def opening(self, shown: Image.Image | None = None) -> UserTurn:
+        """The first user turn. `shown` is the overview if the caller has it already (same budget)."""
+        shown = shown or self.original.overview(self.protocol.budget)
+        turn = UserTurn(
+            opening_text(self.question, self.protocol), shown, Frame(shown.size, (0, 0, *self.original.size))
+        )
+        self.user_turns.append(turn)
+        return turn
+
+    def reply(self, text: str, truncated: bool = False) -> UserTurn | None:
+        """Take the model's turn; return the environment's next one, or None if the episode is over."""
+        if self.end is not None or not self.user_turns:
+            raise RuntimeError("reply() needs an episode that was opened and has not ended.")
+        number, last = len(self.model_turns) + 1, len(self.model_turns) + 1 >= self.protocol.turns
+        answered = boxed(text) is not None
+        if last or (answered and (number > 1 or self.protocol.method is Method.ADAPTIVE)):
+            grounding = read_grounding(text, self._frame(), self.protocol.box) if self._names_box(number) else None
+            self.model_turns.append(ModelTurn(text, truncated, grounding))
+            self.end = End.ANSWERED if answered else End.TRUNCATED if truncated else End.NO_ANSWER
+            return None
+        grounding = read_grounding(text, self._frame(), self.protocol.box)
+        self.model_turns.append(ModelTurn(text, truncated, grounding))
+        turn = self._look_again(grounding, final=number + 1 >= self.protocol.turns)
+        self.user_turns.append(turn)
+        return turn
+
+    @property
+    def first_grounding(self) -> Grounding | None:
+        """The grounding of turn 1, None for a method that asks for no box."""
+        return self.model_turns[0].grounding if self.model_turns else None
+
+    def _names_box(self, number: int) -> bool:
+        return self.protocol.method is Method.GRPO and number == 1
+
+    def _frame(self) -> Frame:
+        latest = self.protocol.crop_frame is CropFrame.LATEST
+        frame = self.user_turns[-1 if latest else 0].frame
+        assert frame is not None  # every user turn of this protocol shows an image
+        return frame
+
+    def _look_again(self, grounding: Grounding, final: bool) -> UserTurn:
+        box = grounding.box_px_original
+        if grounding.status is BoxStatus.VALID and box is not None:
+            if box not in self.crops:
+                self.crops[box] = self.original.crop(box, self.protocol.budget)
+            shown, frame_box, intro = self.crops[box], box, SHOW_CROP
+        else:
+            overview_turn = self.user_turns[0]
+            assert overview_turn.image is not None
+            shown, frame_box, intro = overview_turn.image, (0, 0, *self.original.size), SHOW_AGAIN
+        return UserTurn(_reply_text(self.question, intro, final), shown, Frame(shown.size, frame_box))
+
+
+def neutral(text: str) -> str:
+    """Text from data with every special token broken apart, so that it can never become one.
+
+    Chat and vision tokens of all supported families are written `<|name|>`, or are one of a few tags; a space after the
+    first character is enough to keep a tokenizer from recognising them, and a reader still sees what was meant.
+    """
+    return _SPECIAL.sub(lambda match: match.group(0)[0] + " " + match.group(0)[1:], text)
+
+
+def opening_text(question: Question, protocol: Protocol) -> str:
+    """Text of the first user turn. For `mgpo` the choices are withheld: the box must come from the question alone."""
+    unit = protocol.box.coordinates
+    if protocol.method is Method.MGPO:
+        return neutral(question.question.strip()) + "\n" + ASK_REGION[unit]
+    if protocol.method is Method.GRPO:
+        return asked(question) + "\n" + ASK_REGION_AND_ANSWER[unit] + ask_answer(question)
+    if protocol.method is Method.ADAPTIVE:
+        return asked(question) + "\n" + ASK_REGION_IF_NEEDED[unit] + ask_answer(question)
+    return asked(question) + "\n" + ask_answer(question)
+
+
+def user_texts(question: Question, protocol: Protocol) -> list[str]:
+    """All that the environment may say to this question, the first user turn first."""
+    last = [True, False][: protocol.turns - 1]  # with K = 2 the second turn is the last
+    return [opening_text(question, protocol)] + [
+        _reply_text(question, intro, final) for intro in (SHOW_CROP, SHOW_AGAIN) for final in last
+    ]
+
+
+def _reply_text(question: Question, intro: str, final: bool) -> str:
+    return intro + "\n" + asked(question) + "\n" + ("" if final else ASK_MORE) + ask_answer(question)
+
+
+def asked(question: Question) -> str:
+    """The question with its lettered choices."""
+    lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices)]
+    return neutral("\n".join([question.question.strip(), *lines]))
+
+
+def ask_answer(question: Question) -> str:
+    """The request for the final answer."""
+    return ASK_LETTER if question.choices else ASK_TEXT

@@ -1,0 +1,98 @@
+"""The one question type that training, evaluation, inference and serving share."""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass
+from typing import Any
+
+LETTERS = string.ascii_uppercase
+Box = tuple[int, int, int, int]
+MAX_COORDINATE = 2**31
+"""Pixels; no image has a side as long."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about an image.
+
+    Attributes:
+        image: a path, bytes, a Hugging Face `{"bytes", "path"}` row or a PIL image; opened by `mgpo.images.imaging` only.
+        question: the question, without choices.
+        choices: texts of 2 to 26 choices, lettered A to Z in this order; empty for an open question.
+        answer: the right letter, or the answer's text for an open question; empty if unknown. Where a dataset gives one
+            letter to two choices, either is right: "D|E".
+        gold_boxes_px_original: boxes (x1, y1, x2, y2) of what must be seen, for metrics only: they reach neither prompt
+            nor reward.
+        category: what kind of question it is, for tables.
+        id: names the row in logs and errors.
+        source: file and row number that it was read from; empty if it was not read from a file.
+    """
+
+    image: Any
+    question: str
+    choices: tuple[str, ...] = ()
+    answer: str = ""
+    gold_boxes_px_original: tuple[Box, ...] = ()
+    category: str = ""
+    id: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        where = f"Question {self.id!r}" if self.id else "A question"
+        if not isinstance(self.question, str) or not isinstance(self.answer, str):
+            raise ValueError(f"{where} needs a question and an answer that are text.")
+        if not self.question.strip():
+            raise ValueError(f"{where} has no text.")
+        if self.choices and not 2 <= len(self.choices) <= len(LETTERS):
+            raise ValueError(f"{where} has {len(self.choices)} choices; 2 to {len(LETTERS)} are supported.")
+        if self.choices and self.answer and not set(self.answer.split("|")) <= set(LETTERS[: len(self.choices)]):
+            raise ValueError(
+                f"{where} has the answer {self.answer!r}, which is none of its letters {LETTERS[: len(self.choices)]}."
+            )
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Question:
+        """From a dataset row with this class' fields as columns (`gold_boxes` is accepted for the boxes).
+
+        Raises:
+            ValueError: the row has no image or no question; the message names the row's id.
+        """
+        name = _as_text(row.get("id"), "id", "")
+        for field in ("image", "question"):
+            if row.get(field) is None:
+                raise ValueError(f"Row {name!r} has no {field!r} column. Needed are: image, question, choices, answer.")
+        boxes = row.get("gold_boxes_px_original") or row.get("gold_boxes") or ()
+        choices, answer = row.get("choices") or (), row.get("answer")
+        if not isinstance(choices, (list, tuple)):
+            raise ValueError(f"Row {name!r} has {type(choices).__name__} as 'choices'. Needed is a list of texts.")
+        try:
+            boxes = tuple((int(x1), int(y1), int(x2), int(y2)) for x1, y1, x2, y2 in boxes)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"Row {name!r} has a gold box that is not four numbers (x1, y1, x2, y2).") from error
+        if any(abs(side) > MAX_COORDINATE for box in boxes for side in box):
+            raise ValueError(f"Row {name!r} has a gold box beyond any image.")
+        return cls(
+            image=row["image"],
+            question=row["question"],
+            choices=tuple(_as_text(choice, "choices", name) for choice in choices),
+            answer="" if answer is None else answer,
+            gold_boxes_px_original=boxes,
+            category=_as_text(row.get("category"), "category", name),
+            id=name,
+            source=row.get("source") or "",
+        )
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of guessing: right letters over the number of choices, 0 for an open question."""
+        return len(self.answer.split("|")) / len(self.choices) if self.choices else 0.0
+
+
+def _as_text(value: Any, column: str, name: str) -> str:
+    """Text of a cell that people also write as a number; nothing for an empty one, which no choice may be."""
+    if value is None and column != "choices":
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(f"Row {name!r} has {type(value).__name__} in {column!r}. Needed is text.")
+    return str(value)

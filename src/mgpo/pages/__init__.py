@@ -1,0 +1,1 @@
+"""Reports, curves and the viewer: what a run or an evaluation looks like."""

@@ -1,0 +1,280 @@
+"""`mgpo validate RECIPE`: what a recipe will do, in numbers, and whether it can run. Loads no weights, asks no network.
+
+    mgpo validate recipes/qwen2_5_vl_7b_mgpo.yaml --num_gpus 32
+
+The recipe is parsed as `mgpo train` parses it, with two differences. It is taken to run on `num_gpus` devices (1 unless
+given; a setting of this command only), since TRL derives the generation batch from their number. And it is built with
+`use_cpu`, so that a recipe for GPUs can be checked on a laptop: transformers refuses `bf16` and `tf32` without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import re
+from pathlib import Path
+
+import yaml
+
+from mgpo.config import SFT, DataArguments, MGPOConfig
+from mgpo.data.loading import load_rows, refused
+from mgpo.images.imaging import PixelBudget
+from mgpo.method.grounding import Coordinates
+from mgpo.method.protocol import Protocol
+from mgpo.planning.memory import memory_lines
+from mgpo.policies.families import coordinates_of_name, default_coordinates
+from mgpo.policies.loading import budget_of, load_processor, resolve
+from mgpo.training.run import enough_questions, parse
+
+QWEN2_5_VL_CONTEXT = 128_000
+"""What the hub's Qwen2.5-VL checkpoints state themselves, so that nothing needs to be fetched."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFacts:
+    """What a checkpoint says of itself; None where that is not known without fetching it.
+
+    Attributes:
+        context: `max_position_embeddings`, in tokens.
+        budget: its pixel budget where the recipe sets none (`mgpo.policies.loading.own_budget`).
+        coordinates: how its family writes boxes.
+    """
+
+    context: int | None = None
+    budget: PixelBudget | None = None
+    coordinates: Coordinates | None = None
+
+
+def validate_recipe(recipe: Path, overrides: list[str]) -> list[str]:
+    """Check a recipe.
+
+    Args:
+        recipe: a YAML file.
+        overrides: further settings as on the command line of `mgpo train`, and `--num_gpus N`.
+
+    Returns:
+        Lines to read: batches, tokens, memory, data. A line that starts with "note:" deserves attention.
+
+    Raises:
+        ValueError: the recipe cannot run; the message is a sentence that says why and what would.
+    """
+    devices, data, config = _read(recipe, overrides)
+    facts = model_facts(data.model_name_or_path)
+    protocol = config.protocol(facts.budget or PixelBudget(), facts.coordinates)
+    images_known = facts.budget is not None or config.max_pixels is not None
+    lines = [f"{recipe}: {config.method} from {data.model_name_or_path} on {_count(devices, 'device')}"]
+    if config.method == SFT:
+        lines += _sft_lines(config, devices)
+    else:
+        lines += _batch_lines(config, devices)
+    lines += _pixel_lines(protocol, images_known)
+    parts = None if config.method == SFT else config.episode_parts(protocol)
+    if parts is not None:
+        config.check_vllm_length(protocol)
+        lines += _token_lines(parts, config, protocol, facts.context, images_known)
+    lines += memory_lines(data, config, devices, sum(parts.values()) if parts else None)
+    lines += _dataset_lines(data, config)
+    if config.bf16 or config.fp16:
+        lines.append("note: mixed precision (bf16, fp16) is taken as given: whether the GPU has it was not tried")
+    return lines
+
+
+def model_facts(name: str) -> ModelFacts:
+    """Context and pixel budget of a policy: read from a folder, known for Qwen2.5-VL of the hub, else unknown.
+
+    Raises:
+        ValueError: the folder is no checkpoint.
+    """
+    try:
+        folder = Path(resolve(name))
+    except FileNotFoundError as error:
+        raise ValueError(f"model_name_or_path: {error}") from error
+    if not folder.is_dir():
+        if re.search(r"Qwen2\.5-VL-\d+B", name):
+            return ModelFacts(QWEN2_5_VL_CONTEXT, PixelBudget.usual(), Coordinates.ABSOLUTE)
+        return ModelFacts(coordinates=coordinates_of_name(name) or Coordinates.ABSOLUTE)  # training asks its config
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        budget = budget_of(load_processor(name))
+    except ImportError:  # a family whose processor needs torchvision, on a machine without it
+        budget = None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model_name_or_path: {name} is no checkpoint with a processor ({error}).") from error
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return ModelFacts(context, budget, default_coordinates(config.model_type))
+
+
+def _read(recipe: Path, overrides: list[str]) -> tuple[int, DataArguments, MGPOConfig]:
+    """Number of devices and settings. What argparse would print before it exits becomes the error's sentence."""
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--num_gpus", "--num-gpus", type=int, default=1)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            mine, others = own.parse_known_args(overrides)
+            if mine.num_gpus < 1:
+                raise ValueError(f"num_gpus={mine.num_gpus}: at least one device is needed.")
+            data, config = parse(["--config", str(recipe), *others], _config_on(mine.num_gpus))
+    except SystemExit as error:
+        raise ValueError(f"{recipe}: {said.getvalue().rpartition('error: ')[2].strip()}.") from error
+    except (TypeError, yaml.YAMLError) as error:
+        raise ValueError(f"{recipe} cannot be read: {error}") from error
+    _check_numbers(data)
+    return mine.num_gpus, data, config
+
+
+def _config_on(devices: int) -> type[MGPOConfig]:
+    """`MGPOConfig` as it would be built on so many devices, whatever this machine has; its own checks come first."""
+
+    class ConfigOn(MGPOConfig):
+        world_size = property(lambda self: devices)
+
+        def __post_init__(self) -> None:
+            _check_numbers(self)
+            _check_groups(self, devices)
+            self.use_cpu, self.tf32 = True, None
+            super().__post_init__()
+
+    return ConfigOn
+
+
+def _check_numbers(settings: DataArguments | MGPOConfig) -> None:
+    """YAML hands over whatever was written; argparse checks the types of the command line only."""
+    for field in dataclasses.fields(settings):
+        kind, value = getattr(field.type, "__name__", field.type), getattr(settings, field.name)
+        if value is field.default:  # some of transformers' defaults are None where the type says float
+            continue
+        if kind == "int" and type(value) is not int:
+            raise ValueError(f"{field.name} must be a whole number, not {value!r}.")
+        if kind == "float" and type(value) not in (int, float):
+            raise ValueError(f"{field.name} must be a number, not {value!r}.")
+
+
+def _check_groups(config: MGPOConfig, devices: int) -> None:
+    """Rollouts of one generation must be whole groups of `num_generations`."""
+    size, group = config.per_device_train_batch_size, config.num_generations
+    steps = config.steps_per_generation or config.gradient_accumulation_steps
+    if group < 2:
+        raise ValueError(f"num_generations={group}: an advantage compares at least 2 rollouts of a question.")
+    if config.generation_batch_size is None and size * steps * devices % group:
+        name = "steps_per_generation" if config.steps_per_generation else "gradient_accumulation_steps"
+        raise ValueError(
+            f"A generation of {size} per_device_train_batch_size x {steps} {name} x {_count(devices, 'device')} = "
+            f"{size * steps * devices} rollouts cannot be split into groups of num_generations={group}. Make it a "
+            f"multiple of {group} (--num_gpus says for how many devices this is checked)."
+        )
+
+
+def _batch_lines(config: MGPOConfig, devices: int) -> list[str]:
+    """Rollouts per generation and per update, and what follows from their ratio."""
+    size, group = config.per_device_train_batch_size, config.num_generations
+    steps, accumulated = config.steps_per_generation, config.gradient_accumulation_steps
+    generated, updated = size * steps * devices, size * accumulated * devices
+    updates = steps * config.num_iterations / accumulated  # per generation
+    lines = [
+        f"rollouts per generation: {_product(size, steps, devices)} = "
+        f"{_count(generated // group, 'question')} x {group}",
+        f"rollouts per update: {_product(size, accumulated, devices)} = "
+        f"{_count(updated / group, 'question')} x {group}; {_count(updates, 'update')} per generation",
+    ]
+    # TRL's own condition (GRPOTrainer._generate_and_score_completions).
+    if config.use_vllm and config.vllm_importance_sampling_correction:
+        lines.append("old log-probabilities: recomputed, to compare with what vLLM sampled by")
+    elif accumulated % (steps * config.num_iterations):
+        lines.append("old log-probabilities: recomputed, since later updates see rollouts of an older policy")
+    else:
+        lines.append("old log-probabilities: not recomputed, since every update uses rollouts of the current policy")
+    if (steps * config.num_iterations) % accumulated and accumulated % (steps * config.num_iterations):
+        lines.append(
+            f"note: some updates mix old and new rollouts; make steps_per_generation={steps} a multiple of "
+            f"gradient_accumulation_steps={accumulated}"
+        )
+    if config.max_steps > 0:
+        asked = config.max_steps * updated / config.num_iterations / group
+        lines.append(
+            f"in all: {_count(config.max_steps, 'update')} = "
+            f"{_count(config.max_steps / updates, 'generation')} = {_count(asked, 'question')}"
+        )
+    return lines
+
+
+def _sft_lines(config: MGPOConfig, devices: int) -> list[str]:
+    size, accumulated = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    batch = size * accumulated * devices
+    lines = [f"questions per update: {_product(size, accumulated, devices)}; no rollouts"]
+    if config.max_steps > 0:
+        lines.append(f"in all: {_count(config.max_steps, 'update')} = {_count(config.max_steps * batch, 'question')}")
+    return lines
+
+
+def _pixel_lines(protocol: Protocol, known: bool) -> list[str]:
+    if not known:
+        return ["note: the model's pixel budget is not known here; set max_pixels to see the tokens of images"]
+    budget, side = protocol.budget, protocol.budget.factor
+    low = -(-budget.min_pixels // side**2)
+    return [
+        f"visual tokens: {low} to {budget.max_tokens} per image ({budget.min_pixels} to {budget.max_pixels} pixels, "
+        f"{side} x {side} pixels each)"
+    ]
+
+
+def _token_lines(
+    parts: dict[str, int], config: MGPOConfig, protocol: Protocol, context: int | None, images_known: bool
+) -> list[str]:
+    """The longest episode against `max_completion_length` and the model's context."""
+    if not images_known:
+        parts = {name: count for name, count in parts.items() if name not in ("overview", "crop")}
+    words = " + ".join(f"{count} {name}" for name, count in parts.items())
+    total = sum(parts.values())
+    after = total - parts["question"] - parts.get("overview", 0)
+    if 0 < (config.max_completion_length or 0) < after:
+        raise ValueError(
+            f"max_completion_length={config.max_completion_length} cannot hold the longest episode, {words}: {after} "
+            f"tokens come after the first user turn. Set max_completion_length to {after}, or leave it out to have it "
+            "computed."
+        )
+    if images_known:
+        config.fit_context(protocol, context)
+    images = "" if images_known else f" and {_count(protocol.turns, 'image')}"
+    holds = "how many the model holds is not known here" if context is None else f"the model holds {context}"
+    return [f"longest episode: {words} = {total} tokens{images}, {after} after the first user turn; {holds}"]
+
+
+def _dataset_lines(data: DataArguments, config: MGPOConfig) -> list[str]:
+    """Where the questions are, and whether they suffice for one generation (TRL drops an incomplete one)."""
+    name, split = data.dataset_name, data.dataset_split
+    path = Path(name)
+    if name == "needle":
+        rows, lines = data.dataset_size, [f"dataset: needle, {data.dataset_size} questions, seed {data.dataset_seed}"]
+    elif path.exists():
+        try:
+            loaded = load_rows(name, split)
+        except FileNotFoundError as error:
+            return [f"note: dataset: {error}"]
+        rows = len(loaded.places)
+        if loaded.bad and data.on_bad_row == "fail":
+            raise refused(loaded.bad, rows, name)
+        lines = [f"dataset: {name}, {rows} questions"]
+        if loaded.bad:
+            lines.append(
+                f"note: dataset: {len(loaded.bad)} rows cannot be used and will be skipped, the first: {loaded.bad[0]}"
+            )
+    else:
+        return [f"note: dataset: {name} is no file or folder here, so training would look for it on the hub"]
+    enough_questions(config, rows, name)
+    return lines
+
+
+def _product(size: int, batches: int, devices: int) -> str:
+    per_device = f"{size} per device x {_count(batches, 'batch')} x {_count(devices, 'device')}"
+    return f"{per_device} = {size * batches * devices}"
+
+
+def _count(number: float, what: str) -> str:
+    number = int(number) if number == int(number) else round(number, 2)
+    plural = what + ("es" if what.endswith("ch") else "s")
+    return f"{number} {what if number == 1 else plural}"

@@ -1,0 +1,98 @@
+"""A policy behind an OpenAI-compatible endpoint (`vllm serve`, a hosted model): the two turns go through the client.
+
+The server renders its own chat template and processes the images itself. They are sent at a size on the model's grid and
+within the protocol's budget, as PNG, so a server whose budget is at least as large changes nothing about them.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from PIL import Image
+
+from mgpo.images.imaging import PixelBudget
+from mgpo.method.protocol import UserTurn
+from mgpo.policies.client import openai_client
+from mgpo.policies.families import coordinates_of_name
+from mgpo.policies.rollout import Said
+
+KEY = "MGPO_ENDPOINT_KEY"
+SECONDS = 300.0
+AT_ONCE = 16
+
+
+class EndpointPolicy:
+    """A served model.
+
+    Args:
+        endpoint: base URL, e.g. http://localhost:8000/v1. A key is taken from the environment variable MGPO_ENDPOINT_KEY.
+        model: the name that the server knows it by; it tells how the family writes boxes, if it names one that is known.
+        budget: pixel budget of each image; the method's.
+
+    Raises:
+        ValueError: the package `openai` is missing (`pip install "mgpo[endpoint]"`), or the URL holds a secret.
+    """
+
+    def __init__(self, endpoint: str, model: str, budget: PixelBudget = PixelBudget()) -> None:
+        self._client = openai_client(endpoint, KEY, SECONDS)
+        import openai
+
+        self._failure = openai.OpenAIError
+        self.model, self.budget = model, budget
+        self.coordinates = coordinates_of_name(model)
+
+    def set_budget(self, budget: PixelBudget) -> None:
+        """Every image will be within this budget."""
+        self.budget = budget
+
+    def open(self, turn: UserTurn) -> list[dict[str, Any]]:
+        """Messages of a conversation that consists of one user turn."""
+        return [_message(turn)]
+
+    def follow(self, conversation: list[dict[str, Any]], said: Said, turn: UserTurn) -> None:
+        """Append what the model said and the next user turn."""
+        conversation += [{"role": "assistant", "content": said.text}, _message(turn)]
+
+    def write(self, text: str) -> Said:
+        """A turn with this text, as if the model had said it."""
+        return Said([], text, False)
+
+    def say(
+        self, conversations: Sequence[list[dict[str, Any]]], max_new_tokens: int, temperature: float = 0.0
+    ) -> list[Said]:
+        """The model's next turn in each conversation; several requests are on their way at once.
+
+        Raises:
+            ConnectionError: the endpoint refused or did not answer in time; the message is its own.
+        """
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return list(pool.map(lambda c: self._one(c, max_new_tokens, temperature), conversations))
+
+    def _one(self, conversation: list[dict[str, Any]], limit: int, temperature: float) -> Said:
+        try:
+            reply = self._client.chat.completions.create(
+                model=self.model, messages=conversation, max_tokens=limit, temperature=temperature
+            )
+        except self._failure as error:
+            reply = getattr(getattr(error, "response", None), "text", "")[:500]
+            raise ConnectionError(f"{self._client.base_url} failed: {error} {reply}".rstrip()) from error
+        choice = reply.choices[0]
+        return Said([], choice.message.content or "", choice.finish_reason == "length")
+
+
+def _message(turn: UserTurn) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = []
+    if turn.image is not None:
+        parts.append({"type": "image_url", "image_url": {"url": png_uri(turn.image)}})
+    return {"role": "user", "content": [*parts, {"type": "text", "text": turn.text}]}
+
+
+def png_uri(image: Image.Image) -> str:
+    """An image as a data URI."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

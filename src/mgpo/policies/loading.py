@@ -1,0 +1,164 @@
+"""Loading of a policy: model and processor, with and without torchvision.
+
+`mgpo-tiny` names the checkpoint that the package ships; everything else is a folder or a hub id.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor as _FullProcessor
+from transformers.utils import logging
+
+from mgpo.images.imaging import PixelBudget
+
+TINY = "mgpo-tiny"
+
+
+class Qwen2_5_VLProcessor(_FullProcessor):
+    """Qwen2.5-VL's processor without its video half, which cannot be built where torchvision is missing.
+
+    It keeps the upstream name, so that a folder it saves is loaded by plain transformers.
+    """
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **_: Any) -> None:
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+def resolve(name_or_path: str) -> str:
+    """Folder or hub id of a policy; `mgpo-tiny` is the shipped checkpoint.
+
+    Raises:
+        FileNotFoundError: it looks like a folder, but no model lies there.
+    """
+    if name_or_path == TINY:
+        return str(files("mgpo") / "assets" / TINY)
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise FileNotFoundError(
+                f"{name_or_path} holds no model (no config.json). Name a finished run or a checkpoint."
+            )
+    elif name_or_path.count("/") != 1 or name_or_path.startswith((".", "/", "~", "runs/")):
+        raise FileNotFoundError(f"There is no model: the folder {name_or_path} does not exist.")
+    return name_or_path
+
+
+def has_torchvision() -> bool:
+    """Whether torchvision is there and works (a CUDA build beside CPU torch is there and does not)."""
+    if importlib.util.find_spec("torchvision") is None:
+        return False
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError, OSError):
+        return False
+    return True
+
+
+def load_processor(name_or_path: str, budget: PixelBudget | None = None) -> Any:
+    """The processor of a policy.
+
+    Args:
+        name_or_path: `mgpo-tiny`, a folder or a hub id. A LoRA folder without a processor falls back to its base's.
+        budget: pixel budget to set in the processor, so that a processor that is called directly agrees with
+            `mgpo.images.imaging`; what `own_budget` says if None.
+    """
+    path = resolve(name_or_path)
+    adapter = Path(path) / "adapter_config.json"
+    if adapter.is_file() and not (Path(path) / "tokenizer_config.json").is_file():
+        path = resolve(json.loads(adapter.read_text())["base_model_name_or_path"])
+    if has_torchvision():
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+    else:
+        model_type = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
+        if model_type not in {"qwen2_5_vl", "qwen2_vl"}:
+            raise ImportError(
+                f"The processor of a {model_type} model needs torchvision, which is missing or does not fit the "
+                "installed torch. Install the torchvision that belongs to your torch."
+            )
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        images = AutoImageProcessor.from_pretrained(path, trust_remote_code=False, backend="pil")
+        processor = Qwen2_5_VLProcessor(images, tokenizer, chat_template=tokenizer.chat_template)
+    processor.tokenizer.padding_side = "left"  # Qwen's own is right; generation and TRL's token types need left
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    set_budget(processor, budget or own_budget(name_or_path, processor))
+    return processor
+
+
+def load_model(name_or_path: str, dtype: str | torch.dtype = "auto", device: str | None = None) -> PreTrainedModel:
+    """The model of a policy, in evaluation mode; a LoRA folder is merged into its base.
+
+    Only safetensors are read: a pickled checkpoint is refused.
+    """
+    logging.disable_progress_bar()  # a bar per checkpoint tears the bar of the work that loads it
+    path = resolve(name_or_path)
+    adapter = Path(path) / "adapter_config.json"
+    base = resolve(json.loads(adapter.read_text())["base_model_name_or_path"]) if adapter.is_file() else path
+    model = AutoModelForImageTextToText.from_pretrained(
+        base, dtype=dtype, use_safetensors=True, trust_remote_code=False
+    )
+    if adapter.is_file():
+        from peft import PeftModel
+
+        if not adapter.with_name("adapter_model.safetensors").is_file():  # peft would read a pickle then
+            raise OSError(f"{path} has no adapter_model.safetensors. Only safetensors are read; convert what is there.")
+        model = PeftModel.from_pretrained(model, path, use_safetensors=True).merge_and_unload()
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+
+
+def trained_with(name_or_path: str) -> dict[str, Any]:
+    """Settings of the run that left a model (`config.yaml` beside it, or above its checkpoint); empty without one."""
+    if not name_or_path:  # a model that was made in memory
+        return {}
+    folder = Path(resolve(name_or_path) if name_or_path == TINY else name_or_path)
+    run = folder.parent if folder.name.startswith("checkpoint-") else folder
+    file = run / "config.yaml"
+    return yaml.safe_load(file.read_text()) or {} if file.is_file() else {}
+
+
+def own_budget(name_or_path: str, processor: Any) -> PixelBudget:
+    """The pixel budget of a policy where nothing else is asked for: its run's, else the method's 256 to 1280 visual tokens.
+
+    The numbers in a processor's own configuration are limits of the family, not a way to look: the hub's Qwen2.5-VL
+    states 4 to 16,384 tokens, with which a crop is not enlarged and an overview hardly shrunk.
+    """
+    images, settings = processor.image_processor, trained_with(name_or_path)
+    usual = PixelBudget.usual(images.patch_size * images.merge_size)
+    return usual.changed(settings.get("min_pixels"), settings.get("max_pixels"))
+
+
+def budget_of(processor: Any) -> PixelBudget:
+    """The pixel budget that a processor is set to."""
+    size, images = dict(processor.image_processor.size), processor.image_processor
+    return PixelBudget(size["shortest_edge"], size["longest_edge"], images.patch_size * images.merge_size)
+
+
+def set_budget(processor: Any, budget: PixelBudget) -> None:
+    """Set a processor to a pixel budget."""
+    processor.image_processor.size = {"shortest_edge": budget.min_pixels, "longest_edge": budget.max_pixels}
+
+
+def model_type_of(model: Any) -> str:
+    """Model type of a loaded model, a folder or a hub id."""
+    if not isinstance(model, str):
+        return model.config.model_type
+    return AutoConfig.from_pretrained(resolve(model), trust_remote_code=False).model_type

@@ -1,0 +1,158 @@
+"""A policy in this process: a transformers model that continues conversations given as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import GenerationConfig
+
+from mgpo.images.imaging import PixelBudget
+from mgpo.method.grounding import Coordinates
+from mgpo.method.protocol import UserTurn
+from mgpo.policies.families import default_coordinates
+from mgpo.policies.loading import budget_of, load_model, load_processor, set_budget
+from mgpo.policies.rollout import Said
+from mgpo.policies.shared.packed import use_packed_attention
+from mgpo.policies.shared.rollout import SharedRollout
+from mgpo.policies.shared.vision_cache import remember_towers
+from mgpo.policies.tokens import TurnTokens
+
+
+@dataclass
+class Conversation:
+    """What was said so far: token ids and the images behind their placeholders, in order."""
+
+    ids: list[int]
+    images: list[Image.Image]
+
+
+class TokenPolicy:
+    """A policy whose conversations are token ids: what was said is kept as it was sampled."""
+
+    tokens: TurnTokens
+
+    def open(self, turn: UserTurn) -> Conversation:
+        """A conversation that consists of one user turn."""
+        return Conversation(self.tokens.opening(turn), [turn.image] if turn.image is not None else [])
+
+    def follow(self, conversation: Conversation, said: Said, turn: UserTurn) -> None:
+        """Append what the model said and the next user turn."""
+        conversation.ids += said.ids + self.tokens.reply(turn, closed=said.ids[-1:] == [self.tokens.eos_id])
+        if turn.image is not None:
+            conversation.images.append(turn.image)
+
+    def go_on(self, conversations: Sequence[Conversation], begun: str, max_new_tokens: int) -> list[Said]:
+        """The model's next turn in each conversation, greedy, begun with a text that is put into its mouth."""
+        ids = self.tokens.tokenizer(begun, add_special_tokens=False)["input_ids"]
+        started = [Conversation(c.ids + ids, list(c.images)) for c in conversations]
+        rest = self.say(started, max(1, max_new_tokens - len(ids)))
+        return [Said(ids + said.ids, begun + said.text, said.truncated) for said in rest]
+
+    def write(self, text: str) -> Said:
+        """A turn with this text, as if the model had said it."""
+        ids = self.tokens.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return Said([*ids, self.tokens.eos_id], text, False)
+
+
+class LocalPolicy(TokenPolicy):
+    """A transformers model and its processor. A later turn goes on from what was computed in the one before.
+
+    Args:
+        model: a loaded vision-language model.
+        processor: its processor.
+    """
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model, processor
+        self.tokens = TurnTokens(processor)
+        self._banned = self.tokens.banned_ids()
+        own = model.generation_config.eos_token_id
+        own = own if isinstance(own, list) else [] if own is None else [own]
+        self._ends = sorted({self.tokens.eos_id, *own})
+        self._shared: SharedRollout | None = None
+        try:
+            use_packed_attention(model)
+        except ValueError:
+            return  # another family, or another attention: every turn reads the whole conversation
+        self._shared = SharedRollout(self.tokens, self.tokens.tokenizer.pad_token_id, self._ends)
+
+    @classmethod
+    def load(cls, name_or_path: str, budget: PixelBudget | None = None, dtype: str = "auto") -> LocalPolicy:
+        """From `mgpo-tiny`, a folder or a hub id; it is not to be trained, and sees each image once."""
+        model = load_model(name_or_path, dtype).requires_grad_(False)
+        remember_towers(model)
+        return cls(model, load_processor(name_or_path, budget))
+
+    @property
+    def budget(self) -> PixelBudget:
+        """What its processor is set to."""
+        return budget_of(self.processor)
+
+    @property
+    def coordinates(self) -> Coordinates | None:
+        """How its family writes boxes; None if that is not known."""
+        return default_coordinates(self.model.config.model_type)
+
+    def set_budget(self, budget: PixelBudget) -> None:
+        """Make the processor agree with the protocol's pixel budget."""
+        set_budget(self.processor, budget)
+
+    @torch.no_grad()
+    def say(self, conversations: Sequence[Conversation], max_new_tokens: int, temperature: float = 0.0) -> list[Said]:
+        """The model's next turn in each conversation, generated as one batch.
+
+        Args:
+            conversations: they may differ in length and number of images.
+            max_new_tokens: limit of the turn.
+            temperature: 0 decodes greedily.
+        """
+        for row, conversation in enumerate(conversations):
+            self.tokens.check(conversation.ids, conversation.images, f"number {row} of the batch")
+        # All of it said here: what is left out would come from the checkpoint (Qwen ships a repetition penalty).
+        sampling: dict[str, Any] = {"do_sample": temperature > 0, "num_beams": 1, "repetition_penalty": 1.0}
+        if temperature > 0:
+            sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": None}
+        config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            suppress_tokens=self._banned,
+            eos_token_id=self._ends,
+            pad_token_id=self.tokens.tokenizer.pad_token_id,
+            **sampling,
+        )
+        if self._shared is not None:
+            said = self._shared.speak(
+                self.model, [c.ids for c in conversations], [c.images for c in conversations], config
+            )
+        else:
+            said = self._plainly(conversations, config)
+        return [self._said(ids) for ids in said]
+
+    def _plainly(self, conversations: Sequence[Conversation], config: GenerationConfig) -> list[list[int]]:
+        """`generate` over whole conversations, for models whose prompts cannot be kept."""
+        width, device = max(len(c.ids) for c in conversations), self.model.device
+        ids = torch.full((len(conversations), width), self.tokens.tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for row, conversation in enumerate(conversations):
+            ids[row, width - len(conversation.ids) :] = torch.tensor(conversation.ids)
+            mask[row, width - len(conversation.ids) :] = 1
+        images = [image for c in conversations for image in c.images]
+        vision = self.tokens.pixels(images) if images else {}
+        out = self.model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            mm_token_type_ids=(ids == self.tokens.image_token_id).int().to(device),
+            **{name: value.to(device) for name, value in vision.items()},
+            generation_config=config,
+        )
+        return [row[width:].tolist() for row in out]
+
+    def _said(self, ids: list[int]) -> Said:
+        end = next((at for at, token in enumerate(ids) if token in self._ends), None)
+        if end is not None:
+            ids = ids[: end + 1]
+        text = self.tokens.tokenizer.decode(ids, skip_special_tokens=True)
+        return Said(ids, text, end is None)

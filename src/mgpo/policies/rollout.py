@@ -1,0 +1,115 @@
+"""A policy and an environment, turn by turn: the one loop behind training, evaluation, `mgpo ask` and serving.
+
+A policy is whatever continues conversations: a model in this process (`mgpo.policies.local`), the model in training
+(`mgpo.training.turns`), or a server behind an endpoint (`mgpo.policies.endpoint`). How it keeps a conversation, as token ids
+or as messages, is its own affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mgpo.images.imaging import PixelBudget
+from mgpo.method.grounding import Coordinates
+from mgpo.method.protocol import Episode, Method, UserTurn
+from mgpo.method.protocol import Protocol as TurnProtocol
+
+
+@dataclass(frozen=True)
+class Said:
+    """One turn of the model. `truncated`: it hit its token limit before it ended. `ids`: its tokens, where they are known."""
+
+    ids: list[int]
+    text: str
+    truncated: bool
+
+
+class Policy(Protocol):
+    """Who speaks. A conversation is opaque to others. `budget` and `coordinates` (None: not known) are what its model is used to."""
+
+    @property
+    def budget(self) -> PixelBudget: ...
+
+    @property
+    def coordinates(self) -> Coordinates | None: ...
+
+    def set_budget(self, budget: PixelBudget) -> None:
+        """Every image will be within this budget."""
+
+    def open(self, turn: UserTurn) -> Any:
+        """A conversation that consists of one user turn."""
+
+    def follow(self, conversation: Any, said: Said, turn: UserTurn) -> None:
+        """Append what the model said and the next user turn."""
+
+    def say(self, conversations: Sequence[Any], max_new_tokens: int, temperature: float = 0.0) -> list[Said]:
+        """The model's next turn in each conversation."""
+
+    # A policy that sets `collective` is asked for all conversations in every turn, ended ones too, until the last turn: calls to
+    # a model whose weights are sharded must be the same on every process.
+    # A policy whose model is in this process also has `go_on(conversations, begun, max_new_tokens)`: see `mgpo.policies.local`.
+
+    def write(self, text: str) -> Said:
+        """A turn with this text, as if the model had said it: what a control puts in the place of the model's own."""
+
+
+@dataclass(frozen=True)
+class TurnLimits:
+    """New-token limits: of a turn that names a region, and of the last turn."""
+
+    grounding: int = 128
+    answer: int = 512
+
+
+def run_episodes(
+    policy: Policy,
+    episodes: Sequence[Episode],
+    limits: TurnLimits,
+    temperature: float = 0.0,
+    turns: int | None = None,
+    on_turn: Callable[[int], None] | None = None,
+) -> list[list[Said]]:
+    """Run episodes to their end, all of them as one batch per turn.
+
+    Args:
+        policy: who speaks.
+        episodes: fresh episodes, one protocol; they are filled in place. Ones that were opened already start from there.
+        limits: token limits of the turns.
+        temperature: 0 decodes greedily.
+        turns: stop after so many turns of the model, even if an episode has not ended.
+        on_turn: told the index of each episode as soon as its turn was read.
+
+    Returns:
+        What the model said in each episode, turn by turn.
+    """
+    heard: list[list[Said]] = [[] for _ in episodes]
+    conversations = [policy.open(e.user_turns[0] if e.user_turns else e.opening()) for e in episodes]
+    collective = getattr(policy, "collective", False)
+    running = list(range(len(episodes)))
+    for number in range(1, (turns or episodes[0].protocol.turns) + 1):
+        limit = limit_of(episodes[0].protocol, number, limits)
+        asked = range(len(episodes)) if collective else running
+        said = dict(zip(asked, policy.say([conversations[i] for i in asked], limit, temperature), strict=True))
+        still = []
+        for i in running:
+            heard[i].append(said[i])
+            reply = episodes[i].reply(said[i].text, said[i].truncated)
+            if on_turn is not None:
+                on_turn(i)
+            if reply is not None:
+                policy.follow(conversations[i], said[i], reply)
+                still.append(i)
+        running = still
+        if not running and not collective:
+            break
+    return heard
+
+
+def limit_of(protocol: TurnProtocol, number: int, limits: TurnLimits) -> int:
+    """The limit of new tokens of the model's turn `number`, from 1."""
+    if protocol.method is Method.GRPO or number == protocol.turns:
+        return limits.answer
+    only_a_box = number == 1 and protocol.method is not Method.ADAPTIVE
+    return limits.grounding if only_a_box else max(limits.grounding, limits.answer)

@@ -1,0 +1,1 @@
+"""Sampling and log-probabilities with each image and each prompt computed once per question."""

@@ -1,0 +1,236 @@
+"""Sampling with every prompt token computed once: rollouts share a question's prompt, later turns go on from earlier ones.
+
+Sampling itself is `model.generate`, as on the plain path, so settings and distribution are the same; it only finds its
+key-value cache filled. The cache is filled by one packed forward (`mgpo.policies.shared.packed`) per turn: over the unique prompts
+in the first, over what the environment added in the later ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import DynamicCache, GenerationConfig
+
+from mgpo.policies.shared.packed import Layers, Packed, Part, base_of
+from mgpo.policies.tokens import TurnTokens
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the model has computed of a conversation: its first tokens, images, and keys and values by layer."""
+
+    ids: list[int]
+    images: list[Image.Image]
+    layers: Layers
+
+
+class _Recorder:
+    """Stands in for a cache during a packed forward: hands keys and values back and writes them down."""
+
+    def __init__(self) -> None:
+        self.layers: Layers = []
+
+    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        self.layers.append((key[0], value[0]))
+        return key, value
+
+    def get_seq_length(self, *_: Any) -> int:
+        return 0
+
+
+class SharedRollout:
+    """Samples turns for a batch of conversations and remembers what it computed of them.
+
+    Args:
+        tokens: turns images of final size into pixel values and grids.
+        pad_id: token that fills a batch.
+        end_ids: tokens that end a turn.
+        row_tokens: a packed forward takes at most about this many tokens, which bounds its memory.
+    """
+
+    def __init__(self, tokens: TurnTokens, pad_id: int, end_ids: Sequence[int], row_tokens: int = 32_768) -> None:
+        self.tokens, self.pad_id, self.end_ids, self.row_tokens = tokens, pad_id, set(end_ids), row_tokens
+        self._kept: list[Kept | None] = []
+
+    def forget(self) -> None:
+        """Drop what is remembered: the weights have changed, or the episodes are over."""
+        self._kept = []
+
+    @torch.no_grad()
+    def speak(
+        self,
+        model: Any,
+        ids: list[list[int]],
+        images: list[list[Image.Image]],
+        config: GenerationConfig,
+        last: bool = False,
+    ) -> list[list[int]]:
+        """The model's next turn in each conversation.
+
+        Args:
+            ids: conversations as token ids; those that go on from the last call are recognised by their beginning.
+            images: the images behind their placeholders.
+            config: how to sample.
+            last: nothing follows, so nothing is remembered.
+
+        Returns:
+            New token ids of each, up to and including its end-of-turn token, if it said one.
+        """
+        positions, deltas = self._positions(model, ids, images)
+        before = [self._known(i, row, images[i]) for i, row in enumerate(ids)]
+        filled = self._fill_all(model, ids, images, before, positions)
+        before.clear()
+        self.forget()  # the padded cache of the turn before is freed before the next one is made
+        said, layers = self._sample(model, ids, filled, deltas, config)
+        if last:
+            return said
+        self._keep(ids, images, said, layers)
+        return said
+
+    def _keep(
+        self, ids: list[list[int]], images: list[list[Image.Image]], said: list[list[int]], layers: Layers
+    ) -> None:
+        """Remember each conversation but for its last token, which was sampled and not yet computed."""
+        width = max(map(len, ids))
+        for i, (row, spoken, shown) in enumerate(zip(ids, said, images, strict=True)):
+            computed = slice(width - len(row), width + len(spoken) - 1)
+            self._kept.append(
+                Kept(row + spoken[:-1], list(shown), [(k[i, :, computed], v[i, :, computed]) for k, v in layers])
+            )
+
+    def _known(self, i: int, ids: list[int], images: list[Image.Image]) -> Kept | None:
+        """What is remembered of a conversation, up to its last token: sampling begins there."""
+        kept = self._kept[i] if i < len(self._kept) else None
+        if kept is None:
+            return None
+        known = min(len(kept.ids), len(ids) - 1)
+        same = len(kept.images) <= len(images) and all(a is b for a, b in zip(kept.images, images))
+        if not same or kept.ids[:known] != ids[:known]:
+            return None
+        return Kept(ids[:known], kept.images, [(k[:, :known], v[:, :known]) for k, v in kept.layers])
+
+    def _fill_all(
+        self,
+        model: Any,
+        ids: list[list[int]],
+        images: list[list[Image.Image]],
+        before: list[Kept | None],
+        positions: torch.Tensor,
+    ) -> list[Layers]:
+        """Keys and values of each conversation without its last token; equal ones are computed once."""
+        unique: dict[Any, list[int]] = {}
+        for i, row in enumerate(ids):
+            key = (tuple(row), tuple(map(id, images[i]))) if before[i] is None else i
+            unique.setdefault(key, []).append(i)
+        filled: list[Any] = [None] * len(ids)
+        for chunk in self._chunks(unique.values(), ids, before):
+            firsts = [members[0] for members in chunk]
+            new = self._fill(model, [(ids[i], images[i], before[i], positions[:, i]) for i in firsts])
+            for members, layers in zip(chunk, new, strict=True):
+                for i in members:
+                    filled[i] = layers
+        return filled
+
+    def _chunks(
+        self, groups: Iterable[list[int]], ids: list[list[int]], before: list[Kept | None]
+    ) -> list[list[list[int]]]:
+        """Groups of equal conversations, as many at a time as have `row_tokens` new tokens."""
+        chunks: list[list[list[int]]] = [[]]
+        size = 0
+        for members in groups:
+            kept = before[members[0]]
+            tokens = len(ids[members[0]]) - (len(kept.ids) if kept else 0)
+            if chunks[-1] and size + tokens > self.row_tokens:
+                chunks.append([])
+                size = 0
+            chunks[-1].append(members)
+            size += tokens
+        return chunks
+
+    def _positions(
+        self, model: Any, ids: list[list[int]], images: list[list[Image.Image]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """M-RoPE positions (3, rows, longest), padded right, and how far each row's next one is from its length."""
+        base = base_of(model)
+        width = max(map(len, ids))
+        padded = torch.full((len(ids), width), self.pad_id)
+        mask = torch.zeros_like(padded)
+        for i, row in enumerate(ids):
+            padded[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = 1
+        positions, deltas = base.get_rope_index(
+            padded,
+            mm_token_type_ids=((padded == base.config.image_token_id) & mask.bool()).int(),
+            image_grid_thw=torch.tensor([self.tokens.grid(image) for row in images for image in row]),
+            attention_mask=mask,
+        )
+        return positions, deltas
+
+    def _fill(self, model: Any, rows: list[tuple[list[int], list, Kept | None, torch.Tensor]]) -> list[Layers]:
+        """Keys and values of each conversation without its last token, in one packed forward over what is new."""
+        new_ids, positions, images, parts, past = [], [], [], [], []
+        for ids, shown, kept, position in rows:
+            known = len(kept.ids) if kept else 0
+            parts.append(Part(len(new_ids), len(new_ids) + len(ids) - 1 - known))
+            new_ids += ids[known:-1]
+            positions.append(position[:, known : len(ids) - 1])
+            images += shown[len(kept.images) :] if kept else shown
+            past.append(kept.layers if kept else None)
+        recorder, device = _Recorder(), model.device
+        vision = {name: value.to(device) for name, value in self.tokens.pixels(images).items()} if images else {}
+        if new_ids:
+            base_of(model)(
+                input_ids=torch.tensor([new_ids], device=device),
+                position_ids=torch.cat(positions, 1)[:, None].to(device),
+                attention_mask={"full_attention": Packed(tuple(parts), tuple(past))},
+                past_key_values=recorder,
+                use_cache=True,
+                **vision,
+            )
+        filled = []
+        for part, layers in zip(parts, past):
+            own = [(k[:, part.start : part.stop], v[:, part.start : part.stop]) for k, v in recorder.layers]
+            if layers is not None:
+                joined = zip(layers, own) if own else ((old, (old[0][:, :0], old[1][:, :0])) for old in layers)
+                own = [(torch.cat([a[0], b[0]], 1), torch.cat([a[1], b[1]], 1)) for a, b in joined]
+            filled.append(own)
+        return filled
+
+    def _sample(
+        self, model: Any, ids: list[list[int]], filled: list[Layers], deltas: torch.Tensor, config: GenerationConfig
+    ) -> tuple[list[list[int]], Layers]:
+        """`generate` over a filled cache; returns what was said, and keys and values (rows, heads, columns, size)."""
+        width, device = max(map(len, ids)), model.device
+        padded = torch.full((len(ids), width), self.pad_id)
+        mask = torch.zeros_like(padded)
+        for i, row in enumerate(ids):
+            padded[i, width - len(row) :] = torch.tensor(row)
+            mask[i, width - len(row) :] = 1
+        cache = DynamicCache(config=model.config.get_text_config())
+        for layer, (k, _) in enumerate(filled[0]):
+            keys = k.new_zeros(len(ids), k.shape[0], width - 1, k.shape[2])
+            values = torch.zeros_like(keys)
+            for i, layers in enumerate(filled):
+                keys[i, :, width - len(ids[i]) :], values[i, :, width - len(ids[i]) :] = layers[layer]
+            cache.update(keys, values, layer)
+        filled.clear()
+        base_of(model).rope_deltas = deltas.to(device)
+        config = copy(config)
+        config.return_dict_in_generate = True
+        out = model.generate(
+            input_ids=padded.to(device),
+            attention_mask=mask.to(device),
+            past_key_values=cache,
+            generation_config=config,
+        )
+        said = [self._until_end(row) for row in out.sequences[:, width:].tolist()]
+        return said, [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        end = next((at for at, token in enumerate(ids) if token in self.end_ids), len(ids))
+        return ids[: end + 1]

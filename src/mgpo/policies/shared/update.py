@@ -1,0 +1,147 @@
+"""The update's forward with every token once: prompts shared by rollouts, no padding, each unique image encoded once.
+
+TRL pads G copies of prompt + rollout into a batch. Here the batch becomes one packed row (`mgpo.policies.shared.packed`): a prompt
+without its last token, then for each of its rollouts that last token (each rollout's first token is predicted from it)
+and the rollout without its own last token (which predicts nothing). What is scored, where and at which positions is the
+same; `tests/policies/test_shared_update.py` compares loss and gradients with TRL's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mgpo.policies.shared.packed import Packed, Part, base_of
+from mgpo.policies.shared.vision_cache import image_key
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A padded batch as TRL makes it: prompts end and completions begin at column `split` of every row.
+
+    Args:
+        input_ids: (rows, columns); prompts padded left, completions right.
+        attention_mask: the same shape, 1 where a token is.
+        pixel_values: patches of all images in order, or None.
+        image_grid_thw: (images, 3).
+        num_images: images of each row.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    split: int
+    pixel_values: torch.Tensor
+    image_grid_thw: torch.Tensor
+    num_images: list[int]
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """A batch as one row. `where[i]` is (row of the batch, first and last token of its completion in the packed row)."""
+
+    inputs: dict[str, Any]
+    where: list[tuple[int, int, int]]
+
+
+def pack(model: Any, batch: Batch, rows: list[int]) -> PackedBatch:
+    """Pack the chosen rows of a batch.
+
+    Args:
+        model: gives the M-RoPE positions; may be a LoRA model.
+        rows: those to score, each with a completion; the others are left out. If none has one (all were cut off and
+            masked), a single row's prompt is packed, so that there is a forward pass to take part in, and `where` is empty.
+    """
+    device, columns = batch.input_ids.device, batch.input_ids.shape[1]
+    image_id = base_of(model).config.image_token_id
+    pixels, grids = _images_of(batch)
+    positions = _positions(model, batch, grids, rows, image_id)
+    begins = (batch.split - batch.attention_mask[:, : batch.split].sum(1)).tolist()
+    lengths = batch.attention_mask[:, batch.split :].sum(1).tolist()
+    scored = any(lengths[row] for row in rows)
+    if not scored:
+        rows, lengths[rows[0]] = rows[:1], 1
+    in_prompt = {row: _images_in_prompt(model, batch, grids[row], row) for row in rows}
+    groups: dict[Any, list[int]] = {}
+    for row in rows:
+        prompt = tuple(batch.input_ids[row, begins[row] : batch.split].tolist())
+        shown = tuple(image_key(p, g.tolist()) for p, g in zip(pixels[row][: in_prompt[row]], grids[row]))
+        groups.setdefault((prompt, shown), []).append(row)
+
+    take, labels, parts, where, order = [], [], [], [], []
+    at = 0
+    for members in groups.values():
+        first = members[0]
+        shared = torch.arange(begins[first], batch.split - 1, device=device) + first * columns
+        span = (at, at + len(shared))
+        take.append(shared)
+        labels.append(torch.full_like(shared, -100))
+        parts += [Part(*span)] if len(shared) else []
+        order += [(first, i) for i in range(in_prompt[first])]
+        at = span[1]
+        for row in members:
+            own = torch.arange(batch.split - 1, batch.split - 1 + lengths[row], device=device) + row * columns
+            take.append(own)
+            labels.append(batch.input_ids.flatten()[own + 1])
+            parts.append(Part(at, at + len(own), span if len(shared) else None))
+            if scored:
+                order += [(row, i) for i in range(in_prompt[row], batch.num_images[row])]
+                where.append((row, at, at + len(own)))
+            at += len(own)
+    taken, targets = torch.cat(take), torch.cat(labels)
+    inputs = {
+        "input_ids": batch.input_ids.flatten()[taken][None],
+        "attention_mask": {"full_attention": Packed(tuple(parts))},
+        "position_ids": positions.flatten(1)[:, taken][:, None],
+        # What the environment shows is never scored; its text is masked by the loss.
+        "shift_labels": targets.masked_fill(targets == image_id, -100)[None],
+        "pixel_values": torch.cat([pixels[row][i] for row, i in order]),
+        "image_grid_thw": torch.stack([grids[row][i] for row, i in order]),
+    }
+    return PackedBatch(inputs, where)
+
+
+def unpack(values: torch.Tensor, packed: PackedBatch, like: torch.Tensor) -> torch.Tensor:
+    """Scores (1, tokens) of a packed row back in a batch of the shape of `like`; rows left out keep its values."""
+    out = like.clone().to(values.dtype)
+    for row, start, stop in packed.where:
+        out[row, : stop - start] = values[0, start:stop]
+    return out
+
+
+def _images_in_prompt(model: Any, batch: Batch, grids: list[torch.Tensor], row: int) -> int:
+    """How many of a row's images stand before its completion."""
+    config = base_of(model).config
+    tokens, count = int((batch.input_ids[row, : batch.split] == config.image_token_id).sum()), 0
+    while tokens > 0:
+        tokens -= int(grids[count].prod()) // config.vision_config.spatial_merge_size**2
+        count += 1
+    return count
+
+
+def _images_of(batch: Batch) -> tuple[list[list[torch.Tensor]], list[list[torch.Tensor]]]:
+    """Patches and grids of each row's images."""
+    patches = batch.pixel_values.split(batch.image_grid_thw.prod(-1).tolist())
+    pixels, grids, at = [], [], 0
+    for count in batch.num_images:
+        pixels.append(list(patches[at : at + count]))
+        grids.append(list(batch.image_grid_thw[at : at + count]))
+        at += count
+    return pixels, grids
+
+
+def _positions(
+    model: Any, batch: Batch, grids: list[list[torch.Tensor]], rows: list[int], image_id: int
+) -> torch.Tensor:
+    """M-RoPE positions (3, rows of the batch, columns); zero in rows that are not chosen."""
+    chosen = batch.input_ids[rows]
+    found, _ = base_of(model).get_rope_index(
+        chosen,
+        mm_token_type_ids=(chosen == image_id).int(),
+        image_grid_thw=torch.stack([grid for row in rows for grid in grids[row]]),
+        attention_mask=batch.attention_mask[rows],
+    )
+    positions = found.new_zeros(3, *batch.input_ids.shape)
+    positions[:, rows] = found
+    return positions

@@ -1,0 +1,94 @@
+"""A vision tower sees each image once.
+
+In a step, the overview of a question stands in every one of its G rollouts, in both turns and in the update.
+`remember_images` makes the tower tell images apart by the hash of their pixels. While it is frozen, features are kept from
+call to call and only what is new is encoded; memory is bounded, the least recently used images are forgotten. While it is
+trained, each unique image of a call is encoded once, and its gradient is the sum over the places where it stands.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+import xxhash
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from mgpo.policies.shared.packed import shares_well
+
+MEMORY_TOKENS = 200_000
+"""Visual tokens kept at most: 0.13 GB for `mgpo-tiny`, 1.4 GB in bfloat16 for a hidden size of 3584."""
+
+
+def towers(model: Any) -> list[torch.nn.Module]:
+    """The vision towers of a model."""
+    return [module for name, module in model.named_modules() if name.split(".")[-1] in ("visual", "vision_tower")]
+
+
+def remember_towers(model: Any) -> None:
+    """`remember_images` for every tower of a model, if it is of a family whose tower gives features alone."""
+    if shares_well(model):
+        for tower in towers(model):
+            remember_images(tower)
+
+
+def remember_images(visual: torch.nn.Module, memory_tokens: int = MEMORY_TOKENS) -> None:
+    """Make a Qwen2.5-VL vision tower encode each unique image once: per call while it is trained, for good while frozen.
+
+    Args:
+        visual: the tower; its forward takes patches (sum of patches, values) and `grid_thw` (images, 3).
+        memory_tokens: bound of the memory, in merged tokens.
+    """
+    if getattr(visual, "remembers_images", False):
+        return
+    visual.remembers_images = True
+    encode = visual.forward
+    seen: OrderedDict[bytes, torch.Tensor] = OrderedDict()
+    kept_tokens = 0
+    weight = next(visual.parameters())
+
+    def forward(hidden_states: torch.Tensor, grid_thw: torch.Tensor, **kwargs: Any) -> Any:
+        nonlocal kept_tokens
+        images = hidden_states.split(grid_thw.prod(-1).tolist())
+        if any(p.requires_grad for p in visual.parameters()) or hidden_states.requires_grad:
+            return _encode_unique(encode, images, grid_thw, visual.config.spatial_merge_size**2, kwargs)
+        state = repr((weight.dtype, str(weight.device), [p._version for p in visual.parameters()])).encode()
+        keys = [image_key(patches, grid) + state for patches, grid in zip(images, grid_thw.tolist())]
+        new = {key: i for i, key in enumerate(keys) if key not in seen}
+        if new:
+            at = list(new.values())
+            with torch.no_grad():
+                out = encode(torch.cat([images[i] for i in at]), grid_thw[at], **kwargs).pooler_output
+            merge = visual.config.spatial_merge_size**2
+            for key, features in zip(new, out.split((grid_thw[at].prod(-1) // merge).tolist())):
+                seen[key] = features.clone()
+                kept_tokens += len(features)
+        for key in keys:
+            seen.move_to_end(key)
+        features = torch.cat([seen[key] for key in keys])
+        while kept_tokens > memory_tokens and len(seen) > 1:
+            kept_tokens -= len(seen.popitem(last=False)[1])
+        return BaseModelOutputWithPooling(last_hidden_state=None, pooler_output=features)
+
+    visual.forward = forward
+
+
+def _encode_unique(encode: Any, images: Any, grid_thw: torch.Tensor, merge: int, kwargs: dict[str, Any]) -> Any:
+    """Features of all images in order, with their gradient; equal images go through the tower once."""
+    places: dict[bytes, int] = {}
+    numbers = [places.setdefault(image_key(i, grid), len(places)) for i, grid in zip(images, grid_thw.tolist())]
+    first = [numbers.index(number) for number in range(len(places))]
+    out = encode(torch.cat([images[i] for i in first]), grid_thw[first], **kwargs)
+    if len(first) == len(images):
+        return out
+    features = out.pooler_output.split((grid_thw[first].prod(-1) // merge).tolist())
+    return BaseModelOutputWithPooling(
+        last_hidden_state=None, pooler_output=torch.cat([features[number] for number in numbers])
+    )
+
+
+def image_key(patches: torch.Tensor, grid: list[int]) -> bytes:
+    """Identity of an image's pixels and grid. What depends on a tower must add the state of its weights."""
+    data = patches.detach().to("cpu", torch.float32).contiguous().numpy()
+    return xxhash.xxh3_128_digest(data) + repr(grid).encode()

@@ -1,0 +1,81 @@
+"""A policy in this process that vLLM runs: `mgpo ask | serve | eval --engine vllm`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import AutoConfig
+
+from mgpo.images.imaging import PixelBudget
+from mgpo.method.grounding import Coordinates
+from mgpo.policies.families import default_coordinates
+from mgpo.policies.loading import budget_of, load_processor, resolve, set_budget
+from mgpo.policies.local import Conversation, TokenPolicy
+from mgpo.policies.rollout import Said
+from mgpo.policies.tokens import TurnTokens
+from mgpo.policies.vllm_rollout import IMAGES_PER_PROMPT, banned_words, check_prompts, one_placeholder
+
+
+class VLLMPolicy(TokenPolicy):
+    """A vLLM engine and the model's processor.
+
+    Args:
+        model: `mgpo-tiny`, a folder or a hub id.
+        settings: further arguments of `vllm.LLM`.
+
+    Raises:
+        ValueError: vLLM is not installed.
+    """
+
+    def __init__(self, model: str, **settings: Any) -> None:
+        try:
+            import vllm
+        except ImportError as error:
+            raise ValueError(f"--engine vllm needs vLLM ({error}): pip install vllm.") from error
+        path = resolve(model)
+        self._vllm = vllm
+        self.processor = load_processor(model)
+        self.tokens = TurnTokens(self.processor)
+        self.coordinates: Coordinates | None = default_coordinates(
+            AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
+        )
+        pictures = {"image": IMAGES_PER_PROMPT, "video": 0}
+        self.llm = vllm.LLM(model=path, load_format="safetensors", limit_mm_per_prompt=pictures, **settings)
+
+    @property
+    def budget(self) -> PixelBudget:
+        """What its processor is set to."""
+        return budget_of(self.processor)
+
+    def set_budget(self, budget: PixelBudget) -> None:
+        """Make both image processors agree with the protocol's pixel budget."""
+        set_budget(self.processor, budget)
+
+    def say(self, conversations: Sequence[Conversation], max_new_tokens: int, temperature: float = 0.0) -> list[Said]:
+        """The model's next turn in each conversation, generated as one batch.
+
+        Raises:
+            RuntimeError: vLLM saw another prompt than ours.
+        """
+        budget = self.budget
+        sampling = self._vllm.SamplingParams(
+            temperature=temperature, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0, max_tokens=max_new_tokens,
+            bad_words=banned_words(self.tokens),
+        )  # fmt: skip
+        prompts = [
+            {
+                "prompt_token_ids": one_placeholder(c.ids, self.tokens.image_token_id),
+                "multi_modal_data": {"image": list(c.images)},
+                "mm_processor_kwargs": {"min_pixels": budget.min_pixels, "max_pixels": budget.max_pixels},
+            }
+            for c in conversations
+        ]
+        outputs = self.llm.generate(prompts, sampling_params=sampling, use_tqdm=False)
+        check_prompts([out.prompt_token_ids for out in outputs], [c.ids for c in conversations])
+        return [self._said(out.outputs[0]) for out in outputs]
+
+    def _said(self, out: Any) -> Said:
+        ids = list(out.token_ids)
+        text = self.tokens.tokenizer.decode(ids, skip_special_tokens=True)
+        return Said(ids, text, out.finish_reason == "length")

@@ -1,0 +1,206 @@
+"""Rollouts by vLLM, colocated or served: what TRL 1.16 gets wrong for images, done right (docs/vllm.md).
+
+- In this process vLLM wants one placeholder per image and expands it itself; a server wants the expanded runs. TRL hands the
+  runs to both, and the former are expanded twice.
+- After new weights, vLLM's encoder cache still holds image embeddings of the old ones; it is emptied, unless the tower is
+  frozen and they are still true.
+- vLLM prepares images by the checkpoint's own pixel budget; it is given the run's.
+- The engine stays awake for a whole episode: asleep between turns, it would lose the prompt's cache.
+- What vLLM says the prompt was must be what we say it was, in every batch.
+
+No import of vllm here: TRL imports it where `use_vllm` is set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from mgpo.images.imaging import PixelBudget
+from mgpo.policies.tokens import TurnTokens
+
+IMAGES_PER_PROMPT = 16
+
+
+def one_placeholder(ids: Sequence[int], image_token_id: int) -> list[int]:
+    """Token ids with each run of image placeholders shortened to one: what vLLM's own processing starts from."""
+    kept = [i for i, token in enumerate(ids) if token != image_token_id or i == 0 or ids[i - 1] != image_token_id]
+    return [ids[i] for i in kept]
+
+
+def banned_words(tokens: TurnTokens) -> list[str]:
+    """The special tokens that must never be sampled, as vLLM takes them."""
+    return [tokens.tokenizer.convert_ids_to_tokens(token) for token in tokens.banned_ids()]
+
+
+def check_prompts(reported: Sequence[Sequence[int]], ours: Sequence[Sequence[int]]) -> None:
+    """What vLLM saw must be what will be trained on.
+
+    Raises:
+        RuntimeError: a prompt differs; the message says how long each is.
+    """
+    if len(reported) != len(ours):
+        raise RuntimeError(f"vLLM reports {len(reported)} prompts for {len(ours)}.")
+    for number, (theirs, own) in enumerate(zip(reported, ours)):
+        if list(theirs) != list(own):
+            raise RuntimeError(
+                f"vLLM saw another prompt than ours in row {number} of the batch: {len(theirs)} tokens instead of {len(own)}. "
+                "Its image processor has another pixel budget, or placeholders were expanded twice."
+            )
+
+
+@contextmanager
+def engine_settings(budget: PixelBudget) -> Iterator[None]:
+    """While TRL builds a colocated engine: the run's pixel budget for vLLM's own image processor, and safetensors only."""
+    from trl.generation import vllm_generation
+
+    stock = getattr(vllm_generation, "LLM", None)  # missing where vLLM is: TRL says so itself
+    vllm_generation.LLM = stock and partial(
+        stock,
+        load_format="safetensors",
+        mm_processor_kwargs={"min_pixels": budget.min_pixels, "max_pixels": budget.max_pixels},
+        limit_mm_per_prompt={"image": IMAGES_PER_PROMPT, "video": 0},
+    )
+    try:
+        yield
+    finally:
+        vllm_generation.LLM = stock
+
+
+class VLLMRollout:
+    """The next turn of a batch, sampled by TRL's vLLM backend.
+
+    Args:
+        generation: TRL's `VLLMGeneration`.
+        tokens: how turns are written as ids.
+        tower_changes: whether training changes what an image is encoded to.
+        seconds: for one call to a server.
+    """
+
+    def __init__(self, generation: Any, tokens: TurnTokens, tower_changes: bool, seconds: float) -> None:
+        self.generation, self.tokens, self.tower_changes = generation, tokens, tower_changes
+        self.colocated = generation.mode == "colocate"
+        if not self.colocated and getattr(generation, "vllm_client", None) is not None:
+            limit_calls(generation.vllm_client.session, seconds)
+            check_features(generation.vllm_client, tokens)
+
+    def sync(self) -> None:
+        """Push the policy's weights, and forget everything that was computed with the old ones.
+
+        Raises:
+            ConnectionError: a server refused or did not answer in time; the message is its own.
+        """
+        try:
+            self.generation.sync_weights()
+        except Exception as error:
+            if self.colocated:
+                raise
+            raise ConnectionError(f"The vLLM server failed while weights were pushed: {error}") from error
+        if not self.tower_changes:
+            return
+        if self.colocated:
+            self.generation.llm.llm_engine.reset_encoder_cache()
+        elif getattr(self.generation, "vllm_client", None) is not None:
+            client = self.generation.vllm_client
+            reply = client.session.post(f"{client.base_url}/reset_encoder_cache")
+            if reply.status_code != 200:
+                raise RuntimeError(
+                    f"The vLLM server at {client.base_url} cannot empty its encoder cache (status {reply.status_code}), so it "
+                    "would answer with image embeddings of old weights. Start it with VLLM_SERVER_DEV_MODE=1, or set "
+                    "freeze_vision_tower: true."
+                )
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Keep a colocated engine awake over all turns of an episode."""
+        generation = self.generation
+        if not (self.colocated and generation.enable_sleep_mode):
+            yield
+            return
+        if generation._llm_weights_sleeping:
+            self.sync()
+        generation.llm.wake_up(tags=["kv_cache"])
+        generation.enable_sleep_mode = False
+        try:
+            yield
+        finally:
+            generation.enable_sleep_mode = True
+            generation.llm.sleep(level=2)
+            generation._llm_weights_sleeping = True
+
+    def speak(
+        self, ids: list[list[int]], images: list[list[Any]], limit: int, num_generations: int, greedy: bool = False
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """Sampled ids and their log-probabilities.
+
+        Args:
+            ids: whole conversations, placeholders expanded.
+            images: of each conversation, in order.
+            limit: new tokens at most.
+            num_generations: how many consecutive rows share a prompt (a server samples those in one request).
+            greedy: decode greedily, whatever the temperature of the training is.
+
+        Raises:
+            RuntimeError: vLLM saw another prompt than ours.
+            ConnectionError: a server did not answer; the message is its own.
+        """
+        self.generation.max_completion_length = limit
+        temperature = getattr(self.generation, "temperature", None)
+        if greedy:
+            self.generation.temperature = 0.0
+        prompts = [one_placeholder(row, self.tokens.image_token_id) for row in ids] if self.colocated else ids
+        try:
+            seen, sampled, logprobs, _ = self.generation.generate(prompts, images, num_generations)
+        except Exception as error:  # TRL raises a bare Exception with the server's words
+            if self.colocated or isinstance(error, RuntimeError):
+                raise
+            raise ConnectionError(f"The vLLM server failed while generating: {error}") from error
+        finally:
+            if greedy:
+                self.generation.temperature = temperature
+        check_prompts(seen, ids)
+        return [list(row) for row in sampled], [[_number(token[0]) for token in row] for row in logprobs]
+
+
+def _number(logprob: float | None) -> float:
+    """TRL's vLLM clients hand over a log-probability that is not finite as None; here it is NaN, which skips the step."""
+    return math.nan if logprob is None else float(logprob)
+
+
+def check_features(client: Any, tokens: TurnTokens) -> None:
+    """Compare the size of each image as a server prepared it with ours; TRL takes ours for granted.
+
+    Raises:
+        RuntimeError: (when images are sent) they differ; the message says how to start the server.
+    """
+    prepare = client.image_features
+
+    def checked(images: list[Any], *args: Any, **kwargs: Any) -> Any:
+        features = prepare(images, *args, **kwargs)
+        for row, found in zip(images, features):
+            theirs = [place["length"] for place in found["mm_placeholders"]["image"]] if found else []
+            ours = [tokens.image_tokens(image) for image in row or []]
+            if theirs != ours:
+                size = tokens.processor.image_processor.size
+                raise RuntimeError(
+                    f"The vLLM server prepares images of {theirs} tokens where ours have {ours}: its pixel budget differs. Start "
+                    f'it with --mm-processor-kwargs \'{{"min_pixels": {size["shortest_edge"]}, "max_pixels": '
+                    f"{size['longest_edge']}}}'."
+                )
+        return features
+
+    client.image_features = checked
+
+
+def limit_calls(session: Any, seconds: float) -> None:
+    """Give every call of a `requests` session a time limit; TRL's have none, and a dead server would hang the run."""
+    send = session.send
+
+    def limited(request: Any, **kwargs: Any) -> Any:
+        kwargs["timeout"] = kwargs.get("timeout") or seconds
+        return send(request, **kwargs)
+
+    session.send = limited

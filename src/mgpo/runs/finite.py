@@ -1,0 +1,262 @@
+"""Steps whose numbers are not finite: skipped, counted, kept for replay, and too many in a row stop the run.
+
+One infinite reward, log-probability, loss or gradient would turn every weight into NaN, in one step and without a word. So
+before each step of the optimizer all processes agree whether what it would apply is finite. If not, there are no gradients
+in this step: weights and the optimizer's state stay as they are, the schedule goes on.
+
+    nonfinite/step_000012_process_0.json            why, and the ids of the questions
+    nonfinite/step_000012_process_0.safetensors     what the losses were computed from: `replay(trainer, file)`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import json
+import math
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from trl.trainer.grpo_trainer import is_async_callable
+
+from mgpo.errors import NumbersError, RunError
+from mgpo.files import whole, write_whole
+from mgpo.runs.tree import load_tree, save_tree
+
+FOLDER = "nonfinite"
+SIGNAL = getattr(signal, "SIGUSR2", None)
+"""Interrupts a reward function. Not SIGALRM: graders such as math-verify use that one themselves."""
+LEAST_GRACE = 30.0
+"""Seconds that native code gets to come back to Python once it was interrupted."""
+BATCHES_KEPT = 10
+"""Batches of a run that are kept: they hold pixels, and a sick run must not fill the disk. Why and ids are always kept."""
+SCORES = ("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps")
+
+
+class FiniteSteps:
+    """Mixin of `MGPOTrainer`: what reaches the optimizer is finite."""
+
+    _nonfinite_in_a_row = 0
+    _parts: list[dict[str, Any]]
+    """What the losses of this step were computed from."""
+    _reasons: list[str]
+    """What of this step is not finite."""
+    _distrusted: dict[int, str]
+    """Rollouts of the batch that is being scored which have a number that is not finite, and why."""
+
+    def _begin_step(self) -> None:
+        self._parts, self._reasons = [], []
+
+    def _watched(self, reward: Callable, seconds: float) -> Callable:
+        """A reward function within its time limit, whose numbers are looked at."""
+
+        def distrust(row: int, why: str) -> None:
+            self._distrusted[row] = why
+
+        return within(reward, seconds, distrust)
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        """TRL's. Rollouts with a number that is not finite get an advantage that is none: what they touch is skipped."""
+        self._distrusted = {}
+        try:
+            output = super()._generate_and_score_completions(inputs)
+        except RuntimeError as error:
+            if "probability tensor" not in str(error):
+                raise
+            raise NumbersError(
+                f"Step {self.state.global_step + 1}: the model cannot be sampled from any more, its probabilities are not finite: "
+                "training has diverged. Begin a run in a folder of its own with a lower learning_rate."
+            ) from error
+        output["question_ids"] = [episode.question.id for episode in self._episodes]
+        said = output["completion_mask"].bool()
+        if "tool_mask" in output:
+            said = said & output["tool_mask"].bool()
+        for name in SCORES:
+            if output.get(name) is not None:
+                for row in (~output[name].isfinite() & said).any(1).nonzero().flatten().tolist():
+                    self._distrusted[row] = f"{name} is not finite"
+        # TRL computed the advantages of a question's other rollouts, on whatever process, from what this one was given.
+        asked = [f"{episode.question.id} {episode.question.question}" for episode in self._episodes]
+        doubted = set(gather_object([asked[row] for row in self._distrusted]))
+        rows = [row for row, question in enumerate(asked) if question in doubted]
+        output["advantages"] = output["advantages"].clone()
+        output["advantages"][rows] = math.nan
+        output["doubts"] = [self._distrusted.get(row, "") for row in range(len(said))]
+        return output
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        loss = super()._compute_loss(model, inputs)
+        if self.model.training:
+            self._parts.append(inputs)
+            if not loss.isfinite().all():
+                self._reasons += [*filter(None, inputs["doubts"]), "the loss is not finite"]
+                if self.is_deepspeed_enabled:  # its backward pass applies the gradients by itself
+                    self._keep_step()
+                    raise NumbersError(self._told("DeepSpeed cannot skip a step"))
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Called by `Trainer` when the gradients of a step are complete, right before the optimizer takes them."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        # fp16: infinite gradients are how the scale is found, and are skipped by whoever looks for it
+        if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
+            self._reasons.append("the gradient is not finite")
+            if self.is_deepspeed_enabled:
+                self._keep_step()
+                raise NumbersError(self._told("DeepSpeed has applied it, so go on from the last checkpoint"))
+        doubt = torch.tensor(float(bool(self._reasons)), device=self.args.device)
+        skip = bool(self.accelerator.reduce(doubt, "sum").item())
+        self._metrics["train"]["update/nonfinite_steps"].append(float(skip))
+        self._nonfinite_in_a_row = self._nonfinite_in_a_row + 1 if skip else 0
+        if skip:
+            for parameter in model.parameters():
+                parameter.grad = None
+            self._keep_step()
+            if self._nonfinite_in_a_row >= self.args.max_nonfinite_steps:
+                raise NumbersError(self._told(f"{self._nonfinite_in_a_row} steps in a row were skipped"))
+            print(self._told("skipped"))
+        self._begin_step()
+        return norm
+
+    def _keep_step(self) -> None:
+        """Why, which questions, and the batch itself, by this process."""
+        folder = Path(self.args.output_dir) / FOLDER
+        stem = f"step_{self.state.global_step + 1:06d}_process_{self.args.process_index}"
+        folder.mkdir(parents=True, exist_ok=True)
+        asked = list(dict.fromkeys(name for part in self._parts for name in part["question_ids"]))
+        about = {"step": self.state.global_step + 1, "why": self._why(), "question_ids": asked}
+        write_whole(folder / f"{stem}.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+        if len(list(folder.glob("*.safetensors"))) < BATCHES_KEPT:
+            with whole(folder / f"{stem}.safetensors") as aside:
+                save_tree(about | {"parts": self._parts}, aside)
+
+    def _why(self) -> list[str]:
+        return list(dict.fromkeys(self._reasons)) or ["another process has numbers that are not finite"]
+
+    def _told(self, what: str) -> str:
+        return (
+            f"Step {self.state.global_step + 1}: {what}: {'; '.join(self._why())}. The batch is in "
+            f"{self.args.output_dir}/{FOLDER}: mgpo.runs.finite.replay computes it again. Look at the rewards, or begin a run in a "
+            "folder of its own with a lower learning_rate and --resume_from_checkpoint; max_nonfinite_steps="
+            f"{self.args.max_nonfinite_steps} may be raised in this one."
+        )
+
+
+def replay(trainer: Any, file: Path) -> list[float]:
+    """Losses of the batch of a skipped step, part by part, with the trainer's weights of now.
+
+    Args:
+        trainer: an `MGPOTrainer` with the settings of the run.
+        file: a `.safetensors` file of `nonfinite/`.
+    """
+    losses = []
+    for part in load_tree(file)["parts"]:
+        inputs = {k: v.to(trainer.args.device) if isinstance(v, torch.Tensor) else v for k, v in part.items()}
+        losses.append(trainer._compute_loss(trainer.model, inputs).item())
+    trainer._begin_step()
+    return losses
+
+
+def within(reward: Callable, seconds: float, distrust: Callable[[int, str], None]) -> Callable:
+    """A reward function in TRL's convention that ends in time and gives numbers.
+
+    Args:
+        reward: returns a number or None per completion; may be a coroutine function.
+        seconds: limit of one call, see `interrupted_after`. A coroutine is left where it waits; one that blocks is not.
+        distrust: called with a row and why, for each number that is not finite, and for all rows when the time is over.
+            These rows get None, which TRL leaves out.
+
+    What it raises is raised again as `RunError`, with its name and place.
+    """
+    name = getattr(reward, "__name__", type(reward).__name__)
+
+    def looked_at(given: Sequence[Any]) -> list[Any]:
+        checked = []
+        for row, value in enumerate(given):
+            if value is not None and not math.isfinite(value):
+                distrust(row, f"the reward {name} is {value}")
+                value = None
+            checked.append(value)
+        return checked
+
+    def too_late(rows: int) -> list[None]:
+        for row in range(rows):
+            distrust(row, f"the reward {name} took more than {seconds:g} seconds")
+        return [None] * rows
+
+    def failed(error: Exception) -> RunError:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return RunError(
+            f"The reward function {name} failed: {type(error).__name__}: {error} ({place.filename}, line {place.lineno}). It "
+            "must return a number or None for each completion."
+        )
+
+    def bounded(*args: Any, **kwargs: Any) -> list[Any]:
+        try:
+            with interrupted_after(seconds):
+                return looked_at(reward(*args, **kwargs))
+        except _TooLate:
+            return too_late(len(kwargs["completions"]))
+        except Exception as error:
+            raise failed(error) from error
+
+    async def bounded_async(*args: Any, **kwargs: Any) -> list[Any]:
+        task = asyncio.ensure_future(reward(*args, **kwargs))
+        done, _ = await asyncio.wait([task], timeout=seconds)
+        if done:
+            try:
+                return looked_at(task.result())
+            except Exception as error:
+                raise failed(error) from error
+        task.cancel()
+        return too_late(len(kwargs["completions"]))
+
+    chosen = bounded_async if is_async_callable(reward) else bounded
+    chosen.__name__ = name
+    return chosen
+
+
+class _TooLate(BaseException):
+    """Not an `Exception`: a reward function that catches those would go on."""
+
+
+@contextmanager
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """End what runs inside, wherever it waits or computes, by raising `_TooLate` in it after so many seconds.
+
+    It stays in the main thread, so that it may use signals and the current GPU as before. Only a main thread can be
+    interrupted; in another one, or on a system without signals, there is no limit. Native code that never comes back to
+    Python (a regular expression that backtracks for ever) cannot be interrupted: after as long again `faulthandler`, which
+    needs no Python, says where it is and ends the process, so that no run hangs.
+    """
+    if threading.current_thread() is not threading.main_thread() or SIGNAL is None:
+        yield
+        return
+    main, over = threading.get_ident(), threading.Event()
+
+    def watch() -> None:
+        if not over.wait(seconds):
+            signal.pthread_kill(main, SIGNAL)
+
+    def interrupt(number: int, frame: Any) -> None:
+        if not over.is_set():
+            over.set()
+            raise _TooLate
+
+    before = signal.signal(SIGNAL, interrupt)
+    threading.Thread(target=watch, daemon=True, name="limit of a reward function").start()
+    faulthandler.dump_traceback_later(seconds + max(seconds, LEAST_GRACE), exit=True, file=sys.__stderr__)
+    try:
+        yield
+    finally:
+        over.set()
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(SIGNAL, before or signal.SIG_DFL)

@@ -1,0 +1,341 @@
+"""Resuming that resumes: what transformers and TRL lose between a checkpoint and the run that goes on from it.
+
+All of it silent. A vision-language model is saved under the names of the hub's format, and `Trainer` compares them with the
+names in memory: nothing matches, a warning is logged, and the run goes on from the base model. TRL's sampler draws the order
+of each epoch from one stream, so a run that resumes in its second epoch would see the first one's order. Rollouts that wait
+for their update, and what was measured since the last log, are not saved at all. And a checkpoint is written in place, so
+that a run killed while it writes finds half of one.
+
+No pickle: what `Trainer` writes by `torch.save` is in `optimizer.safetensors` (optimizer, schedule, gradient scaler) and
+`process_N.safetensors` (random generators and what a process has begun). DeepSpeed and FSDP keep their own formats for
+their shards.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import upload_folder
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import rotate_checkpoints
+from trl.trainer.utils import RepeatSampler, strip_images_from_messages
+
+from mgpo.runs.checkpoints import ASIDE, cannot_write, flaw, is_about_the_disk, move_into_place, replace_files, seal
+from mgpo.errors import CheckpointError
+from mgpo.jsonl import read_jsonl
+from mgpo.runs.stopping import Stopping
+from mgpo.runs.tree import load_tree, save_tree
+
+STATE = "optimizer.safetensors"
+REFERENCE = "reference.safetensors"
+COUNTERS = (
+    "_step",
+    "_tr_loss",
+    "_total_loss_scalar",
+    "_globalstep_last_logged",
+    "_total_train_tokens",
+    "_nonfinite_in_a_row",
+)
+"""Attributes of transformers' and TRL's trainers that a checkpoint must hold for the next log to be the same."""
+PICKLES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "pytorch_model.bin", "adapter_model.bin")
+PRIVATE = [".lock", f"{ASIDE}/*", "checkpoint-*/*", "nonfinite/*", "trajectories/*", "skipped_*"]
+"""What of a run folder is not pushed to the hub."""
+
+
+class Resuming(Stopping):
+    """Mixin for a `transformers.Trainer`: put it before the trainer's class."""
+
+    _written_aside = False
+    _epoch_sampler: Any = None
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        """Upstream's; TRL's sampler as the one whose order does not depend on whether the run was interrupted."""
+        sampler = super()._get_train_sampler(dataset)
+        if isinstance(sampler, RepeatSampler):
+            sampler.__class__ = EpochSampler
+            self._epoch_sampler = sampler
+        return sampler
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Upstream tells the sampler its epoch only if it finds it, and not below what skips batches and splits them."""
+        if self._epoch_sampler is not None:
+            self._epoch_sampler.set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return str(Path(folder) / ASIDE) if self._written_aside else folder
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """A checkpoint that appears when all of it is on disk.
+
+        Raises:
+            CheckpointError: the disk did not take it; the last good one is named.
+        """
+        run, step = Path(self._get_output_dir(trial)), self.state.global_step
+        aside = run / ASIDE / f"checkpoint-{step}"
+        if self.args.should_save:
+            shutil.rmtree(run / ASIDE, ignore_errors=True)  # what a killed run left there is no part of this checkpoint
+        self.accelerator.wait_for_everyone()
+        self._written_aside = True
+        try:
+            super()._save_checkpoint(model, trial)
+            self._written_aside = False
+            self.accelerator.wait_for_everyone()
+            self._name_best(aside, run)
+            if self.args.should_save:
+                seal(aside)
+                move_into_place(aside, run / aside.name)
+        except Exception as error:
+            if is_about_the_disk(error):
+                raise cannot_write(run, step, error) from error
+            raise
+        finally:
+            self._written_aside = False
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(str(run), self.args.save_total_limit, best, use_mtime=True)
+        self.accelerator.wait_for_everyone()
+
+    def _name_best(self, aside: Path, run: Path) -> None:
+        """The best checkpoint, if it was saved, under the name that it has outside `.saving/`."""
+        best = run / f"checkpoint-{self.state.best_global_step}"
+        if best.name == aside.name or best.is_dir():
+            self.state.best_model_checkpoint = str(best)
+            if self.args.should_save:
+                self.state.save_to_json(str(aside / TRAINER_STATE_NAME))
+
+    def _load_best_model(self) -> None:
+        """At the end, with `load_best_model_at_end`: name by name, as when resuming."""
+        best = self.state.best_model_checkpoint
+        if best is None or self._keeps_own_shards() or not isinstance(self.model, PreTrainedModel):
+            return super()._load_best_model()
+        self._load_from_checkpoint(best)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: the finished model is pushed. Upstream would upload what is being written."""
+
+    def push_to_hub(self, commit_message: str | None = "End of training", *args: Any, **kwargs: Any) -> Any:
+        """Upload the run folder's model, log and settings. Upstream pickles its arguments beside them, the token too."""
+        if not self.is_world_process_zero():
+            return None
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=kwargs.get("token"))
+        return upload_folder(
+            repo_id=self.hub_model_id,
+            folder_path=self.args.output_dir,
+            commit_message=commit_message,
+            token=kwargs.get("token") or self.args.hub_token,
+            revision=kwargs.get("revision"),
+            ignore_patterns=PRIVATE,
+        )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The model as a checkpoint folder, written aside first: a model that was there is whole until it is replaced."""
+        if _internal_call:
+            return super().save_model(output_dir, True)
+        folder = Path(output_dir or self.args.output_dir)
+        super().save_model(str(folder / ASIDE / "model"), True)
+        self.accelerator.wait_for_everyone()
+        if (
+            self.args.should_save and (folder / ASIDE / "model").is_dir()
+        ):  # FSDP may keep shards in the checkpoint alone
+            replace_files(folder / ASIDE / "model", folder)
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # Upstream pickles its arguments beside the model; config.yaml says the same.
+        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+
+    def _keeps_own_shards(self) -> bool:
+        return self.is_deepspeed_enabled or self.is_fsdp_enabled
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self._keeps_own_shards():
+            return super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            scaler = getattr(self.accelerator, "scaler", None)
+            state = {"optimizer": self.optimizer.state_dict(), "schedule": self.lr_scheduler.state_dict()}
+            save_tree(state | {"scaler": scaler.state_dict() if scaler else None}, Path(output_dir) / STATE)
+            if self._reference_moves():
+                save_tree(self.accelerator.unwrap_model(self.ref_model).state_dict(), Path(output_dir) / REFERENCE)
+
+    def _save_scaler(self, output_dir: str) -> None:
+        if self._keeps_own_shards():
+            super()._save_scaler(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        super()._load_optimizer_and_scheduler(checkpoint)  # TRL's entropy control; DeepSpeed's and FSDP's shards
+        if self._keeps_own_shards():
+            return
+        if not (Path(checkpoint) / STATE).is_file():
+            raise CheckpointError(
+                f"{checkpoint} holds no optimizer (save_only_model), so a run cannot go on from it. Begin a new run with its "
+                "weights as --model_name_or_path."
+            )
+        state = _read(Path(checkpoint) / STATE)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_scheduler.load_state_dict(state["schedule"])
+        if state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self._reference_moves():
+            self.accelerator.unwrap_model(self.ref_model).load_state_dict(load_tree(Path(checkpoint) / REFERENCE))
+
+    def _reference_moves(self) -> bool:
+        """Whether the reference model follows the policy, so that it is not the one that the run began with."""
+        return getattr(self, "ref_model", None) is not None and getattr(self.args, "sync_ref_model", False)
+
+    def _process_file(self, checkpoint: str) -> Path:
+        return Path(checkpoint) / f"process_{self.args.process_index}.safetensors"
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Of this process: its random generators, and all that it has begun."""
+        version, internal, gauss = random.getstate()
+        numbers = np.random.get_state(legacy=False)
+        state = {
+            "python": (version, list(internal), gauss),
+            "numpy": numbers | {"state": numbers["state"] | {"key": numbers["state"]["key"].tolist()}},
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+            "processes": self.args.world_size,
+            "begun": self._begun(),
+        }
+        Path(output_dir).mkdir(
+            parents=True, exist_ok=True
+        )  # a process can be here before the first has saved the model
+        save_tree(state, self._process_file(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Called by `Trainer` right before the first step of a resumed run."""
+        if checkpoint is None:
+            return
+        file = self._process_file(checkpoint)
+        state = _read(file) if file.is_file() else None
+        if state is None or state["processes"] != self.args.world_size:
+            if self.accelerator.is_main_process:
+                print(
+                    f"{checkpoint} was written by another number of processes than the {self.args.world_size} of now: weights, "
+                    "optimizer and data go on, random numbers and rollouts that waited for their update do not."
+                )
+            return
+        version, internal, gauss = state["python"]
+        random.setstate((version, tuple(internal), gauss))
+        np.random.set_state(state["numpy"])
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])
+        self._go_on_with(state["begun"])
+
+    def _begun(self) -> dict[str, Any]:
+        """What was measured since the last log, and rollouts that wait for their update."""
+        begun = {name: getattr(self, name) for name in COUNTERS if hasattr(self, name)}
+        begun["metrics"] = {mode: dict(values) for mode, values in getattr(self, "_metrics", {}).items()}
+        if getattr(self, "_buffered_inputs", None) is not None:
+            waiting = self._step % (self.args.steps_per_generation * self.num_iterations)
+            begun["rollouts"] = self._buffered_inputs if waiting else None
+            begun["table"] = _texts(self._logs) if self.log_completions else {}
+        return begun
+
+    def _go_on_with(self, begun: dict[str, Any]) -> None:
+        for name in COUNTERS:
+            if name in begun:
+                value = begun[name]
+                setattr(self, name, value.to(self.args.device) if isinstance(value, torch.Tensor) else value)
+        for mode, values in begun["metrics"].items():
+            self._metrics[mode].clear()
+            self._metrics[mode].update(values)
+        if begun.get("rollouts") is not None:
+            self._buffered_inputs = [_on(part, self.args.device) for part in begun["rollouts"]]
+        for column, values in begun.get("table", {}).items():
+            if isinstance(values, dict):
+                for name, inner in values.items():
+                    self._logs[column][name].extend(inner)
+            else:
+                self._logs[column].extend(values)
+
+    def log_end(self, checkpoint: str) -> None:
+        """The last line of a run's log, if the run was killed between its last checkpoint and that line."""
+        rows, _ = read_jsonl(Path(self.args.output_dir) / "metrics.jsonl")
+        if not self.accelerator.is_main_process or any("train_loss" in row for row in rows):
+            return
+        self.model.train()  # TRL logs what was measured in the mode that the model is in
+        self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        if self._process_file(checkpoint).is_file():
+            self._go_on_with(load_tree(self._process_file(checkpoint))["begun"])
+            self._total_loss_scalar += self._tr_loss.item()
+        self.log({"total_flos": self.state.total_flos, "train_loss": 0.0})
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """The mean loss at the end is that of the whole run, not of its steps since it was resumed."""
+        if "train_loss" in logs:
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+        super().log(logs, *args, **kwargs)
+
+    def refuse_unfit(self, checkpoint: str) -> None:
+        """Raise `CheckpointError` for a checkpoint that is not complete, or holds a pickle where none belongs."""
+        why = flaw(Path(checkpoint))
+        if why is not None:
+            raise CheckpointError(f"{checkpoint} cannot be resumed from: {why}.")
+        pickles = [name for name in PICKLES if (Path(checkpoint) / name).exists()]
+        if pickles and not self._keeps_own_shards():
+            raise CheckpointError(
+                f"{checkpoint} holds {pickles[0]}, a pickle, which can run code when it is read: it is refused. Begin a new "
+                "run with a model in safetensors as --model_name_or_path."
+            )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Weights of a whole-model checkpoint, name by name; adapters and sharded formats are upstream's.
+
+        Raises:
+            CheckpointError: the checkpoint is not complete.
+        """
+        self.refuse_unfit(resume_from_checkpoint)
+        model = model if model is not None else self.model
+        whole = [*Path(resume_from_checkpoint).glob("model*.safetensors")]
+        if not whole or self.is_fsdp_enabled or not isinstance(model, PreTrainedModel):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        saved = type(model).from_pretrained(resume_from_checkpoint, dtype="auto", use_safetensors=True)
+        model.load_state_dict(saved.state_dict())
+
+
+def _read(file: Path) -> Any:
+    try:
+        return load_tree(file)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{file} is damaged ({error}). Delete {file.parent}, and the run goes on from the checkpoint before it."
+        ) from error
+
+
+def _texts(table: dict[str, Any]) -> dict[str, Any]:
+    """TRL's table of rollouts as plain data, without pictures and without columns that a reward function adds."""
+    told = {name: [strip_images_from_messages(m) for m in table[name]] for name in ("prompt", "completion")}
+    rewards = {name: list(values) for name, values in table["rewards"].items()}
+    return told | {"rewards": rewards, "advantages": list(table["advantages"])}
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    return {key: _on(inner, device) for key, inner in value.items()} if isinstance(value, dict) else value
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's sampler, with an order that depends on the seed and the epoch alone."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader before each epoch."""
+        if self.shuffle:
+            self.generator.manual_seed((self.seed or 0) + epoch)

@@ -1,0 +1,1 @@
+"""Training by MGPO and its baselines."""

@@ -1,0 +1,219 @@
+"""`mgpo train`: one recipe in, one run folder out.
+
+A run folder holds `config.yaml` (as resolved), `environment.json` (versions, git state), `metrics.jsonl`,
+`trajectories/`, `checkpoint-N/` and, at the end, the model itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate.utils import gather_object
+from trl import TrlParser
+
+from mgpo.config import SFT, DataArguments, MGPOConfig
+from mgpo.data.admitting import Admission, admitted, write_listing
+from mgpo.data.loading import load_rows
+from mgpo.data.reading import BadRow
+from mgpo.data.sources import files_of, unread_columns, unread_note
+from mgpo.errors import Stopped
+from mgpo.files import write_whole
+from mgpo.policies.families import default_coordinates
+from mgpo.policies.loading import budget_of, load_processor, model_type_of
+from mgpo.policies.tokens import TurnTokens
+from mgpo.runs.checkpoints import step_of
+from mgpo.runs.folder import (
+    is_finished,
+    last_checkpoint,
+    mark_of,
+    only_one,
+    refuse_another_run,
+    refuse_unwritable,
+    write_run_files,
+)
+from mgpo.training.weights import model_kwargs, peft_config
+
+WAYS = (DataArguments, MGPOConfig)
+_USER_IN_URL = re.compile(r"://[^/@\s]+@")
+_SECRET = re.compile(r"(^|_)(token|api_?key|secret|password)$", re.IGNORECASE)
+
+
+def parse(argv: list[str], config_class: type[MGPOConfig] = MGPOConfig) -> tuple[DataArguments, MGPOConfig]:
+    """Settings from `--config recipe.yaml` and the command line, which wins.
+
+    Args:
+        argv: the command line.
+        config_class: what to build; `mgpo.planning.validate` checks more while it is built.
+
+    Raises:
+        ValueError: an unknown key, with the one that was probably meant.
+    """
+    known = {f.name for way in WAYS for f in dataclasses.fields(way) if f.init} | {"env"}
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    for flag, value in zip(argv, argv[1:] + [""]):
+        if flag == "--config":
+            recipe = Path(value)
+            if not recipe.is_file():
+                raise ValueError(f"The recipe {value} does not exist.")
+            try:
+                written = yaml.safe_load(recipe.read_text()) or {}
+            except yaml.YAMLError as error:
+                raise ValueError(f"{value} cannot be read: {error}") from error
+            _refuse_unknown(written, known, value)
+        elif flag.startswith("--"):
+            _refuse_unknown([flag[2:].split("=")[0].replace("-", "_")], known, "the command line")
+    data, config = TrlParser((DataArguments, config_class)).parse_args_and_config(args=argv)
+    return data, config
+
+
+def _refuse_unknown(keys: Any, known: set[str], where: str) -> None:
+    for key in keys:
+        bare = key.removeprefix("no_")
+        if key not in known and bare not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{where}: unknown setting {key!r}.{hint}")
+
+
+def train(data: DataArguments, config: MGPOConfig, resume: bool = True) -> Path:
+    """Train, and leave the model in the run folder. A run that was stopped goes on from its last checkpoint.
+
+    Returns:
+        The run folder, `config.output_dir`.
+
+    Raises:
+        ValueError: the folder holds a run with other settings, or one that has made more steps than are asked for.
+        CheckpointError: a checkpoint could not be written or read.
+        Stopped: the run was asked to stop by SIGTERM; it is saved, and goes on when it is started again.
+    """
+    folder = Path(config.output_dir)
+    refuse_unwritable(folder)
+    with only_one(folder) if config.process_index == 0 else nullcontext():
+        return _train(data, config, folder, resume)
+
+
+def _train(data: DataArguments, config: MGPOConfig, folder: Path, resume: bool) -> Path:
+    skipped: dict[str, list[BadRow]] = {}
+    trainer = build_trainer(data, config, skipped)
+    last = config.resume_from_checkpoint or (last_checkpoint(folder, trainer) if resume else None)
+    settings = plain_settings(data, config)
+    mark = mark_of(trainer.train_dataset)
+    if resume and not config.resume_from_checkpoint:
+        refuse_another_run(folder, settings, step_of(Path(last)) if last else 0, mark)
+    trainer.accelerator.wait_for_everyone()  # nobody compares with what is written now
+    if trainer.is_world_process_zero():
+        write_run_files(folder, settings)
+        write_whole(folder / "data.json", json.dumps(mark) + "\n")
+        for split, bad in skipped.items():
+            write_listing(bad, folder / f"skipped_{split}.jsonl")
+        if last:
+            print(f"Going on from {last}.")
+    if last:
+        trainer.refuse_unfit(last)
+    if last and is_finished(Path(last), config):
+        print(f"{last} has made all steps already: nothing to train.")
+        trainer._load_from_checkpoint(last)
+        trainer.log_end(last)
+        if config.load_best_model_at_end:
+            trainer._load_best_model()
+    else:
+        trainer.train(resume_from_checkpoint=last)
+    if trainer.stopped:
+        made = trainer.state.global_step
+        raise Stopped(f"Stopped by SIGTERM after step {made}. Start it again to go on from {folder}/checkpoint-{made}.")
+    trainer.save_model(str(folder))
+    return folder
+
+
+def enough_questions(config: MGPOConfig, rows: int, name: str) -> None:
+    """Refuse a dataset that is smaller than one batch of rollouts: the trainer would make no step, and say nothing."""
+    needed = 1 if config.method == SFT else config.generation_batch_size // config.num_generations
+    if rows < needed:
+        raise ValueError(
+            f"{name} has {rows} questions, but one generation takes {needed}, so no step would be made. Lower "
+            f"per_device_train_batch_size (rollouts: questions x num_generations={config.num_generations}), or add questions."
+        )
+
+
+def build_trainer(data: DataArguments, config: MGPOConfig, skipped: dict[str, list[BadRow]] | None = None) -> Any:
+    """The trainer of a recipe, ready to run. Rows that were left out are put into `skipped`, by split."""
+    skipped = {} if skipped is None else skipped
+    questions = _questions(data, config, skipped, data.dataset_split, data.dataset_size)
+    enough_questions(config, len(questions), data.dataset_name)
+    asked = None
+    if config.eval_strategy != "no":
+        _refuse_training_rows(data)
+        asked = _questions(
+            data, config, skipped, data.dataset_test_split, data.dataset_test_size, data.dataset_test_size
+        )
+    if config.method == SFT:
+        from mgpo.training.sft import build_sft_trainer
+
+        return build_sft_trainer(data, config, questions, asked)
+    from mgpo.training.trainer import MGPOTrainer
+
+    config.model_init_kwargs = model_kwargs(data) | (config.model_init_kwargs or {})
+    return MGPOTrainer(data.model_name_or_path, config, questions, eval_dataset=asked, peft_config=peft_config(data))
+
+
+def _refuse_training_rows(data: DataArguments) -> None:
+    """What is evaluated on must not be what is trained on."""
+    name, train, test = data.dataset_name, data.dataset_split, data.dataset_test_split
+    path = Path(name)
+    same = train == test or path.is_file() or path.is_dir() and files_of(path, train) == files_of(path, test)
+    if same:
+        raise ValueError(
+            f"eval_strategy: the split {test!r} of {name} would be the rows that are trained on. Put both into one folder as "
+            f"{train}.jsonl and {test}.jsonl, or name another --dataset_test_split."
+        )
+
+
+def _questions(
+    data: DataArguments, config: MGPOConfig, skipped: dict, split: str, size: int, most: int | None = None
+) -> Any:
+    """The questions of a split, each of which this policy can be asked; the first `most` of them."""
+    more = data.needle_megapixels, data.needle_backgrounds
+    loaded = load_rows(data.dataset_name, split, data.dataset_seed, size, *more)
+    if most is not None and len(loaded.places) > most:
+        loaded = dataclasses.replace(
+            loaded, questions=loaded.questions.select(range(most)), places=loaded.places[:most]
+        )
+    if data.dataset_name == "needle":
+        return loaded.questions
+    if config.process_index == 0 and (note := unread_note(unread_columns(data.dataset_name, split), data.dataset_name)):
+        print(note)
+    share = config.process_index, config.world_size, gather_object
+    questions, skipped[split] = admitted(loaded, data.dataset_name, admission_of(data, config), data.on_bad_row, share)
+    return questions
+
+
+def admission_of(data: DataArguments, config: MGPOConfig) -> Admission:
+    """What must hold of a row for this policy and these settings."""
+    processor = load_processor(data.model_name_or_path)
+    family = default_coordinates(model_type_of(data.model_name_or_path))
+    protocol = config.protocol(budget_of(processor), family)
+    most = None if config.method == SFT else config.max_reply_tokens
+    return Admission(protocol, TurnTokens(processor).text_tokens, most, data.check_images)
+
+
+def plain_settings(data: DataArguments, config: MGPOConfig) -> dict[str, Any]:
+    """All settings as resolved, fit for a recipe; what could hold a secret is left out."""
+    resolved = dataclasses.asdict(data) | config.to_dict()
+    resolved.pop("generation_batch_size", None)  # follows from steps_per_generation; TRL refuses both
+    return _without_secrets(json.loads(json.dumps(resolved, default=str)))
+
+
+def _without_secrets(value: Any) -> Any:
+    """Settings without the entries, at any depth, whose name says that they hold a key, and without users in URLs."""
+    if isinstance(value, str):
+        return _USER_IN_URL.sub("://", value)
+    if isinstance(value, dict):
+        return {key: _without_secrets(inner) for key, inner in value.items() if not _SECRET.search(key)}
+    return [_without_secrets(inner) for inner in value] if isinstance(value, list) else value

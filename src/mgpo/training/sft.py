@@ -1,0 +1,80 @@
+"""The supervised baseline: TRL's `SFTTrainer` on the short answer, with the prompt that `direct` evaluation uses."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from trl import SFTConfig, SFTTrainer
+
+from mgpo.config import DataArguments, MGPOConfig
+from mgpo.images.photograph import Photograph
+from mgpo.method.protocol import Protocol, neutral, opening_text
+from mgpo.method.question import Question
+from mgpo.policies.families import default_coordinates
+from mgpo.policies.loading import budget_of, load_processor, model_type_of, resolve, set_budget
+from mgpo.policies.shared.vision_cache import remember_towers
+from mgpo.runs.log import RunLog
+from mgpo.runs.resuming import Resuming
+from mgpo.training.precision import refuse_rounded_weights
+from mgpo.training.weights import freeze_vision_tower, model_kwargs, peft_config
+
+
+class ShortAnswers:
+    """Dataset transform: question rows -> `prompt`, `completion`, `images` as `SFTTrainer` wants them."""
+
+    def __init__(self, protocol: Protocol, draw: Any = None) -> None:
+        self.protocol, self.draw = protocol, draw
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        batch = self.draw(batch) if self.draw else batch
+        rows = [dict(zip(batch, values)) for values in zip(*batch.values())]
+        questions = [Question.from_row(row) for row in rows]
+        shown = [Photograph(q.image).overview(self.protocol.budget) for q in questions]
+        return {
+            "prompt": [[{"role": "user", "content": opening_text(q, self.protocol)}] for q in questions],
+            "completion": [[{"role": "assistant", "content": f"\\boxed{{{neutral(_target(q))}}}"}] for q in questions],
+            "images": [[image] for image in shown],
+        }
+
+
+def _as_short_answers(questions: Any, protocol: Protocol) -> Any:
+    draw = questions.format["format_kwargs"].get("transform") if questions.format["type"] == "custom" else None
+    return questions.with_transform(ShortAnswers(protocol, draw))
+
+
+def _target(question: Question) -> str:
+    """The answer to learn; the first where several letters are right."""
+    return question.answer.split("|")[0] if question.choices else question.answer
+
+
+class ShortAnswerTrainer(RunLog, Resuming, SFTTrainer):
+    """TRL's `SFTTrainer`, able to go on from a checkpoint, with a run folder's log."""
+
+
+def build_sft_trainer(data: DataArguments, config: MGPOConfig, questions: Any, asked: Any = None) -> SFTTrainer:
+    """The trainer of the supervised baseline, from the same settings as MGPO's; `asked` is what it is evaluated on."""
+    name = data.model_name_or_path
+    processor = load_processor(name)
+    protocol = config.protocol(budget_of(processor), default_coordinates(model_type_of(name)))
+    set_budget(processor, protocol.budget)
+    config.min_pixels, config.max_pixels = (
+        protocol.budget.min_pixels,
+        protocol.budget.max_pixels,
+    )  # asked with them later
+    shared = {f.name for f in dataclasses.fields(SFTConfig) if f.init} & {f.name for f in dataclasses.fields(config)}
+    settings = {key: getattr(config, key) for key in shared - {"max_length", "model_init_kwargs", "loss_type"}}
+    args = SFTConfig(**settings, max_length=None, model_init_kwargs=model_kwargs(data))
+    trainer = ShortAnswerTrainer(
+        model=resolve(name),
+        args=args,
+        train_dataset=_as_short_answers(questions, protocol),
+        eval_dataset=_as_short_answers(asked, protocol) if asked is not None else None,
+        processing_class=processor,
+        peft_config=peft_config(data),
+    )
+    if config.freeze_vision_tower:
+        freeze_vision_tower(trainer.model)
+        remember_towers(trainer.model)
+    refuse_rounded_weights(trainer, config.allow_low_precision_weights)
+    return trainer

@@ -1,0 +1,313 @@
+"""MGPO on TRL: `GRPOTrainer` with an environment that answers in user turns.
+
+Thin on purpose. TRL samples, scores, normalises and updates; this class says what the turns are. It overrides four
+methods of TRL 1.16 (`tests/test_seam.py` fails loudly if an upgrade changes them):
+
+- `_generate_and_score_completions`: opens an `Episode` per rollout; each image is opened once per question.
+- `_tokenize_prompts`: the first user turn as token ids.
+- `_generate_single_turn`: a token limit per turn.
+- `_tool_call_loop`: the environment. It returns what TRL needs to train on several turns: which tokens the model
+  sampled (mask 1) and which it did not (mask 0), and the images that arose on the way.
+
+TRL runs that loop only for trainers with tools. We have none, so `self.tools` holds a marker that is hidden while
+prompts are written, lest a tool schema be rendered.
+
+    python -m mgpo train --config recipes/tiny_mgpo.yaml
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from trl import GRPOTrainer
+from trl.trainer.utils import strip_images_from_messages
+
+from mgpo.config import MGPOConfig
+from mgpo.images.imaging import ORIENTATION_TAG
+from mgpo.images.photograph import Photograph
+from mgpo.method.metrics import episode_metrics
+from mgpo.method.protocol import Episode, Method
+from mgpo.method.question import Question
+from mgpo.method.rewards import accuracy_reward
+from mgpo.policies.families import default_coordinates
+from mgpo.policies.loading import load_processor, model_type_of, own_budget, resolve, set_budget
+from mgpo.policies.pixel_memory import pixels_once
+from mgpo.policies.rollout import TurnLimits, limit_of, run_episodes
+from mgpo.policies.tokens import TurnTokens
+from mgpo.policies.vllm_rollout import banned_words, engine_settings
+from mgpo.runs.finite import FiniteSteps
+from mgpo.runs.folder import keep_settings
+from mgpo.runs.log import RunLog
+from mgpo.runs.resuming import Resuming
+from mgpo.runs.trajectories import save_trajectories
+from mgpo.training.precision import refuse_rounded_weights
+from mgpo.training.sharing import SharedPrefix
+from mgpo.training.turns import PolicyInTraining, Rollout, check_text
+from mgpo.training.vllm_sampling import VLLMSampling
+from mgpo.training.weights import freeze_vision_tower
+
+ASKED_WITH = (
+    "method", "max_turns", "crop_frame", "coordinates", "min_pixels", "max_pixels", "min_box_side", "max_box_aspect",
+    "max_grounding_tokens", "max_answer_tokens",
+)  # fmt: skip
+"""Settings that a trained model is asked with."""
+
+
+def _environment() -> None:
+    """Marks the trainer as multi-turn for TRL; never called, never shown to the model."""
+
+
+class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, VLLMSampling, GRPOTrainer):
+    """Trains a policy to look twice.
+
+    Args:
+        model: `mgpo-tiny`, a folder, a hub id or a loaded model.
+        args: settings; see `MGPOConfig`.
+        train_dataset: rows with `image`, `question`, `choices`, `answer` and optionally `gold_boxes`, `category`, `id`
+            (see `mgpo.method.question.Question`).
+        processing_class: the model's processor; loaded from `model` if missing.
+        kwargs: passed on to `GRPOTrainer` (`eval_dataset`, `peft_config`, `callbacks`, `optimizers`, ...).
+
+    Raises:
+        ValueError: the longest possible episode does not fit; the message says what would.
+    """
+
+    def __init__(
+        self, model: Any, args: MGPOConfig, train_dataset: Any, processing_class: Any = None, **kwargs: Any
+    ) -> None:
+        name = model if isinstance(model, str) else model.config._name_or_path
+        processor = processing_class or load_processor(name)
+        model_type = model_type_of(model)
+        self.protocol = args.protocol(own_budget(name, processor), default_coordinates(model_type))
+        processor.tokenizer.padding_side = "left"  # TRL sets it only on a processor that it loads itself
+        set_budget(processor, self.protocol.budget)
+        self.turn_tokens = TurnTokens(processor)
+        args.fit_completion(self.protocol)
+        args.check_vllm_length(self.protocol)
+        args.min_pixels, args.max_pixels = self.protocol.budget.min_pixels, self.protocol.budget.max_pixels
+        args.coordinates = str(self.protocol.box.coordinates)
+        banned = (
+            {"bad_words": banned_words(self.turn_tokens)}
+            if args.use_vllm
+            else {"suppress_tokens": self.turn_tokens.banned_ids()}
+        )
+        args.model_init_kwargs = {"use_safetensors": True} | (args.model_init_kwargs or {})
+        args.generation_kwargs = banned | (args.generation_kwargs or {})
+        extra = [self._watched(load_dotted(path), args.reward_seconds) for path in args.extra_reward_funcs]
+        self._begin_step()
+        self._episodes: list[Episode] = []
+        self.turn_limits = TurnLimits(args.max_grounding_tokens, args.max_answer_tokens)
+        self._turn_limit, self._is_last_turn = args.max_grounding_tokens, False
+        with engine_settings(self.protocol.budget) if args.use_vllm else nullcontext():
+            super().__init__(
+                model=resolve(model) if isinstance(model, str) else model,
+                reward_funcs=[accuracy_reward, *extra],
+                args=args,
+                train_dataset=train_dataset,
+                processing_class=processor,
+                **kwargs,
+            )
+        if self.protocol.method is Method.MGPO:
+            self.tools = [_environment]
+        args.fit_context(self.protocol, getattr(self.model.config.get_text_config(), "max_position_embeddings", None))
+        if args.freeze_vision_tower:
+            freeze_vision_tower(self.model)
+        refuse_rounded_weights(self, args.allow_low_precision_weights)
+        # What dr_grpo divides by: TRL counts the crop and the texts of the environment too, which nobody samples.
+        self.max_completion_length = args.spoken_tokens(self.protocol)
+        self._share()
+        self._sample_with_vllm()
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Open the episodes, let TRL do its work, then check, measure and log."""
+        self._episodes, rows = [], []
+        originals: dict[Any, Any] = {}
+        for row in inputs:
+            question = Question.from_row(row)
+            key = _image_key(row["image"])
+            if key not in originals:
+                original = Photograph(row["image"])
+                originals[key] = (original, original.overview(self.protocol.budget), {})
+                if self.protocol.turns > 1:
+                    original.decode_ahead()
+            original, shown, crops = originals[key]
+            episode = Episode(question, original, self.protocol, crops)
+            turn = episode.opening(shown)
+            self._episodes.append(episode)
+            # Gold boxes stay behind: they reach neither prompt nor reward.
+            rows.append(
+                {
+                    key: value
+                    for key, value in row.items()
+                    if key not in ("image", "gold_boxes", "gold_boxes_px_original")
+                }
+                | {"prompt": [{"role": "user", "content": turn.text}], "images": [shown]}
+            )
+        with pixels_once(self.processing_class) if self.args.shared_prefix else nullcontext():
+            output = super()._generate_and_score_completions(rows)
+        self._check_images(output)
+        if self._vllm is not None and self.model.training:  # a greedy token's probability is 1 to vLLM
+            self._compare_with_sampling(output)
+        self._save_trajectories()
+        return output
+
+    def _check_images(self, output: dict[str, Any]) -> None:
+        """What is trained on holds every image that was shown, whole: TRL would go on without the images, silently."""
+        for episode, prompt, said in zip(self._episodes, output["prompt_ids"], output["completion_ids"], strict=True):
+            images = [turn.image for turn in episode.user_turns]
+            self.turn_tokens.check([*prompt.tolist(), *said.tolist()], images, episode.question.id)
+        if "pixel_values" not in output:
+            raise RuntimeError("TRL dropped the images of this batch.")
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
+        """Metrics are taken here: every episode has ended, and TRL averages what is logged now over all processes."""
+        if self.protocol.method is not Method.MGPO:
+            for episode, completion, ids in zip(self._episodes, completions, completion_ids_list, strict=True):
+                episode.reply(completion[-1]["content"], truncated=ids[-1] not in self.eos_token_ids)
+        for episode in self._episodes:
+            for name, value in episode_metrics(episode).items():
+                self._log_metric(name, value)
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        # TRL gathers this very list to every process for its log: 1.5 GB a rank at 512 questions, were the overviews in it.
+        prompts[:] = [strip_images_from_messages(prompt) for prompt in prompts]
+        return rewards
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], list[list[Any]], dict[str, Any]]:
+        """First user turns as ids, their images, and the pixel values (processed once per unique image)."""
+        turns = [episode.user_turns[0] for episode in self._episodes]
+        prompt_ids = [self.turn_tokens.opening(turn) for turn in turns]
+        for episode, ids in zip(self._episodes, prompt_ids):
+            text_tokens = len(ids) - self.turn_tokens.image_tokens(episode.user_turns[0].image)
+            check_text(episode.question.id, text_tokens, self.args.max_reply_tokens)
+        images = [[turn.image] for turn in turns]
+        return prompt_ids, images, self._vision_fields(prompt_ids, images)
+
+    def _generate_single_turn(self, prompt_ids: list, images: Any, multimodal_fields: Any, *args: Any, **kwargs: Any):
+        """Generation with the limit of this turn instead of the whole episode's; prompts shared, or TRL's own.
+
+        Evaluation decodes greedily, as `mgpo eval` does: TRL would sample, and choose the best checkpoint by chance.
+        """
+        greedy = not self.model.training
+        if self._vllm is not None:
+            return self._vllm_turn(prompt_ids, images, *args, greedy=greedy, **kwargs)
+        sampling = self.generation_config
+        self.generation_config = copy.copy(sampling)
+        self.generation_config.max_new_tokens = self._turn_limit
+        if greedy:
+            self.generation_config.do_sample = False
+        try:
+            if self._rollout is not None:
+                return self._shared_turn(prompt_ids, images, self._is_last_turn), None
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
+        finally:
+            self.generation_config = sampling
+
+    def _generate(self, prompts: list) -> Any:
+        self._turn_limit = limit_of(self.protocol, 1, self.turn_limits)
+        self._is_last_turn = self.protocol.turns == 1
+        try:
+            with self._vllm.awake() if self._vllm is not None else nullcontext():
+                return super()._generate(prompts)
+        finally:
+            if self._rollout is not None:
+                self._rollout.forget()
+
+    def _tool_call_loop(
+        self,
+        prompts: Any,
+        prompt_ids: Any,
+        completion_ids: Any,
+        completions: Any,
+        logprobs: Any,
+        images: Any,
+        fields: Any,
+    ) -> tuple:
+        """TRL's place for what comes after the first turn: the one turn loop, over the rollouts that TRL has begun."""
+        names = [episode.question.id for episode in self._episodes]
+        given = logprobs or [None] * len(names)
+        begun = zip(names, prompt_ids, completion_ids, given, completions, images, strict=True)
+        rollouts = [Rollout(*row) for row in begun]
+        policy = PolicyInTraining(
+            rollouts, self.turn_tokens, self.eos_token_ids, self._speak_again, self.protocol.turns,
+            self.args.max_reply_tokens,
+        )  # fmt: skip
+        for said in run_episodes(policy, self._episodes, self.turn_limits):
+            for number, turn in enumerate(said, 1):
+                self._log_metric(f"turns/{number}_tokens", len(turn.ids))
+        shown = [rollout.later for rollout in rollouts]
+        for rollout in rollouts:
+            self.turn_tokens.check(rollout.prompt_ids + rollout.ids, rollout.image + rollout.later, rollout.name)
+        failures = sum(1 for episode in self._episodes if episode.first_grounding.box_px_original is None)
+        masks = [rollout.mask for rollout in rollouts]
+        return masks, completions, completion_ids, logprobs, len(completions), failures, shown
+
+    def _speak_again(self, ids: list[list[int]], images: list[list[Any]], limit: int, last: bool) -> tuple:
+        """One more turn of the model for all rollouts, ended ones too: a call is collective under ZeRO-3 and FSDP."""
+        self._turn_limit, self._is_last_turn = limit, last
+        return self._generate_single_turn(ids, images, self._vision_fields(ids, images), 1, has_tool_images=True)
+
+    def _vision_fields(self, ids: list[list[int]], images: list[list[Any]]) -> dict[str, Any]:
+        """Pixel values of all images in order, and the token types; nothing for engines that take images."""
+        if self._rollout is not None or self._vllm is not None:
+            return {}
+        flat = [image for row in images for image in row]
+        image_id = self.turn_tokens.image_token_id
+        return {
+            **self.turn_tokens.pixels(flat),
+            "mm_token_type_ids": [[int(token == image_id) for token in row] for row in ids],
+        }
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """TRL's, and how the model wants to be asked: `GroundedVQA`, `mgpo eval` and `mgpo serve` read it beside the weights.
+
+        `mgpo train` has written all settings there already; a trainer that is used from Python has not.
+        """
+        super()._save(output_dir, state_dict)
+        run = Path(self.args.output_dir)
+        keep_settings(run, {name: getattr(self.args, name) for name in ASKED_WITH})
+        if output_dir is not None and not Path(output_dir).resolve().is_relative_to(run.resolve()):
+            keep_settings(Path(output_dir), {name: getattr(self.args, name) for name in ASKED_WITH})
+
+    def _save_trajectories(self) -> None:
+        every, mode = self.args.trajectories_every, "train" if self.model.training else "eval"
+        if mode == "train" and every and self.state.global_step % every == 0 and self.accelerator.is_main_process:
+            chosen = self._episodes[:: self.num_generations][: self.args.trajectories_kept]
+            folder = Path(self.args.output_dir) / "trajectories"
+            save_trajectories(chosen, folder / f"step_{self.state.global_step:06d}.jsonl", self.state.global_step)
+
+
+def load_dotted(path: str) -> Any:
+    """A function by its dotted path, e.g. `my_project.rewards.brevity`.
+
+    Raises:
+        ValueError: nothing is found under the path; the message says where it looked.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"extra_reward_funcs: {path!r} was not found ({error}). Write package.module.function."
+        ) from error
+
+
+def _image_key(image: Any) -> Any:
+    """Equal for rows that show the same image: the rollouts of a question share one decoded original.
+
+    A column of `datasets.Image` decodes its file anew for each row, so images in memory are known by their pixels.
+    """
+    if isinstance(image, dict):
+        return image.get("path"), image.get("bytes")
+    if isinstance(image, (str, Path, bytes)):
+        return image
+    pixels = image.tobytes()
+    if image.mode == "P":  # numbers into a palette
+        pixels += bytes(image.getpalette("RGBA") or ())
+    more = repr(image.info.get("transparency")), image.getexif().get(ORIENTATION_TAG)
+    return image.mode, image.size, xxhash.xxh3_128_digest(pixels), *more

@@ -1,0 +1,69 @@
+"""`GroundedVQA`: what it returns is what was said, seen and meant."""
+
+import numpy as np
+import pytest
+from support import WIDE, box
+from test_evaluation import PROTOCOL, Scripted
+
+import mgpo
+from mgpo.asking.grounded import GroundedVQA
+from mgpo.images.imaging import ImageError, crop, open_image
+from mgpo.method.question import Question
+from mgpo.policies.rollout import TurnLimits
+
+
+class Fixed(Scripted):
+    """Names the same box, and answers B."""
+
+    def _one(self, conversation, temperature):
+        from mgpo.policies.rollout import Said
+
+        said = box(WIDE) if len(conversation.images) == 1 else "Look. \\boxed{B}"
+        return Said(
+            self.tokens.tokenizer(said, add_special_tokens=False)["input_ids"] + [self.tokens.eos_id], said, False
+        )
+
+
+@pytest.fixture
+def vqa(processor, rows):
+    return GroundedVQA(Fixed(processor, [Question.from_row(row) for row in rows]), PROTOCOL, TurnLimits(24, 12))
+
+
+def test_an_answer_with_its_turns(vqa, rows):
+    row = rows[0]
+    found = vqa.ask(row["image"], row["question"], ["red", "blue"])
+    assert (found.answer, found.letter, found.text) == ("blue", "B", "Look. \\boxed{B}")
+    first, second = found.turns
+    assert first.status == "valid" and first.box_px_original == found.box_px_original and second.status is None
+    whole = open_image(row["image"])
+    assert np.array_equal(first.crop, crop(whole, first.box_px_original, PROTOCOL.budget)) and second.crop is None
+    assert 0 < first.seconds + second.seconds <= found.seconds + 1e-3
+    open_one = vqa.ask(row["image"], row["question"])
+    assert (open_one.answer, open_one.letter) == ("B", None)
+
+
+def test_many_are_one_batch(vqa, rows):
+    seen = []
+    found = vqa.ask_many(
+        [(row["image"], row["question"], None) for row in rows[:3]],
+        on_turn=lambda i, e: seen.append((i, len(e.model_turns))),
+    )
+    assert len(found) == 3 and [n for n, *_ in vqa.policy.batches] == [3, 3]
+    assert seen == [(0, 1), (1, 1), (2, 1), (0, 2), (1, 2), (2, 2)] and vqa.ask_many([]) == []
+
+
+def test_what_cannot_be_asked_is_an_error(vqa, rows, tmp_path):
+    with pytest.raises(ImageError, match="does not exist"):
+        vqa.ask(tmp_path / "none.jpg", "?")
+    with pytest.raises(ValueError, match="has no text"):
+        vqa.ask(rows[0]["image"], " ")
+    with pytest.raises(ValueError, match="1 choices"):
+        vqa.ask(rows[0]["image"], "?", ["one"])
+
+
+def test_it_is_found_at_the_top_and_loads_the_shipped_model():
+    assert mgpo.GroundedVQA is GroundedVQA
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        mgpo.Nothing  # noqa: B018
+    vqa = GroundedVQA.from_pretrained("mgpo-tiny", max_turns=3, max_pixels=20_000)
+    assert vqa.protocol.turns == 3 and vqa.protocol.budget.max_pixels == 20_000

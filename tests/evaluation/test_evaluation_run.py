@@ -1,0 +1,118 @@
+"""`mgpo eval`: a run that is killed and started again leaves the same results as one that is not."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from mgpo.cli import app
+from mgpo.evaluation.evaluate import run as evaluation_run
+from mgpo.evaluation.results import read_records
+from mgpo.evaluation.run import EvaluationRequest, run_evaluation
+from mgpo.method.protocol import End, Method
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def request_of(random_tiny, tmp_path):
+    def make(**changes):
+        base = EvaluationRequest(
+            str(random_tiny), ("needle",), tmp_path / "out", n=7, batch_size=3, grounding_tokens=6, answer_tokens=6,
+            sampled=True,
+        )  # fmt: skip
+        return replace(base, **changes)
+
+    return make
+
+
+def without_time(file):
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in read_records(file)]
+
+
+@pytest.mark.parametrize("survives", [1, 2])
+def test_a_killed_run_goes_on_to_the_same_results(request_of, tmp_path, monkeypatch, survives):
+    run_evaluation(request_of(out=tmp_path / "whole"), QUIET)
+    written, real = [], evaluation_run.append
+
+    def dies(file, records):
+        if len(written) == survives:
+            with file.open("a") as out:
+                out.write('{"id": "half a li')
+            raise KeyboardInterrupt
+        written.append(real(file, records))
+
+    monkeypatch.setattr(evaluation_run, "append", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluation(request_of(out=tmp_path / "killed"), QUIET)
+    monkeypatch.setattr(evaluation_run, "append", real)
+    run_evaluation(request_of(out=tmp_path / "killed"), QUIET)
+    assert without_time(tmp_path / "killed/needle.jsonl") == without_time(tmp_path / "whole/needle.jsonl")
+    killed, whole = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("killed", "whole"))
+    for row in (*killed, *whole):
+        row.pop("seconds_per_question")
+    assert killed == whole and whole[0]["n"] == 7 and whole[0]["boxes"] == "sampled"
+
+
+def test_a_longer_run_takes_up_the_shorter_one(request_of, tmp_path):
+    run_evaluation(request_of(n=4), QUIET)
+    run_evaluation(request_of(), QUIET)
+    run_evaluation(request_of(out=tmp_path / "whole"), QUIET)
+    assert without_time(tmp_path / "out/needle.jsonl") == without_time(tmp_path / "whole/needle.jsonl")
+
+
+def test_other_data_or_settings_are_refused(request_of, rows, tmp_path):
+    from mgpo.data.convert import convert
+
+    convert(iter(rows), "jsonl", tmp_path / "data", "test")
+    asked = request_of(tasks=("vstar",), data={"vstar": str(tmp_path / "data")}, n=4)
+    (row,) = run_evaluation(asked, QUIET)
+    assert row["n"] == 4 and row["task"] == "vstar" and row["boxes"] == "sampled"
+    convert(iter(rows[::-1]), "jsonl", tmp_path / "data", "test")
+    with pytest.raises(ValueError, match="was made from other data"):
+        run_evaluation(asked, QUIET)
+    with pytest.raises(ValueError, match="pixel_budget: .* -> 7840"):
+        run_evaluation(replace(asked, max_pixels=7840), QUIET)
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "data/test.jsonl").open("a").write('{"image": "gone.png", "question": "?", "answer": "x"}\n')
+    with pytest.raises(ValueError, match="row 7: its image .*gone.png does not exist"):
+        run_evaluation(asked, QUIET)
+    assert not (tmp_path / "out").exists(), "bad rows are told before anything is written"
+
+
+@pytest.mark.parametrize("protocol", ["mgpo", "grpo", "direct", "adaptive"])
+def test_every_protocol_runs(request_of, tmp_path, protocol):
+    (row,) = run_evaluation(request_of(protocol=protocol, n=2, sampled=False), QUIET)
+    assert row["protocol"] == protocol and row["boxes"] == "greedy"
+    (first, _) = read_records(tmp_path / "out/needle.jsonl")
+    assert first["end"] in list(End) and first["source"] == "" and first["seconds"] > 0
+    assert (first["valid_box"] is None) == (protocol == Method.DIRECT)
+
+
+def test_the_command_line_prints_a_table(random_tiny, tmp_path):
+    args = ["eval", "--model", str(random_tiny), "--tasks", "needle", "--n", "2", "--answer-tokens", "4",
+            "--grounding-tokens", "4", "--out", str(tmp_path / "out")]  # fmt: skip
+    done = CliRunner().invoke(app, args)
+    assert done.exit_code == 0, done.output
+    assert "needle" in done.output and "chance" in done.output and "25.0" in done.output
+    both = CliRunner().invoke(app, ["compare", str(tmp_path / "out"), str(tmp_path / "out")])
+    assert both.exit_code == 0 and "+0.0" in both.output
+
+
+def test_a_world_in_vstars_layout_has_the_scores_of_the_world(request_of, tmp_path):
+    from mgpo.data.convert import convert
+    from mgpo.worlds.needle import needle_rows
+
+    convert(needle_rows("test", 1, 6), "vstar", tmp_path / "vstar", "test")
+    run_evaluation(request_of(n=6), QUIET)
+    run_evaluation(
+        request_of(n=6, tasks=("vstar",), data={"vstar": str(tmp_path / "vstar")}, out=tmp_path / "v"), QUIET
+    )
+    world, layout = without_time(tmp_path / "out/needle.jsonl"), without_time(tmp_path / "v/vstar.jsonl")
+    for one, other in zip(world, layout, strict=True):
+        for key in one.keys() - {"source", "overview", "turns"}:
+            assert one[key] == other[key], key
+        assert [turn["text"] for turn in one["turns"]] == [turn["text"] for turn in other["turns"]]

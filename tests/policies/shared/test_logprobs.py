@@ -1,0 +1,168 @@
+"""The probabilities that are trained on are the probabilities that were sampled from.
+
+Two turns are sampled through the trainer's own path while the raw logits of every sampled token are captured, before
+banned tokens are removed. Recomputing them on prompt and completion, as TRL does in the update, must give the same
+numbers. A random model names no valid box, so what is read in its first turn is set: crops of three shapes, and one
+rejection. The last tests show that this would not hold with the defects that such code is known for.
+"""
+
+import pytest
+import torch
+from support import TALL, WIDE, make_trainer, rollouts, unpadded
+from transformers import GenerationMixin, Qwen2_5_VLForConditionalGeneration
+
+from mgpo.method.grounding import BoxStatus, Grounding
+
+TOLERANCE = 1e-4
+BOXES = (WIDE, (30, 60, 150, 110), TALL, None)
+"""What is read in turn 1. The first two crops have the same shape, so that they can be exchanged."""
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["shared", "plain"])
+def sampled(loud_tiny, tmp_path_factory, rows, request):
+    """Trainer, its output, and per sample the log-probabilities at sampling: of raw logits and of what was drawn from."""
+    with pytest.MonkeyPatch.context() as patch:
+        return _sample(loud_tiny, tmp_path_factory.mktemp("run"), rows, patch, request.param)
+
+
+def _sample(model, folder, rows, patch, shared):
+    trainer = make_trainer(model, folder, rows, shared_prefix=shared)
+    turns, single = [], type(trainer)._generate_single_turn
+    generate = GenerationMixin.generate
+
+    def capturing(model, *args, **kwargs):
+        asked = kwargs["generation_config"].return_dict_in_generate
+        out = generate(model, *args, **kwargs, output_logits=True, output_scores=True, return_dict_in_generate=True)
+        raw = torch.stack(out.logits, 1).float().log_softmax(-1)
+        drawn_from = torch.stack(out.scores, 1).float().log_softmax(-1)
+        turns[-1].update(raw=raw, drawn_from=drawn_from)
+        return out if asked else out.sequences
+
+    def turn(self, prompt_ids, *args, **kwargs):
+        turns.append({"lengths": [len(ids) for ids in prompt_ids]})
+        ids, logprobs = single(self, prompt_ids, *args, **kwargs)
+        for name in ("raw", "drawn_from"):
+            turns[-1][name] = [
+                lp[range(len(said)), said].tolist() for lp, said in zip(turns[-1][name], ids, strict=True)
+            ]
+        return ids, logprobs
+
+    boxes = iter(BOXES)
+
+    def read(text, frame, rules):
+        box = next(boxes)
+        return Grounding(BoxStatus.VALID, box, frame.to_original(box)) if box else Grounding(BoxStatus.NO_JSON)
+
+    patch.setattr("mgpo.method.protocol.read_grounding", read)
+    patch.setattr(GenerationMixin, "generate", capturing)
+    patch.setattr(type(trainer), "_generate_single_turn", turn)
+    torch.manual_seed(5)
+    output = trainer._generate_and_score_completions(rollouts(rows))
+    return trainer, output, turns
+
+
+def at_sampling(turns, name="raw"):
+    """Per sample: the sampled tokens' log-probabilities of both turns, in order."""
+    return [torch.tensor(first + second) for first, second in zip(turns[0][name], turns[1][name], strict=True)]
+
+
+def recomputed(trainer, output, model=None, **changed):
+    """TRL's own recomputation, and per sample the values at the tokens that are learned."""
+    fields = {
+        key: output[key] for key in ("pixel_values", "image_grid_thw", "mm_token_type_ids", "num_images")
+    } | changed
+    ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
+    mask = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
+    keep = output["completion_ids"].size(1)
+    with torch.no_grad():
+        logps, _, _ = trainer._get_per_token_logps_and_entropies(model or trainer.model, ids, mask, keep, **fields)
+    learned = (output["tool_mask"] * output["completion_mask"]).bool()
+    return [row[kept] for row, kept in zip(logps, learned)]
+
+
+def difference(one, other):
+    return max((a - b).abs().max().item() for a, b in zip(one, other, strict=True))
+
+
+def test_the_sample_is_what_the_test_needs(sampled):
+    trainer, output, turns = sampled
+    grids = [tuple(grid) for grid in output["image_grid_thw"].tolist()]
+    assert len(turns) == 2 and len(set(grids)) >= 4
+    assert len(set(turns[0]["lengths"])) > 1 and len(set(turns[1]["lengths"])) > 1, "nothing is left-padded"
+    assert output["num_images"] == [2] * 4
+
+
+def test_recomputed_logprobs_equal_the_sampled_ones(sampled):
+    trainer, output, turns = sampled
+    found = difference(recomputed(trainer, output), at_sampling(turns))
+    assert found < TOLERANCE, f"sampled and recomputed logprobs differ by {found}: see trl_seam.md, pitfalls 1 to 5"
+
+
+def test_recomputing_in_chunks_changes_nothing(sampled):
+    """TRL cuts pixel values by the number of images per sample; chunks must cut them at the same places."""
+    trainer, output, turns = sampled
+    whole = recomputed(trainer, output)
+    for size in (1, 3):
+        assert difference(recomputed(trainer, output, batch_size=size), whole) < TOLERANCE
+
+
+def test_what_banned_tokens_take_away_is_their_mass_and_nothing_else(sampled):
+    """Banned tokens are removed before sampling: a sampled token is likelier by 1 / (1 - banned mass) at its place."""
+    trainer, output, turns = sampled
+    raw, drawn = at_sampling(turns), at_sampling(turns, "drawn_from")
+    banned = trainer.turn_tokens.banned_ids()
+    assert all((d >= r - 1e-5).all() for r, d in zip(raw, drawn))
+    plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(trainer.model.config._name_or_path).eval()
+    for i in range(4):
+        logits, learned, _ = forward(plain, trainer, output, i)
+        mass = logits.log_softmax(-1)[learned][:, banned].exp().sum(-1)
+        torch.testing.assert_close(drawn[i] - raw[i], -torch.log1p(-mass), atol=TOLERANCE, rtol=TOLERANCE)
+        assert mass.max() > 1e-3, "nothing was taken away: the test proves nothing"
+
+
+def forward(model, trainer, output, i, images=None, positions=None):
+    """A plain forward pass of one sample, without padding: logits that predict the completion, mask, ids."""
+    prompt, completion, mask = unpadded(output, i)
+    turns = trainer._episodes[i].user_turns
+    vision = trainer.turn_tokens.pixels(images or [turn.image for turn in turns])
+    ids = torch.tensor([prompt + completion])
+    types = (ids == trainer.turn_tokens.image_token_id).int()
+    kwargs = {} if positions is None else {"position_ids": positions(ids)}
+    with torch.no_grad():
+        logits = model(input_ids=ids, mm_token_type_ids=types, **vision, **kwargs).logits[0].float()
+    return logits[len(prompt) - 1 : -1], torch.tensor(mask).bool(), torch.tensor(completion)
+
+
+def plain_logprobs(trainer, output, **kwargs):
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(trainer.model.config._name_or_path).eval()
+    values = []
+    for i in range(4):
+        logits, learned, ids = forward(model, trainer, output, i, **kwargs)
+        values.append(logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0][learned])
+    return values
+
+
+def test_a_plain_forward_pass_agrees(sampled):
+    trainer, output, turns = sampled
+    assert difference(plain_logprobs(trainer, output), at_sampling(turns)) < TOLERANCE
+
+
+def test_it_would_notice_one_dimensional_positions(sampled):
+    """Defect 1 of the authors' code: the update runs without M-RoPE."""
+    trainer, output, turns = sampled
+
+    def flat(ids):
+        return torch.arange(ids.size(1)).expand(3, 1, -1)
+
+    assert difference(plain_logprobs(trainer, output, positions=flat), at_sampling(turns)) > 1e-2
+
+
+def test_it_would_notice_two_swapped_crops(sampled):
+    """The second images of two samples exchanged: token counts still agree, only what is seen does not."""
+    trainer, output, turns = sampled
+    grids = output["image_grid_thw"]
+    pieces = list(output["pixel_values"].split(grids.prod(-1).tolist()))
+    assert torch.equal(grids[1], grids[3]) and not torch.equal(pieces[1], pieces[3])
+    pieces[1], pieces[3] = pieces[3], pieces[1]
+    found = recomputed(trainer, output, pixel_values=torch.cat(pieces))
+    assert difference(found, at_sampling(turns)) > 1e-2

@@ -1,0 +1,139 @@
+"""Sampling over shared prompts says what the plain path says, and computes each prompt token once."""
+
+import pytest
+import torch
+from peft import LoraConfig
+from support import TALL, WIDE, make_trainer, rollouts
+
+from mgpo.method.grounding import BoxStatus, Grounding
+from mgpo.policies.shared.packed import NAME
+
+BOXES = (WIDE, None, TALL, (30, 60, 150, 110), None, WIDE)
+LORA = LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|v_proj)", init_lora_weights=False)
+
+
+def sample(model, folder, rows, monkeypatch, shared, questions=3, each=2, **changes):
+    """A trainer's greedy rollouts, with boxes read as `BOXES` in every turn that may name one."""
+    read = []
+
+    def grounding(text, frame, rules):
+        read.append(text)
+        box = BOXES[(len(read) - 1) % len(BOXES)]
+        return Grounding(BoxStatus.VALID, box, frame.to_original(box)) if box else Grounding(BoxStatus.NO_JSON)
+
+    monkeypatch.setattr("mgpo.method.protocol.read_grounding", grounding)
+    trainer = make_trainer(
+        model,
+        folder,
+        rows,
+        shared_prefix=shared,
+        num_generations=each,
+        per_device_train_batch_size=questions * each,
+        **changes,
+    )
+    trainer.generation_config.do_sample = False
+    return trainer, trainer._generate_and_score_completions(rollouts(rows, questions, each))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"method": "grpo"}, {"max_turns": 3}, {"freeze_vision_tower": True}, {"peft_config": LORA}],
+    ids=["two turns", "one turn", "three turns", "frozen tower", "LoRA"],
+)
+def test_greedy_rollouts_are_those_of_the_plain_path(loud_tiny, tmp_path, rows, monkeypatch, changes):
+    torch.manual_seed(0)  # LoRA's weights
+    _, plain = sample(loud_tiny, tmp_path / "a", rows, monkeypatch, shared=False, **changes)
+    torch.manual_seed(0)
+    trainer, shared = sample(loud_tiny, tmp_path / "b", rows, monkeypatch, shared=True, **changes)
+    assert trainer._rollout is not None
+    for name in ("completion_ids", "completion_mask", "pixel_values"):
+        assert torch.equal(shared[name], plain[name]), name
+
+
+def test_an_episode_that_ends_early_changes_nothing_for_the_others(loud_tiny, tmp_path, rows, monkeypatch):
+    """With four turns, some answer in their second; what they would say later is thrown away."""
+    from mgpo.method import protocol
+
+    boxed, said, outputs = protocol.boxed, [], []
+
+    def eighth_answers(text):
+        said.append(text)
+        return "A" if len(said) == 8 else boxed(text)
+
+    monkeypatch.setattr(protocol, "boxed", eighth_answers)
+    for shared in (False, True):
+        said.clear()
+        trainer, output = sample(loud_tiny, tmp_path / str(shared), rows, monkeypatch, shared, max_turns=4)
+        turns = [len(episode.model_turns) for episode in trainer._episodes]
+        assert turns.count(4) >= 3 and turns.count(2) >= 1
+        outputs.append(output)
+    assert torch.equal(outputs[0]["completion_ids"], outputs[1]["completion_ids"])
+
+
+@pytest.mark.parametrize("kwargs", [{"num_beams": 2}, {"cache_implementation": "static"}])
+def test_sampling_that_wants_its_own_cache_gets_it(loud_tiny, tmp_path, rows, kwargs):
+    assert make_trainer(loud_tiny, tmp_path, rows, generation_kwargs=kwargs)._rollout is None
+
+
+def test_other_families_are_left_alone(loud_tiny):
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    from mgpo.policies.shared.packed import use_packed_attention
+
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(loud_tiny)
+    model.config.model_type = "qwen3_vl"
+    with pytest.raises(ValueError, match="not for qwen3_vl"):
+        use_packed_attention(model)
+
+
+def counted(trainer, monkeypatch):
+    """Tokens of every forward of the language model that is longer than one token."""
+    tokens = []
+    model = trainer.model.model.language_model
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: tokens.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
+    )
+    return tokens
+
+
+def test_prompts_are_computed_once_and_later_turns_go_on(loud_tiny, tmp_path, rows, monkeypatch):
+    trainer, _ = sample(loud_tiny, tmp_path, rows, monkeypatch, shared=True)
+    tokens = counted(trainer, monkeypatch)
+    output = trainer._generate_and_score_completions(rollouts(rows, 3, 2))
+    filled = [count for count in tokens if count > 6]  # what is sampled comes in sixes
+    prompts = output["prompt_mask"].sum(1)[::2] - 1  # the last token is where sampling begins
+    context = (output["completion_mask"] * (1 - output["tool_mask"])).sum()
+    assert filled[0] == prompts.sum()
+    assert context - 6 <= filled[1] <= context + 6  # minus each reply's last token, plus each turn's last one
+    assert len(filled) == 2
+
+
+def test_equal_boxes_share_a_crop(loud_tiny, tmp_path, rows, monkeypatch):
+    trainer, _ = sample(loud_tiny, tmp_path, rows, monkeypatch, shared=True, questions=1, each=6)
+    crops = [episode.user_turns[1].image for episode in trainer._episodes]
+    assert crops[0] is crops[5], "WIDE was named twice"
+    assert crops[1] is trainer._episodes[1].user_turns[0].image
+
+
+def test_what_is_remembered_ends_with_the_step(loud_tiny, tmp_path, rows, monkeypatch):
+    """The next step's weights are others."""
+    trainer, _ = sample(loud_tiny, tmp_path, rows, monkeypatch, shared=True)
+    assert trainer._rollout._kept == []
+
+
+def test_a_model_that_cannot_share_says_so_once(loud_tiny, tmp_path, rows, caplog):
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(loud_tiny, attn_implementation="eager")
+    trainer = make_trainer(model, tmp_path, rows)
+    assert trainer._rollout is None
+    assert [r.message for r in caplog.records if "shared_prefix" in r.message][0].startswith(
+        "shared_prefix: it needs attn_implementation: sdpa, the model uses eager"
+    )
+
+
+def test_the_checkpoint_does_not_name_our_attention(loud_tiny, tmp_path, rows):
+    trainer = make_trainer(loud_tiny, tmp_path, rows)
+    assert trainer.model.config.get_text_config()._attn_implementation == NAME
+    trainer.save_model(str(tmp_path / "saved"))
+    assert NAME not in (tmp_path / "saved" / "config.json").read_text()

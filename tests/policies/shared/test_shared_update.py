@@ -1,0 +1,202 @@
+"""Prompts shared, images once, idle rollouts skipped: loss and every gradient stay those of TRL's own path."""
+
+import pytest
+import torch
+from peft import LoraConfig
+from support import CUT, MIXED, Script, box, make_trainer, rollouts
+
+from mgpo.policies.shared import vision_cache
+from mgpo.policies.shared.packed import Packed
+from mgpo.training.sharing import SharedPrefix, shuffle_together
+
+TWICE = tuple((*turn, turn[0], turn[2]) for turn in MIXED)
+"""As `MIXED`, with two boxes said twice: their crops are the same image."""
+IDLE = ((box((10, 20, 130, 70)), ("", CUT), box((5, 5, 50, 130)), "no"), ("\\boxed{D}", "\\boxed{D}", "", "none"))
+"""Nobody is right in the first three questions: no group carries a signal."""
+
+
+def update(model, folder, rows, monkeypatch, shared, turns=TWICE, questions=3, change=None, **changes):
+    """Loss, gradients and metrics of one update over scripted rollouts."""
+    Script(turns).install(monkeypatch)
+    each, accumulation = len(turns[0]), changes.get("gradient_accumulation_steps", 1)
+    changes["per_device_train_batch_size"] = questions * each // accumulation
+    trainer = make_trainer(model, folder, rows, num_generations=each, shared_prefix=shared, **changes)
+    torch.manual_seed(1)
+    with torch.no_grad():  # away from the reference model and from LoRA's zeros
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    trainer.current_gradient_accumulation_steps = accumulation
+    losses = [0.0] * changes.get("num_iterations", 1)
+    for number in range(accumulation * len(losses)):
+        torch.manual_seed(2)  # TRL shuffles the rollouts
+        inputs = trainer._prepare_inputs(rollouts(rows, questions, each))
+        if number >= accumulation:  # a second update of the same rollouts: the policy is no longer who sampled them
+            trainer.model.zero_grad()
+            with torch.no_grad():
+                for parameter in trainer.model.parameters():
+                    parameter.mul_(2)
+        loss = trainer.compute_loss(trainer.model, change(inputs) if change else inputs)
+        loss.backward()
+        losses[number // accumulation] += loss.item()
+        trainer._step += 1
+    gradients = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+    return losses, gradients, trainer
+
+
+def same(plain, shared):
+    """Relative errors below 1e-4; gradients that are zero but for rounding are compared with the largest."""
+    assert shared[0] == pytest.approx(plain[0], rel=1e-4, abs=1e-6)
+    assert shared[1].keys() == plain[1].keys() and plain[1]
+    biggest = max(g.abs().max() for g in plain[1].values())
+    assert biggest > 1e-5
+    for name, expected in plain[1].items():
+        error = (shared[1][name] - expected).norm()
+        assert error < 1e-4 * expected.norm() or error < 1e-6 * biggest * expected.numel() ** 0.5, name
+
+
+LORA = LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|v_proj|down_proj)", init_lora_weights=False)
+CASES = {
+    "grpo": {},
+    "dr_grpo": {"loss_type": "dr_grpo"},
+    "dapo": {"loss_type": "dapo"},
+    "bnpo": {"loss_type": "bnpo"},
+    "frozen tower": {"freeze_vision_tower": True},
+    "LoRA": {"peft_config": LORA},
+    "gradient checkpointing": {"gradient_checkpointing": True},
+    "accumulation": {"gradient_accumulation_steps": 2, "loss_type": "dapo"},
+    "KL": {"beta": 0.1},
+    "KL and LoRA": {"beta": 0.1, "peft_config": LORA},
+    "entropy bonus": {"entropy_coef": 0.01},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_gradients_are_those_of_the_plain_path(random_tiny, tmp_path, rows, monkeypatch, case):
+    plain = update(random_tiny, tmp_path / "plain", rows, monkeypatch, shared=False, **CASES[case])
+    shared = update(random_tiny, tmp_path / "shared", rows, monkeypatch, shared=True, **CASES[case])
+    assert shared[2]._rollout is not None and plain[2]._rollout is None
+    same(plain, shared)
+
+
+def test_cut_off_rollouts_can_be_left_out(random_tiny, tmp_path, rows, monkeypatch):
+    """TRL's own path cannot (it loses count of the images), so it is told by the loss mask which ones to leave out."""
+
+    def without_cut(inputs):
+        last = inputs["completion_mask"].sum(1) - 1
+        ends = inputs["completion_ids"].gather(1, last[:, None])[:, 0]
+        inputs["tool_mask"] = inputs["tool_mask"] * torch.isin(ends, torch.tensor(eos))[:, None]
+        assert (inputs["tool_mask"].sum(1) == 0).sum() == 3
+        return inputs
+
+    eos = make_trainer(random_tiny, tmp_path / "x", rows).eos_token_ids
+    plain = update(random_tiny, tmp_path / "a", rows, monkeypatch, shared=False, change=without_cut)
+    shared = update(random_tiny, tmp_path / "b", rows, monkeypatch, shared=True, mask_truncated_completions=True)
+    same(plain, shared)
+    with pytest.raises(ValueError, match="mask_truncated_completions needs shared_prefix"):
+        make_trainer(random_tiny, tmp_path / "c", rows, shared_prefix=False, mask_truncated_completions=True)
+
+
+def test_a_second_update_of_the_same_rollouts(random_tiny, tmp_path, rows, monkeypatch):
+    """Old log-probabilities are kept, the policy has moved: ratios are no longer 1, and some are clipped."""
+    runs = [
+        update(random_tiny, tmp_path / str(shared), rows, monkeypatch, shared=shared, num_iterations=2)
+        for shared in (False, True)
+    ]
+    same(*runs)
+    clipped = [run[2]._metrics["train"]["clip_ratio/region_mean"][-1] for run in runs]
+    assert runs[0][0][0] != pytest.approx(runs[0][0][1], rel=1e-3) and max(clipped) > 0
+
+
+@pytest.mark.parametrize("parts", [2, 3, 9])
+def test_a_rollout_batch_split_over_steps(random_tiny, tmp_path, rows, monkeypatch, parts):
+    """In halves, one question is in both; in thirds, each has its own; in ninths, each has a third of one."""
+    args = {"steps_per_generation": parts, "gradient_accumulation_steps": parts}
+    plain = update(random_tiny, tmp_path / "a", rows, monkeypatch, shared=False, **args)
+    shared = update(random_tiny, tmp_path / "b", rows, monkeypatch, shared=True, **args)
+    same(plain, shared)
+    prompts = [len({tuple(ids) for ids in part["prompt_ids"].tolist()}) for part in shared[2]._buffered_inputs]
+    assert prompts == {2: [2, 2], 3: [1] * 3, 9: [1] * 9}[parts]
+
+
+def test_rollouts_of_a_question_stay_together_in_a_random_order():
+    batch = {"prompt_ids": torch.arange(12).view(12, 1), "num_images": list(range(12)), "total": torch.tensor(7)}
+    orders = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        mixed = shuffle_together(batch, 3)
+        assert mixed["total"] == 7 and mixed["num_images"] == mixed["prompt_ids"].flatten().tolist()
+        groups = mixed["prompt_ids"].view(4, 3).tolist()
+        assert sorted(groups) == batch["prompt_ids"].view(4, 3).tolist()
+        orders.add(tuple(group[0] for group in groups))
+    assert len(orders) > 5
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_a_batch_of_cut_off_rollouts_gives_no_gradient_and_no_error(random_tiny, tmp_path, rows, monkeypatch, beta):
+    cut = ((box((10, 20, 130, 70)), ("", CUT)), (("\\boxed{", CUT), ("x", CUT)))
+    args = {"mask_truncated_completions": True, "beta": beta}
+    losses, gradients, trainer = update(random_tiny, tmp_path, rows, monkeypatch, True, turns=cut, **args)
+    assert losses == [0.0] and gradients and not any(g.any() for g in gradients.values())
+    trainer.model.eval()
+    with torch.no_grad():
+        inputs = trainer._prepare_inputs(rollouts(rows, 3, 2))
+        assert trainer.compute_loss(trainer.model, inputs) == 0
+
+
+def test_a_group_without_signal_is_not_computed(random_tiny, tmp_path, rows, monkeypatch):
+    """Question 3 has no right answer among its rollouts; the others have. KL needs all."""
+    skipped = update(random_tiny, tmp_path / "a", rows, monkeypatch, shared=True)[2]
+    assert skipped._metrics["train"]["update/rollouts_skipped"] == [pytest.approx(6 / 18)]
+    needed = update(random_tiny, tmp_path / "b", rows, monkeypatch, shared=True, beta=0.1)[2]
+    assert "update/rollouts_skipped" not in needed._metrics["train"]
+
+
+def test_without_any_signal_one_rollout_still_takes_part(random_tiny, tmp_path, rows, monkeypatch):
+    losses, gradients, trainer = update(random_tiny, tmp_path, rows, monkeypatch, shared=True, turns=IDLE)
+    assert losses == [0.0] and gradients
+    assert all(not g.any() for g in gradients.values())
+    assert trainer._metrics["train"]["update/rollouts_skipped"] == [pytest.approx(11 / 12)]
+
+
+def test_entropy_is_the_mean_of_what_was_computed(random_tiny, tmp_path, rows, monkeypatch):
+    """With every group scored, it is the plain path's."""
+    args = {"questions": 2}
+    plain = update(random_tiny, tmp_path / "a", rows, monkeypatch, shared=False, **args)[2]
+    shared = update(random_tiny, tmp_path / "b", rows, monkeypatch, shared=True, **args)[2]
+    one, two = (t._metrics["train"]["entropy"] for t in (plain, shared))
+    assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_every_token_and_image_is_computed_once(random_tiny, tmp_path, rows, monkeypatch):
+    """Tokens of the update: prompts once, rollouts once, no padding. Images: overviews once, equal crops once."""
+    seen, encoded = [], []
+    forward = SharedPrefix._get_per_token_logps_and_entropies
+
+    def counting(self, model, input_ids, attention_mask, keep, *args, **kwargs):
+        prompt, completion = attention_mask[:, :-keep].sum(1), attention_mask[:, -keep:].sum(1)
+        seen.append((prompt, completion, input_ids))
+        hook = model.model.language_model.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append((kwargs["inputs_embeds"].shape, kwargs["attention_mask"])),
+            with_kwargs=True,
+        )
+        try:
+            return forward(self, model, input_ids, attention_mask, keep, *args, **kwargs)
+        finally:
+            hook.remove()
+
+    encode_unique = vision_cache._encode_unique
+
+    def watching(encode, *args):
+        return encode_unique(lambda x, grid, **kw: (encoded.append(len(grid)), encode(x, grid, **kw))[1], *args)
+
+    monkeypatch.setattr(SharedPrefix, "_get_per_token_logps_and_entropies", counting)
+    monkeypatch.setattr(vision_cache, "_encode_unique", watching)
+    update(random_tiny, tmp_path, rows, monkeypatch, shared=True, beta=0.1)
+    (prompt, completion, _), (shape, layout) = seen[0], seen[1]
+    assert isinstance(layout["full_attention"], Packed)
+    unique_prompts = sum({int(p): int(p) for p in prompt}.values())  # the questions differ in length
+    assert shape[0] == 1
+    assert shape[1] == unique_prompts - 3 + int(completion.sum())
+    # Per question: the overview (shown again after a rejected box: the same image) and two crops.
+    assert set(encoded) == {3 * 3}

@@ -1,0 +1,94 @@
+"""The two turns through an OpenAI-compatible server: the same answers as in this process."""
+
+import base64
+import io
+import threading
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("openai")
+fastapi = pytest.importorskip("fastapi")
+import uvicorn  # noqa: E402
+
+from mgpo.asking.grounded import GroundedVQA  # noqa: E402
+from mgpo.asking.settings import load_policy  # noqa: E402
+from mgpo.method.protocol import Protocol, UserTurn  # noqa: E402
+from mgpo.policies.endpoint import EndpointPolicy  # noqa: E402
+from mgpo.policies.local import LocalPolicy  # noqa: E402
+from mgpo.policies.rollout import TurnLimits  # noqa: E402
+from mgpo.tiny.views import BUDGET  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def plain_server(random_tiny):
+    """A model behind plain chat completions, as `vllm serve` is: it knows nothing of turns or boxes."""
+    policy, seen = LocalPolicy.load(str(random_tiny)), []
+    policy.set_budget(BUDGET)
+    app = fastapi.FastAPI()
+
+    @app.post("/v1/chat/completions")
+    def chat(body: dict):
+        if body["model"] != "tiny":
+            raise fastapi.HTTPException(404, "no such model")
+        seen.append(body)
+        conversation = None
+        for said in body["messages"]:
+            if said["role"] == "assistant":
+                ids = policy.tokens.tokenizer(said["content"], add_special_tokens=False)["input_ids"]
+                conversation.ids += [*ids, policy.tokens.eos_id]
+                continue
+            image, text = said["content"]
+            data = base64.b64decode(image["image_url"]["url"].split(",")[1])
+            turn = UserTurn(text["text"], Image.open(io.BytesIO(data)).convert("RGB"), None)
+            if conversation is None:
+                conversation = policy.open(turn)
+            else:
+                conversation.ids += policy.tokens.reply(turn, closed=True)
+                conversation.images.append(turn.image)
+        (out,) = policy.say([conversation], body["max_tokens"], body["temperature"])
+        reason = "length" if out.truncated else "stop"
+        message = {"role": "assistant", "content": out.text}
+        return {"id": "1", "object": "chat.completion", "created": 0, "model": "tiny",
+                "choices": [{"index": 0, "message": message, "finish_reason": reason}]}  # fmt: skip
+
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        pass
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}/v1", seen
+    server.should_exit = True
+    thread.join(10)
+
+
+def test_the_first_turn_is_the_one_in_process_and_the_second_follows(plain_server, random_tiny, rows):
+    url, seen = plain_server
+    limits, protocol = TurnLimits(6, 5), Protocol(budget=BUDGET)
+    here = GroundedVQA(LocalPolicy.load(str(random_tiny)), protocol, limits)
+    there = GroundedVQA(EndpointPolicy(url, "tiny", BUDGET), protocol, limits)
+    asked = [(row["image"], row["question"], row["choices"]) for row in rows[:3]]
+    one, other = here.ask_many(asked), there.ask_many(asked)
+    for a, b in zip(one, other):
+        assert a.turns[0].text == b.turns[0].text and a.turns[0].truncated == b.turns[0].truncated
+        assert len(b.turns) == 2
+    first, last = seen[0], seen[-1]
+    assert [m["role"] for m in last["messages"]] == ["user", "assistant", "user"]
+    assert first["max_tokens"] == 6 and last["max_tokens"] == 5 and first["temperature"] == 0
+
+
+def test_a_refusal_carries_the_servers_own_words(plain_server, rows):
+    url, _ = plain_server
+    vqa = GroundedVQA(EndpointPolicy(url, "other", BUDGET), Protocol(budget=BUDGET))
+    with pytest.raises(ConnectionError, match="no such model"):
+        vqa.ask(rows[0]["image"], "?")
+    with pytest.raises(ConnectionError, match="127.0.0.1:9"):
+        GroundedVQA(EndpointPolicy("http://127.0.0.1:9/v1", "x", BUDGET), Protocol(budget=BUDGET)).ask(
+            rows[0]["image"], "?"
+        )
+
+
+def test_an_unknown_engine_is_refused():
+    with pytest.raises(ValueError, match="engine 'x' is unknown"):
+        load_policy("mgpo-tiny", "x")
