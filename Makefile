@@ -62,6 +62,7 @@ sweep-tiny: setup
 
 lint: setup
 	$(VENV)/bin/python -m ruff check src tests benchmarks && $(VENV)/bin/python -m ruff format --check src tests benchmarks
+	$(VENV)/bin/lint-imports
 
 clean:
 	rm -rf $(VENV) $(LMMS) $(VLLM) runs build .pytest_cache

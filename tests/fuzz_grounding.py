@@ -9,8 +9,8 @@ import atheris
 with atheris.instrument_imports(include=["mgpo.method.grounding", "json.decoder", "json.scanner"]):
     import mgpo.method.grounding  # noqa: F401
 
+from box_texts import TABLE
 from hostile_texts import RULES, assert_total
-from test_grounding import TABLE
 
 seen = set()
 

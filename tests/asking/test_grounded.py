@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from scripted import PROTOCOL, Scripted
 from support import WIDE, box
-from test_evaluation import PROTOCOL, Scripted
 
 import mgpo
 from mgpo.asking.grounded import GroundedVQA

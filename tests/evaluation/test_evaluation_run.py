@@ -9,7 +9,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from mgpo.cli import app
-from mgpo.evaluation.evaluate import run as evaluation_run
+from mgpo.evaluation import run as evaluation_run
 from mgpo.evaluation.results import read_records
 from mgpo.evaluation.run import EvaluationRequest, run_evaluation
 from mgpo.method.protocol import End, Method

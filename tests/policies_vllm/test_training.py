@@ -129,11 +129,11 @@ def test_stock_trl_expands_placeholders_twice(trainer_of, needle):
     ids, images = [trainer.turn_tokens.opening(turn) for turn in turns], [[turn.image] for turn in turns]
     seen, *_ = trainer.vllm_generation.generate(ids, images, 1)
     assert all(len(theirs) > len(own) for theirs, own in zip(seen, ids)), (
-        "fixed upstream: engines/vllm_rollout.py can go"
+        "fixed upstream: policies/vllm_rollout.py can go"
     )
     with pytest.raises(RuntimeError, match="placeholders were expanded twice"):
-        trainer._vllm.colocated = False
-        trainer._vllm.speak(ids, images, 4, 1)
+        trainer.vllm_sampling.engine.colocated = False
+        trainer.vllm_sampling.engine.speak(ids, images, 4, 1)
 
 
 def test_another_policy_stops_the_run(trainer_of, needle):

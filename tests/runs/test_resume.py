@@ -12,7 +12,7 @@ from support import make_trainer
 
 from mgpo.runs import resuming
 from mgpo.runs import folder as run_folder
-from mgpo.training.run import run as training
+from mgpo.training import run as training
 from mgpo.runs.checkpoints import seal
 from mgpo.errors import CheckpointError
 from mgpo.training.run import parse, train

@@ -63,7 +63,7 @@ def _environment() -> None:
     """Marks the trainer as multi-turn for TRL; never called, never shown to the model."""
 
 
-class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, VLLMSampling, GRPOTrainer):
+class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, GRPOTrainer):
     """Trains a policy to look twice.
 
     Args:
@@ -122,7 +122,7 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, VLLMSampling, GRP
         # What dr_grpo divides by: TRL counts the crop and the texts of the environment too, which nobody samples.
         self.max_completion_length = args.spoken_tokens(self.protocol)
         self._share()
-        self._sample_with_vllm()
+        self.vllm_sampling = VLLMSampling(self) if self.use_vllm else None
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Open the episodes, let TRL do its work, then check, measure and log."""
@@ -152,8 +152,8 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, VLLMSampling, GRP
         with pixels_once(self.processing_class) if self.args.shared_prefix else nullcontext():
             output = super()._generate_and_score_completions(rows)
         self._check_images(output)
-        if self._vllm is not None and self.model.training:  # a greedy token's probability is 1 to vLLM
-            self._compare_with_sampling(output)
+        if self.vllm_sampling is not None and self.model.training:  # a greedy token's probability is 1 to vLLM
+            self.vllm_sampling.compare(output)
         self._save_trajectories()
         return output
 
@@ -188,14 +188,16 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, VLLMSampling, GRP
         images = [[turn.image] for turn in turns]
         return prompt_ids, images, self._vision_fields(prompt_ids, images)
 
-    def _generate_single_turn(self, prompt_ids: list, images: Any, multimodal_fields: Any, *args: Any, **kwargs: Any):
+    def _generate_single_turn(
+        self, prompt_ids: list, images: Any, multimodal_fields: Any, num_generations: int, has_tool_images: bool = False
+    ) -> tuple:
         """Generation with the limit of this turn instead of the whole episode's; prompts shared, or TRL's own.
 
         Evaluation decodes greedily, as `mgpo eval` does: TRL would sample, and choose the best checkpoint by chance.
         """
         greedy = not self.model.training
-        if self._vllm is not None:
-            return self._vllm_turn(prompt_ids, images, *args, greedy=greedy, **kwargs)
+        if self.vllm_sampling is not None:
+            return self.vllm_sampling.next_turn(prompt_ids, images, self._turn_limit, num_generations, greedy)
         sampling = self.generation_config
         self.generation_config = copy.copy(sampling)
         self.generation_config.max_new_tokens = self._turn_limit
@@ -204,7 +206,9 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, VLLMSampling, GRP
         try:
             if self._rollout is not None:
                 return self._shared_turn(prompt_ids, images, self._is_last_turn), None
-            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
+            return super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, num_generations, has_tool_images=has_tool_images
+            )
         finally:
             self.generation_config = sampling
 
@@ -212,7 +216,7 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, VLLMSampling, GRP
         self._turn_limit = limit_of(self.protocol, 1, self.turn_limits)
         self._is_last_turn = self.protocol.turns == 1
         try:
-            with self._vllm.awake() if self._vllm is not None else nullcontext():
+            with self.vllm_sampling.engine.awake() if self.vllm_sampling is not None else nullcontext():
                 return super()._generate(prompts)
         finally:
             if self._rollout is not None:
@@ -254,7 +258,7 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, VLLMSampling, GRP
 
     def _vision_fields(self, ids: list[list[int]], images: list[list[Any]]) -> dict[str, Any]:
         """Pixel values of all images in order, and the token types; nothing for engines that take images."""
-        if self._rollout is not None or self._vllm is not None:
+        if self._rollout is not None or self.vllm_sampling is not None:
             return {}
         flat = [image for row in images for image in row]
         image_id = self.turn_tokens.image_token_id

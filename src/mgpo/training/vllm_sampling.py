@@ -1,4 +1,8 @@
-"""`use_vllm`: a mixin over TRL's `GRPOTrainer` that samples with vLLM and checks, turn by turn, that it is the same policy."""
+"""`use_vllm`: the part of `MGPOTrainer` that samples with vLLM and checks, turn by turn, that it is the same policy.
+
+`trainer.vllm_sampling` is one of these, or None where transformers samples. It serves `_generate_single_turn` (the next turn)
+and `_generate_and_score_completions` (the comparison).
+"""
 
 from __future__ import annotations
 
@@ -11,32 +15,29 @@ from mgpo.policies.vllm_rollout import VLLMRollout
 
 
 class VLLMSampling:
-    """Mixin of `MGPOTrainer`; call `_sample_with_vllm` once the trainer is built."""
+    """TRL's vLLM backend of a trainer, spoken to in turns.
 
-    _vllm: VLLMRollout | None = None
+    Args:
+        trainer: an `MGPOTrainer` that TRL has built with `use_vllm`.
+    """
 
-    def _sample_with_vllm(self) -> None:
-        """Take TRL's vLLM backend, if the run has one."""
-        if self.use_vllm:
-            changes = any(p.requires_grad for tower in towers(self.model) for p in tower.parameters())
-            self._vllm = VLLMRollout(self.vllm_generation, self.turn_tokens, changes, self.args.vllm_call_seconds)
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        changes = any(p.requires_grad for tower in towers(trainer.model) for p in tower.parameters())
+        seconds = trainer.args.vllm_call_seconds
+        self.engine = VLLMRollout(trainer.vllm_generation, trainer.turn_tokens, changes, seconds)
 
-    def _vllm_turn(
-        self,
-        ids: list[list[int]],
-        images: list[list[Any]],
-        num_generations: int,
-        has_tool_images: bool = False,
-        greedy: bool = False,
+    def next_turn(
+        self, ids: list[list[int]], images: list[list[Any]], limit: int, num_generations: int, greedy: bool
     ) -> tuple[list[list[int]], list[list[float]]]:
         """The next turn by vLLM, with the weights of this step; sampled, or decoded greedily."""
-        assert self._vllm is not None
-        if self.state.global_step != self._last_loaded_step:
-            self._vllm.sync()
-            self._last_loaded_step = self.state.global_step
-        return self._vllm.speak(ids, images, self._turn_limit, num_generations, greedy)
+        step = self.trainer.state.global_step
+        if step != self.trainer._last_loaded_step:
+            self.engine.sync()
+            self.trainer._last_loaded_step = step
+        return self.engine.speak(ids, images, limit, num_generations, greedy)
 
-    def _compare_with_sampling(self, output: dict[str, Any]) -> None:
+    def compare(self, output: dict[str, Any]) -> None:
         """Log, turn by turn, how far vLLM's log-probabilities are from the model's own; stop where they are not the same.
 
         Raises:
@@ -44,19 +45,20 @@ class VLLMSampling:
         """
         if "old_per_token_logps" not in output or "sampling_per_token_logps" not in output:
             return
+        trainer = self.trainer
         said = output["completion_mask"] * output.get("tool_mask", 1)
         apart = (output["old_per_token_logps"] - output["sampling_per_token_logps"]).abs().nan_to_num()
-        mode = "train" if self.model.training else "eval"
+        mode = "train" if trainer.model.training else "eval"
         # Every process takes part in every turn's sum, whether it has such a turn or not.
-        for number, turn in enumerate(turn_masks(said, self.protocol.turns), 1):
+        for number, turn in enumerate(turn_masks(said, trainer.protocol.turns), 1):
             total = torch.stack([(apart * turn).sum(), turn.sum().float()])
-            total = self.accelerator.reduce(total, "sum")
+            total = trainer.accelerator.reduce(total, "sum")
             mean = (total[0] / total[1].clamp(min=1)).item()
-            self._metrics[mode][f"sampling/turn_{number}_logp_difference"].append(mean)
-            if mean > self.args.max_logprob_difference:
+            trainer._metrics[mode][f"sampling/turn_{number}_logp_difference"].append(mean)
+            if mean > trainer.args.max_logprob_difference:
                 raise RuntimeError(
                     f"In turn {number}, vLLM's log-probabilities differ from the model's own by {mean:.3f} on average, over "
-                    f"max_logprob_difference={self.args.max_logprob_difference}: it samples with other weights, pixels or "
+                    f"max_logprob_difference={trainer.args.max_logprob_difference}: it samples with other weights, pixels or "
                     "precision. Check the versions and dtypes of both, or raise the limit if you know why."
                 )
 
