@@ -65,7 +65,7 @@ def test_the_engine_is_awake_for_a_whole_episode():
 
 
 def test_a_log_probability_that_is_not_finite_arrives_as_nan():
-    """TRL hands it over as None, which ended the run with a TypeError; NaN skips the step (tests/test_finite.py)."""
+    """TRL hands it over as None, which ended the run with a TypeError; NaN skips the step (tests/runs/test_finite.py)."""
     engine = Engine(generate=lambda prompts, images, n: (prompts, [[1, 2]], [[[None], [-0.5]]], None))
     rollout = VLLMRollout(engine, SimpleNamespace(image_token_id=IMAGE), True, 1.0)
     _, [logprobs] = rollout.speak([[1, 2]], [[]], 5, 1)

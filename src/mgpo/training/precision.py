@@ -1,7 +1,7 @@
 """Weights that are trained in bfloat16 without float32 copies: most updates of a small learning rate are rounded away.
 
 bfloat16 keeps 8 bits of a number. A weight of 0.02 has its neighbours 1e-4 away, and AdamW moves it by about the learning
-rate: at the paper's 1e-6, nearly every update rounds to nothing (`tests/test_precision.py` measures it). What works is
+rate: at the paper's 1e-6, nearly every update rounds to nothing (`tests/training/test_precision.py` measures it). What works is
 `dtype: float32` with `bf16: true`, which computes in bfloat16; LoRA, whose adapters are float32; or DeepSpeed and FSDP,
 which keep float32 copies of their shards.
 """

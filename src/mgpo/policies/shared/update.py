@@ -3,7 +3,7 @@
 TRL pads G copies of prompt + rollout into a batch. Here the batch becomes one packed row (`mgpo.policies.shared.packed`): a prompt
 without its last token, then for each of its rollouts that last token (each rollout's first token is predicted from it)
 and the rollout without its own last token (which predicts nothing). What is scored, where and at which positions is the
-same; `tests/policies/test_shared_update.py` compares loss and gradients with TRL's own.
+same; `tests/policies/shared/test_shared_update.py` compares loss and gradients with TRL's own.
 """
 
 from __future__ import annotations
