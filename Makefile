@@ -5,7 +5,7 @@ VENV := .venv
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=68719476736
 RUN := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(KEEP_MEMORY) $(VENV)/bin/python
 
-.PHONY: setup demo test test-slow test-lmms test-vllm reproduce-tiny sweep-tiny lint clean
+.PHONY: setup demo test test-fast test-slow test-lmms test-vllm reproduce-tiny sweep-tiny lint clean
 
 setup: $(VENV)/.ready
 
@@ -20,6 +20,11 @@ demo: setup
 
 test: setup
 	$(RUN) -m pytest -m "not slow"
+
+# The inner loop: everything but what trains, starts servers or other processes. Under 90 seconds on one core.
+test-fast: setup
+	$(RUN) -m pytest -m "not slow" tests/method tests/images tests/data tests/worlds tests/evaluation tests/pages tests/asking \
+	  tests/policies/test_families.py tests/policies/test_tokens.py tests/test_seam.py tests/test_guarantees.py
 
 test-slow: setup
 	$(RUN) -m pytest -m slow

@@ -9,8 +9,8 @@ import yaml
 
 from mgpo.images.imaging import PixelBudget
 from mgpo.policies.loading import budget_of, load_processor
-from mgpo.training.run import build_trainer, parse, train
 from mgpo.training import run as training
+from mgpo.training.run import build_trainer, parse, train
 
 RUN = [
     "--per_device_train_batch_size", "2", "--num_generations", "2", "--learning_rate", "1e-3", "--max_steps", "2",

@@ -37,6 +37,7 @@ class Row:
 
     @property
     def ood_mean(self) -> float | None:
+        """Mean accuracy over the OOD splits; None if none was measured."""
         cell = self.cells.get(OOD_MEAN)
         return cell.mean if cell else None
 
@@ -67,6 +68,7 @@ class ResultsTable:
 
     @property
     def budgets(self) -> list[str]:
+        """The pixel budgets of the rows, each once."""
         return list(dict.fromkeys(row.pixel_budget for row in self.rows))
 
     @property

@@ -30,10 +30,12 @@ class Policy(Protocol):
     """Who speaks. A conversation is opaque to others. `budget` and `coordinates` (None: not known) are what its model is used to."""
 
     @property
-    def budget(self) -> PixelBudget: ...
+    def budget(self) -> PixelBudget:
+        """Pixels that an image may have."""
 
     @property
-    def coordinates(self) -> Coordinates | None: ...
+    def coordinates(self) -> Coordinates | None:
+        """How the model writes boxes."""
 
     def set_budget(self, budget: PixelBudget) -> None:
         """Every image will be within this budget."""

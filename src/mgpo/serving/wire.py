@@ -153,7 +153,6 @@ def fetch(url: str, limits: Limits) -> bytes:
     Raises:
         ApiError: it could not be had.
     """
-    import urllib.error
     import urllib.request
 
     class NoRedirect(urllib.request.HTTPRedirectHandler):

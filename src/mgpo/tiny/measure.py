@@ -164,6 +164,7 @@ def _first_turns(
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default=TINY)
     parser.add_argument("--n", type=int, default=500)

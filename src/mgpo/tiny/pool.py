@@ -20,6 +20,7 @@ from mgpo.tiny.views import CROPS, ROW_BYTES, draw_views
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=5_000)

@@ -198,6 +198,7 @@ class Places(nn.Module):
         self.norm, self.digits = nn.LayerNorm(HIDDEN), nn.Linear(HIDDEN, 4 * 3 * 10)
 
     def loss(self, hidden: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of the digits of `boxes` (N, 4); rows below 0 show no plate."""
         on = boxes[:, 0] >= 0
         digits = torch.stack([boxes[on] // 100, boxes[on] // 10 % 10, boxes[on] % 10], -1)
         return F.cross_entropy(self.digits(self.norm(hidden[on].float())).view(-1, 10), digits.reshape(-1))
@@ -232,6 +233,7 @@ def step_loss(
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pool", type=Path, required=True)
     parser.add_argument("--eyes", type=Path, required=True)

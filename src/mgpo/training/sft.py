@@ -27,6 +27,7 @@ class ShortAnswers:
         self.protocol, self.draw = protocol, draw
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Rows of questions as rows for `SFTTrainer`."""
         batch = self.draw(batch) if self.draw else batch
         rows = [dict(zip(batch, values)) for values in zip(*batch.values())]
         questions = [Question.from_row(row) for row in rows]

@@ -130,4 +130,5 @@ class PolicyInTraining:
         rollout.speaks = False
 
     def write(self, text: str) -> Said:
+        """Refused: controls are for evaluation."""
         raise NotImplementedError("A rollout that is trained on holds only what the model sampled.")

@@ -1,0 +1,1 @@
+"""Worlds of drawn questions: the same arguments give the same question."""

@@ -81,6 +81,7 @@ class Sign:
 
     @property
     def centre_px(self) -> tuple[float, float]:
+        """The plate's centre (x, y) in pixels of the canvas."""
         x1, y1, x2, y2 = self.box_px_original
         return (x1 + x2) / 2, (y1 + y2) / 2
 
