@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """`from mgpo import GroundedVQA`, without loading it for those who do not ask for it."""
+    """Makes `from mgpo import GroundedVQA` work, but loads it only when it is asked for."""
     if name == "GroundedVQA":
         from mgpo.asking.grounded import GroundedVQA
 

@@ -1,4 +1,7 @@
-"""`use_vllm`: a mixin over TRL's `GRPOTrainer` that samples with vLLM and checks, turn by turn, that it is the same policy."""
+"""`use_vllm`: a mixin over TRL's `GRPOTrainer` that samples with vLLM and checks that it is the same policy.
+
+The check compares log-probabilities turn by turn.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ class VLLMSampling:
     _vllm: VLLMRollout | None = None
 
     def _sample_with_vllm(self) -> None:
-        """Take TRL's vLLM backend, if the run has one."""
+        """Use TRL's vLLM backend, if the run has one."""
         if self.use_vllm:
             changes = any(p.requires_grad for tower in towers(self.model) for p in tower.parameters())
             self._vllm = VLLMRollout(self.vllm_generation, self.turn_tokens, changes, self.args.vllm_call_seconds)
@@ -37,7 +40,7 @@ class VLLMSampling:
         return self._vllm.speak(ids, images, self._turn_limit, num_generations, greedy)
 
     def _compare_with_sampling(self, output: dict[str, Any]) -> None:
-        """Log, turn by turn, how far vLLM's log-probabilities are from the model's own; stop where they are not the same.
+        """Log for each turn how far vLLM's log-probabilities are from the model's own; stop if they are too far apart.
 
         Raises:
             RuntimeError: the mean difference of a turn is over `max_logprob_difference`.
@@ -47,7 +50,7 @@ class VLLMSampling:
         said = output["completion_mask"] * output.get("tool_mask", 1)
         apart = (output["old_per_token_logps"] - output["sampling_per_token_logps"]).abs().nan_to_num()
         mode = "train" if self.model.training else "eval"
-        # Every process takes part in every turn's sum, whether it has such a turn or not.
+        # Every process must join the sum of every turn, even if it has no such turn.
         for number, turn in enumerate(turn_masks(said, self.protocol.turns), 1):
             total = torch.stack([(apart * turn).sum(), turn.sum().float()])
             total = self.accelerator.reduce(total, "sum")
@@ -62,7 +65,7 @@ class VLLMSampling:
 
 
 def turn_masks(said: torch.Tensor, turns: int) -> list[torch.Tensor]:
-    """Masks of the model's first, second, ... turn, from the mask (rows, tokens) of all that it sampled; empty ones too."""
+    """One mask per turn of the model, from the mask (rows, tokens) of all that it sampled; some may be empty."""
     starts = said.clone()
     starts[:, 1:] = said[:, 1:] * (1 - said[:, :-1])
     number = starts.cumsum(1) * said
