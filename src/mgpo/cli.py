@@ -325,7 +325,7 @@ def main() -> None:
         sys.exit(2)
     except Stopped as stopped:
         _say(str(stopped))
-        sys.exit(128 + signal.SIGTERM)  # what a shell reports of a program that SIGTERM ended
+        sys.exit(128 + signal.SIGTERM)  # the status that a shell reports for a program that SIGTERM ended
 
 
 def _say(sentence: str) -> None:

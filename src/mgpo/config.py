@@ -19,7 +19,7 @@ METHODS = (Method.MGPO, Method.GRPO, Method.DIRECT, SFT)
 
 @dataclass
 class DataArguments:
-    """Which model, which questions.
+    """Which model to train, and on which questions.
 
     Attributes are flat so that a recipe reads like a TRL configuration.
     """
@@ -127,7 +127,7 @@ class MGPOConfig(GRPOConfig):
         """The turn protocol.
 
         Args:
-            own_budget, own_coordinates: what holds where the settings say nothing (`mgpo.policies.loading.own_budget`,
+            own_budget, own_coordinates: used where the settings say nothing (`mgpo.policies.loading.own_budget`,
                 `mgpo.policies.families.default_coordinates`).
         """
         return Protocol.from_settings(vars(self), own_budget.changed(self.min_pixels, self.max_pixels), own_coordinates)
@@ -144,15 +144,15 @@ class MGPOConfig(GRPOConfig):
         return parts | {"answer": self.max_answer_tokens}
 
     def spoken_tokens(self, protocol: Protocol) -> int:
-        """Most tokens that the model itself may say in an episode: the limits of its turns."""
+        """Largest number of tokens that the model itself may generate in an episode: the limits of its turns."""
         parts = self.episode_parts(protocol)
         return sum(parts.get(turn, 0) for turn in ("grounding", "turns in between", "answer"))
 
     def fit_completion(self, protocol: Protocol) -> None:
-        """Compute `max_completion_length`, or prove that the longest possible episode fits into what is set.
+        """Compute `max_completion_length`, or check that the longest possible episode fits into the value that is set.
 
         Raises:
-            ValueError: it does not; the message says what would.
+            ValueError: it does not fit; the message says what would.
         """
         needed = self.completion_tokens(protocol)
         if not self.max_completion_length:
@@ -166,10 +166,10 @@ class MGPOConfig(GRPOConfig):
             )
 
     def fit_context(self, protocol: Protocol, most: int | None) -> None:
-        """Prove that the longest possible episode fits into the model's context of `most` tokens; None: not known.
+        """Check that the longest possible episode fits into the model's context of `most` tokens; None: not known.
 
         Raises:
-            ValueError: it does not; the message says what would.
+            ValueError: it does not fit; the message says what would.
         """
         parts = self.episode_parts(protocol)
         needed = sum(parts.values())
@@ -210,10 +210,10 @@ class MGPOConfig(GRPOConfig):
         return {k: value for k, (value, now) in sorted(found.items(), key=lambda item: -item[1][0] / item[1][1])}
 
     def check_vllm_length(self, protocol: Protocol) -> None:
-        """Prove that the longest episode fits into vLLM's context, where that is set.
+        """Check that the longest episode fits into vLLM's context, where that is set.
 
         Raises:
-            ValueError: it does not; the message says what would.
+            ValueError: it does not fit; the message says what would.
         """
         needed, held = sum(self.episode_parts(protocol).values()), self.vllm_max_model_length
         if self.use_vllm and self.vllm_mode == "colocate" and held is not None and held < needed:
@@ -223,6 +223,6 @@ class MGPOConfig(GRPOConfig):
             )
 
     def completion_tokens(self, protocol: Protocol) -> int:
-        """Most tokens after the first user turn that an episode can take: all later turns, images included."""
+        """Largest number of tokens after the first user turn of an episode: all later turns, images included."""
         parts = self.episode_parts(protocol)
         return sum(parts.values()) - parts["question"] - parts["overview"]

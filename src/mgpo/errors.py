@@ -1,11 +1,11 @@
-"""Errors that end a run for a reason that is no bug. The command line prints their sentence instead of a traceback.
+"""Errors that end a run for a reason other than a bug. The command line prints their sentence instead of a traceback.
 
-Wrong settings and wrong data are `ValueError`s, before a run begins. A bad rollout is no error at all: it is data.
+Wrong settings and wrong data are `ValueError`s, raised before a run begins. A bad rollout is no error: it is data.
 """
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on. The message says why, and what to do."""
+    """A run that cannot continue. The message says why, and what to do."""
 
 
 class CheckpointError(RunError):
@@ -17,4 +17,4 @@ class NumbersError(RunError):
 
 
 class Stopped(Exception):
-    """A run that was asked to stop and has saved. The message says how it goes on."""
+    """A run that was asked to stop and has been saved. The message says how to resume it."""

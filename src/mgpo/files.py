@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever kills the process or fills the disk."""
+"""Writes files so that they are complete or absent, whatever kills the process or fills the disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def whole(file: Path) -> Iterator[Path]:
-    """A path to write to; the file appears under its own name when all of it is on disk, and not if the writing fails."""
+    """A path to write to. The file appears under its own name once all of it is on disk, and not if writing fails."""
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(file.name + ".part")
     try:

@@ -1,4 +1,4 @@
-"""Reading of JSONL files that are written while they are read: `metrics.jsonl` and trajectories of a run."""
+"""Reads JSONL files that may still be written to: `metrics.jsonl` and trajectories of a run."""
 
 from __future__ import annotations
 

@@ -4,7 +4,15 @@ import shutil
 
 import pytest
 
-from mgpo.runs.checkpoints import cannot_write, flaw, is_about_the_disk, last_complete, move_into_place, replace_files, seal
+from mgpo.runs.checkpoints import (
+    cannot_write,
+    flaw,
+    is_about_the_disk,
+    last_complete,
+    move_into_place,
+    replace_files,
+    seal,
+)
 
 
 def checkpoint(run, step, folder=None):

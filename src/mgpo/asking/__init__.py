@@ -1,1 +1,1 @@
-"""One question of one photograph, and the settings by which a model is asked."""
+"""Asking a policy about photographs, and the settings that it is asked with."""

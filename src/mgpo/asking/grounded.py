@@ -30,10 +30,10 @@ class Turn:
     """One turn of the model.
 
     Attributes:
-        text: what it said.
+        text: what the model said.
         status: `valid`, or why its box could not be cropped; None where no box was asked for.
         box_px_original: x1, y1, x2, y2 in pixels of the photograph as a person sees it.
-        crop: what it was shown next, if its box was valid.
+        crop: the image that the model was shown next, if its box was valid.
         seconds: from the start of the turn to its end; turns of a batch end together.
     """
 
@@ -47,14 +47,15 @@ class Turn:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a question.
+    """The answer to one question, with the turns that led to it.
 
     Attributes:
-        answer: the text of the chosen choice, or the boxed text; None if the model gave no answer in the asked form.
-        letter: of the chosen choice, if there were choices.
-        text: the last turn as it was said.
+        answer: the text of the chosen choice, or the boxed text; None if the model gave no answer in the requested
+            form.
+        letter: letter of the chosen choice, if there were choices.
+        text: the whole text of the last turn.
         turns: all turns of the model.
-        seconds: in all, with decoding and cropping.
+        seconds: total time, with decoding and cropping.
         episode: the whole conversation, for drawing and records.
     """
 
@@ -75,7 +76,7 @@ class GroundedVQA:
     """A policy with its turn protocol.
 
     Args:
-        policy: who speaks (see `mgpo.policies.rollout.Policy`).
+        policy: the policy that answers (see `mgpo.policies.rollout.Policy`).
         protocol: how it is asked.
         limits: token limits of its turns.
         max_image_pixels: larger photographs are refused.
@@ -106,10 +107,10 @@ class GroundedVQA:
         answer_tokens: int | None = None,
         max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
     ) -> GroundedVQA:
-        """Load a policy; what is None is as it was trained, else the paper's.
+        """Load a policy. A setting that is None is as in the policy's training run, else the paper's.
 
         Args:
-            model: `mgpo-tiny`, a run folder, a hub id; with `endpoint`, the name that the server knows it by.
+            model: `mgpo-tiny`, a run folder, a hub id; with `endpoint`, the model's name on the server.
             engine: see `mgpo.asking.settings.load_policy`.
             endpoint: base URL of an OpenAI-compatible server that generates the turns.
             min_pixels, max_pixels: pixel budget of every image: smaller ones are enlarged, larger ones are shrunk.
@@ -148,14 +149,14 @@ class GroundedVQA:
 
         Args:
             asked: (image, question, choices) of each.
-            on_turn: told a question's index and episode as soon as the model has spoken.
+            on_turn: called with a question's index and episode after each of the model's turns.
         """
         return self.answer(
             [self.episode(image, question, choices) for image, question, choices in asked], on_turn=on_turn
         )
 
     def episode(self, image: Any, question: str, choices: Sequence[str] | None = None) -> Episode:
-        """An episode that is ready to run: the header of the image (or a `Photograph`) is read and the overview made."""
+        """An episode that is ready to run: the header of the image (or `Photograph`) is read and the overview made."""
         photograph = image if isinstance(image, Photograph) else Photograph(image, self.max_image_pixels)
         if self.protocol.looks_again:
             photograph.decode_ahead()
@@ -188,7 +189,7 @@ class GroundedVQA:
 
 
 def turns_of(episode: Episode, seconds: Sequence[float] = ()) -> tuple[Turn, ...]:
-    """What the model said so far, with what it was shown for it."""
+    """The model's turns so far, each with the crop that it was shown in reply."""
     turns = []
     for number, said in enumerate(episode.model_turns):
         box = said.grounding.box_px_original if said.grounding else None

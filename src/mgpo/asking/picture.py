@@ -1,4 +1,4 @@
-"""The picture of an episode: the overview with the box, the crops beside it, the answer under it."""
+"""Draws an episode: the overview with the box, the crops beside it, the answer below."""
 
 from __future__ import annotations
 

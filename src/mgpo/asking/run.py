@@ -1,4 +1,4 @@
-"""`mgpo ask`: photographs in, answers, boxes and pictures out."""
+"""`mgpo ask`: asks a question of photographs, prints the answers and boxes, and saves pictures of them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ STDIN = "-"
 def ask_photographs(
     images: list[str], question: str, choices: list[str], model: str, settings: dict[str, Any]
 ) -> list[Answer]:
-    """The same question of each photograph, all as one batch; `-` is read from standard input."""
+    """Ask the same question of each photograph, all in one batch; `-` is read from standard input."""
     sources = [sys.stdin.buffer.read() if image == STDIN else image for image in images]
     vqa = GroundedVQA.from_pretrained(model, **settings)
     return vqa.ask_many([(source, question, choices) for source in sources])
 
 
 def print_answer(image: str, answer: Answer, picture: Path | None, as_json: bool, console: Console) -> None:
-    """One answer, as text or as a JSON line; its picture is saved if a path is given."""
+    """Print one answer, as text or as a JSON line, and save its picture if a path is given."""
     if picture is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)
         draw_episode(answer.episode).save(picture)
@@ -46,7 +46,7 @@ def print_answer(image: str, answer: Answer, picture: Path | None, as_json: bool
 
 
 def as_plain(answer: Answer) -> dict[str, Any]:
-    """An answer as JSON holds it, without crops."""
+    """An answer in the form of its JSON line, without crops."""
     return {
         "answer": answer.answer,
         "letter": answer.letter,

@@ -1,4 +1,4 @@
-"""How a policy is loaded and how it wants to be asked: as it was trained, unless told otherwise."""
+"""Loads a policy and finds the settings to ask it with: those of its training run, unless others are given."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def load_policy(model: str, engine: str = "transformers", endpoint: str | None =
     """A policy by name.
 
     Args:
-        model: `mgpo-tiny`, a folder or a hub id; with an endpoint, the name that the server knows it by.
+        model: `mgpo-tiny`, a folder or a hub id; with an endpoint, the model's name on the server.
         engine: one of `ENGINES`; not used with an endpoint.
         endpoint: base URL of an OpenAI-compatible server, e.g. http://localhost:8000/v1.
 
@@ -45,11 +45,11 @@ def protocol_for(
     coordinates: str | None = None,
     trained: dict[str, Any] | None = None,
 ) -> Protocol:
-    """The turn protocol that fits a policy: what is not given is as it was trained, else the paper's.
+    """The turn protocol that fits a policy. Settings that are not given are its training run's, else the paper's.
 
     Args:
-        policy: who will speak; its images will be within the protocol's budget.
-        method, max_turns, min_pixels, max_pixels, coordinates: what to ask for.
+        policy: the policy that will be asked; its images will be within the protocol's budget.
+        method, max_turns, min_pixels, max_pixels, coordinates: the settings that are given.
         trained: see `mgpo.policies.loading.trained_with`.
 
     Raises:
@@ -64,7 +64,7 @@ def protocol_for(
 
 
 def limits_for(trained: dict[str, Any], grounding: int | None = None, answer: int | None = None) -> TurnLimits:
-    """Token limits of the turns: as given, else as the policy was trained, else generous."""
+    """Token limits of the turns: those given, else those of the training run, else the defaults of `TurnLimits`."""
     usual = TurnLimits()
     return TurnLimits(
         grounding or trained.get("max_grounding_tokens", usual.grounding),

@@ -1,1 +1,1 @@
-"""Rows in, questions out."""
+"""Reading of datasets: rows of known layouts become questions."""

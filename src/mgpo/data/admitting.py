@@ -1,7 +1,7 @@
-"""Before the first step: each row is looked at as training will use it, and refused by file, row and reason, or admitted.
+"""Checks each row before the first step, and admits it or refuses it by file, row and reason.
 
-A photograph that turns out to be cut off, or a question that does not fit, would otherwise stop a run after hours. Every
-image is decoded once (JPEGs at a reduced scale, in threads); several processes share the work.
+Otherwise a photograph that is cut off, or a question that does not fit, would stop a run after hours. Every image is
+decoded once, as training will decode it (JPEGs at a reduced scale, in threads); several processes share the work.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from mgpo.method.question import Question
 
 AT_ONCE = min(8, os.cpu_count() or 1)
 MANY = 200
-"""From so many rows on, a bar shows how far it is."""
+"""With more rows than this, a progress bar is shown."""
 
 
 class Admission:
-    """What must hold of a question for this policy.
+    """The checks that a question must pass for this policy.
 
     Args:
-        protocol: how it is asked; its pixel budget says how it is shown.
+        protocol: how the question is asked and, by its pixel budget, how its image is shown.
         text_tokens: tokens that a user turn with this text takes, without its image; `opening` for the first one.
         most_text_tokens: `max_reply_tokens`, None for no limit.
-        decode: decode each image; otherwise its header is read only.
+        decode: decode each image; otherwise only its header is read.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Admission:
         self.frame = max(text_tokens("", opening) for opening in (True, False))
 
     def __call__(self, row: dict[str, Any]) -> None:
-        """Look at one row.
+        """Check one row.
 
         Raises:
             ValueError: it cannot be trained on; the message says why.
@@ -64,7 +64,7 @@ class Admission:
     def _check_text(self, text: str, opening: bool) -> None:
         if self.most is None or self.frame + len(text.encode()) <= self.most:  # no token is shorter than a byte
             return
-        with self._one_at_a_time:  # tokenizers are not made for several threads
+        with self._one_at_a_time:  # tokenizers are not thread-safe
             tokens = self.text_tokens(text, opening)
         if tokens > self.most:
             raise ValueError(
@@ -76,12 +76,12 @@ class Admission:
 def admitted(
     loaded: Loaded, name: str, admission: Admission, on_bad_row: str, share: Any = None
 ) -> tuple[Any, list[BadRow]]:
-    """The dataset without the rows that cannot be trained on, and these, in order.
+    """The dataset without the rows that cannot be trained on, and a list of those rows, in order.
 
     Args:
-        loaded: what was read.
-        name: of the dataset, for messages.
-        admission: what must hold of a row.
+        loaded: the rows that were read.
+        name: name of the dataset, for messages.
+        admission: the checks that a row must pass.
         on_bad_row: `fail`: an error if there is any; `skip`: bad rows are left out.
         share: (this process, processes, gather a list from all) where several share the work.
 
@@ -105,21 +105,21 @@ def admitted(
 
 
 def write_listing(bad: Sequence[BadRow], file: Path) -> None:
-    """JSON lines, where and why, of the rows that were left out; no file if there is none."""
-    file.unlink(missing_ok=True)  # of an earlier start
+    """Write place and reason of each row that was left out, as JSON lines; without such rows, no file remains."""
+    file.unlink(missing_ok=True)  # left by an earlier start
     if bad:
         write_whole(file, "".join(json.dumps({"where": row.where, "why": row.reason}) + "\n" for row in bad))
         print(f"{len(bad)} rows are skipped; {file} lists them.")
 
 
 def _look(loaded: Loaded, numbers: Sequence[int], admission: Admission) -> list[tuple[int, str]]:
-    """Rows of these numbers that cannot be trained on, and why."""
+    """The rows among these numbers that cannot be trained on, and why."""
 
     def why(number: int) -> tuple[int, str] | None:
         try:
             admission(loaded.questions[number])
         except (ValueError, TypeError, OSError, MemoryError) as error:
-            return number, str(error) or type(error).__name__  # a MemoryError says nothing
+            return number, str(error) or type(error).__name__  # a MemoryError has no message
         return None
 
     with ThreadPoolExecutor(AT_ONCE) as pool:

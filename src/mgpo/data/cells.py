@@ -1,4 +1,4 @@
-"""Cells of other people's tables: a picture, options, a gold answer, boxes; whatever way they are written."""
+"""Reads cells of published tables: images, options, gold answers and boxes, in the forms that datasets use."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _URL = re.compile(r"[a-z0-9+]+://", re.I)
 
 
 def picture(value: Any, root: Path) -> Any:
-    """An image cell as `mgpo.images.imaging.open_image` takes it: a path below `root`, bytes, or what it was.
+    """An image cell as `mgpo.images.imaging.open_image` takes it: a path below `root`, bytes, or the value itself.
 
-    A path is looked for below `root`, below its parent (files that name their own folder) and below `root/data`; a path of
-    another machine by its name in `root/data`. Text that is no path but base64 of an image becomes bytes. A list must hold one image.
+    A path is searched for below `root`, below its parent (files that name their own folder) and below `root/data`. A
+    path of another machine is searched for by its file name in `root/data`. Text that is no path but base64 of an image
+    becomes bytes. A list must hold one image.
     """
     if isinstance(value, (list, tuple)):
         if len(value) != 1:
@@ -32,7 +33,7 @@ def picture(value: Any, root: Path) -> Any:
         raise ValueError("it has no image")
     if not isinstance(value, str):
         return value
-    if value.startswith("[") and value.endswith("]"):  # a list that went through a table
+    if value.startswith("[") and value.endswith("]"):  # a list that a table holds as text
         return picture(_literal(value), root)
     if _URL.match(value):
         raise ValueError(f"its image {value} is a URL: download the file and give its path")
@@ -56,11 +57,11 @@ def _from_base64(text: str) -> bytes | None:
 
 
 def _literal(text: str) -> Any:
-    """A list or an object that went through a table, as JSON or as Python writes it."""
+    """A list or an object that a table holds as text, in JSON's or Python's notation."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        pass  # as Python writes it, or no list at all
+        pass  # in Python's notation, or no list at all
     try:
         return literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
@@ -68,10 +69,10 @@ def _literal(text: str) -> Any:
 
 
 def as_options(value: Any) -> list[str]:
-    """Options as a list, as letters with texts, as text with one a line, or as the text of a list.
+    """Options from a list, from letters with texts, from text with one per line, or from the text of a list.
 
-    Objects may be `{"A": "red", "B": "blue"}` or `{"label": ["A", "B"], "text": ["red", "blue"]}`, also one per option. Cells that
-    a table was filled up with (None or nothing, at the end) are no options.
+    Objects may be `{"A": "red", "B": "blue"}` or `{"label": ["A", "B"], "text": ["red", "blue"]}`, also one per option.
+    Empty cells at the end (None or nothing), with which a table was padded, are not options.
     """
     if isinstance(value, str):
         if value.lstrip().startswith(("[", "{")):

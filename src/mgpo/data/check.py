@@ -1,4 +1,7 @@
-"""`mgpo data check`: every row read and every image decoded once, before hours are spent on them."""
+"""`mgpo data check`: reads every row and decodes every image once, to find problems before a long run.
+
+Example: `mgpo data check my_data.jsonl`.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +23,19 @@ from mgpo.images.imaging import ImageError, PixelBudget
 from mgpo.images.photograph import Photograph
 
 LOOK = PixelBudget(4 * 784, 16 * 784)
-"""Size at which images are decoded here: a JPEG costs an eighth of its pixels."""
+"""Size at which images are decoded here, so that JPEGs can be decoded at an eighth of their scale."""
 ALIKE_BITS = 12
-"""Images whose looks differ in at most so many of 256 bits are taken for copies of each other."""
+"""Images whose difference hashes differ in at most so many of 256 bits are taken for copies of each other."""
 
 
 @dataclass
 class Found:
-    """What a set of questions holds.
+    """What a set of questions contains.
 
     Attributes:
         bad: rows that training and evaluation would refuse.
         files: where each image was seen first, by the sha256 of its bytes.
-        looks: for each of those: where, width over height, and 256 bits of how it looks.
+        looks: for each of those: its place, width over height, and difference hash of 256 bits.
     """
 
     rows: int = 0
@@ -48,7 +51,7 @@ class Found:
 
 
 def check(rows: Iterable[dict[str, Any] | BadRow]) -> Found:
-    """Read all rows and decode all images. Nothing raises for a row's sake: what cannot be used is in `bad`."""
+    """Read all rows and decode all images. No row raises an error: unusable ones are listed in `bad`."""
     found = Found()
     for row in rows:
         if isinstance(row, BadRow):
@@ -75,7 +78,7 @@ def check(rows: Iterable[dict[str, Any] | BadRow]) -> Found:
 
 
 def examine(image: Any) -> tuple[tuple[int, int], str, np.ndarray]:
-    """Size in pixels, sha256 of the file (or of the pixels of an image in memory), and 256 bits of its look.
+    """Size in pixels, sha256 of the file (or of the pixels of an image in memory), and a difference hash of 256 bits.
 
     Raises:
         ImageError: it cannot be read, is over the limit, or is too narrow to be shown.
@@ -85,7 +88,7 @@ def examine(image: Any) -> tuple[tuple[int, int], str, np.ndarray]:
 
 
 def difference_hash(image: Image.Image, side: int = 16) -> np.ndarray:
-    """Which of two neighbouring areas is brighter, all over the image: nearly the same for a copy that was saved again.
+    """Which of two neighbouring areas is brighter, all over the image: a re-saved copy differs in few of these bits.
 
     Returns:
         side x side bits, packed into bytes.
@@ -105,7 +108,7 @@ def _content(image: Any) -> str:
 
 
 def shared_images(one: Found, other: Found) -> list[tuple[str, str, str]]:
-    """Images that both sets hold: where in the one, where in the other, and how they are alike."""
+    """Images that both sets hold: the place in the one, the place in the other, and how they match."""
     same = [(where, other.files[key], "the same file") for key, where in one.files.items() if key in other.files]
     known, theirs = {where for where, _, _ in same}, [look for look in other.looks if _tells(look[2])]
     if not theirs:
@@ -122,12 +125,12 @@ def shared_images(one: Found, other: Found) -> list[tuple[str, str, str]]:
 
 
 def _tells(look: np.ndarray) -> bool:
-    """Flat images all look the same."""
+    """Whether a hash can identify an image; those of flat images are all alike."""
     return ALIKE_BITS < int(np.bitwise_count(look).sum()) < 256 - ALIKE_BITS
 
 
 def show(found: Found, name: str, console: Console, told: int = 20) -> None:
-    """Counts, sizes, and the rows that cannot be used."""
+    """Print counts, sizes, and the rows that cannot be used."""
     table = Table("", "", title=Text(name), show_header=False)
     total = found.rows + len(found.bad)
     table.add_row("rows", f"{total}, of which {len(found.bad)} cannot be used")
@@ -150,7 +153,7 @@ def show(found: Found, name: str, console: Console, told: int = 20) -> None:
 
 
 def draw_sizes(found: Found, file: Path) -> None:
-    """A histogram of the images' megapixels, and their widths against their heights."""
+    """Draw a histogram of the images' megapixels, and their widths against their heights."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,7 @@
-"""`mgpo data convert`: any layout that can be read, written as another one. What is read back is the same questions."""
+"""`mgpo data convert`: writes questions of any readable layout in another one, which reads back as the same questions.
+
+Example: `mgpo data convert my_folder out --to trl`.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,11 @@ def convert(rows: Rows, to: str, folder: Path, split: str) -> tuple[Path, int]:
     Args:
         rows: usable rows (`mgpo.data.loading.usable`): an error in them leaves no finished file behind.
         to: one of `WRITERS`.
-        folder: where; images that were inside a file are written beside it.
+        folder: the folder to write to; images that were inside a file are written there too.
         split: names the file.
 
     Returns:
-        What was written, and how many questions.
+        The file that was written, and its number of questions.
 
     Raises:
         ValueError: the form is unknown, or cannot hold a question.
@@ -41,7 +44,7 @@ def convert(rows: Rows, to: str, folder: Path, split: str) -> tuple[Path, int]:
 
 
 def to_jsonl(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
-    """The project's own form. Images that are files stay where they are, named relative to the folder."""
+    """Write the project's own form. Images that are files stay where they are, named relative to the folder."""
     file, count = folder / f"{split}.jsonl", 0
     with whole(file) as aside, aside.open("w", encoding="utf-8") as out:
         for count, row in enumerate(rows, 1):
@@ -56,7 +59,7 @@ def to_jsonl(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
 
 
 def to_trl(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
-    """Parquet with TRL's columns: a conversational `prompt`, `images`, and the answer in a column."""
+    """Write Parquet with TRL's columns: a conversational `prompt`, `images`, and the answer in a column."""
 
     def row_of(question: Question, number: int) -> dict[str, Any]:
         return {
@@ -73,7 +76,7 @@ def to_trl(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
 
 
 def to_verl(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
-    """Parquet with verl's columns, which have no place for gold boxes."""
+    """Write Parquet with verl's columns, which have no place for gold boxes."""
 
     def row_of(question: Question, number: int) -> dict[str, Any]:
         text = _with_choices(question)
@@ -95,7 +98,7 @@ def to_verl(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
 
 
 def to_vstar(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
-    """V*'s layout: images and box files in folders by category, the shuffled questions in `test_questions.jsonl`.
+    """Write V*'s layout: images and box files in folders by category, the shuffled questions in `test_questions.jsonl`.
 
     Raises:
         ValueError: a question has no choices, or several right ones: V* has neither.
@@ -140,7 +143,7 @@ def _with_choices(question: Question) -> str:
 
 
 def _reference(image: Any, folder: Path, name: str) -> str:
-    """Path of an image relative to the folder; one that is no file is written there."""
+    """Path of an image relative to the folder; an image that is not a file is written there first."""
     if isinstance(image, dict) and not image.get("bytes"):
         image = image["path"]
     if isinstance(image, (str, Path)):

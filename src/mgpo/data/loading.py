@@ -1,8 +1,10 @@
-"""Training questions by name: the `needle` world, files and folders in any known layout, datasets of the hub.
+"""Loads training questions by name: the `needle` world, files and folders in any known layout, and hub datasets.
 
-Everything is read once before a run starts, so that a row that cannot be used stops it then, by file and number, and not
-hours later. Images stay where they are until they are shown: paths stay paths, and pictures inside Parquet files stay in
-the files, of which `datasets` maps an Arrow copy into memory.
+    questions = load_questions("my_data.jsonl")
+
+Everything is read once before a run starts, so that an unusable row stops the run then, with file and row number, and
+not hours later. Images are not read until they are shown: paths stay paths, and images inside Parquet files stay in the
+files, of which `datasets` maps an Arrow copy into memory.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ TOLD = 5
 ARROW_ERRORS = (ValueError, TypeError, OverflowError, NotImplementedError)
 """pyarrow's own errors are kinds of these."""
 PLACEHOLDER = "data:image/png;base64,iVBORw0KGgo="
-"""Stands for a picture inside a file while the rest of its row is checked."""
+"""Takes the place of an image inside a file while the rest of its row is checked."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Rows that can be read, as a dataset; where each of them stands; and the rows that cannot be read."""
+    """The rows that can be read, as a dataset; the place of each of them; and the rows that cannot be read."""
 
     questions: Any
     places: Sequence[str]
@@ -34,7 +36,7 @@ class Loaded:
 
 
 def load_questions(name: str, split: str = "train", **which: Any) -> Any:
-    """A dataset whose rows are questions (see `mgpo.method.question.Question`). Arguments and errors of `load_rows`.
+    """A dataset whose rows are questions (see `mgpo.method.question.Question`). Arguments and errors as in `load_rows`.
 
     Raises:
         ValueError: rows cannot be used; the message names the first of them.
@@ -56,14 +58,14 @@ def load_rows(
     """All rows of a dataset, read once; no image is opened.
 
     Args:
-        name: `needle`; a file (`.jsonl`, `.json`, `.tsv`, `.parquet`) or a folder in a layout of `mgpo.data.schemas`; or a
-            dataset of the Hugging Face hub in one of them.
+        name: `needle`; a file (`.jsonl`, `.json`, `.tsv`, `.parquet`) or a folder in a layout of `mgpo.data.schemas`;
+            or a dataset of the Hugging Face hub in one of them.
         split: split to read.
         seed, size: for `needle`: which questions, and how many.
         megapixels, backgrounds: for `needle`: canvas area and a folder of photographs, if not the split's own.
 
     Raises:
-        ValueError: the file as a whole cannot be read, or no row of it.
+        ValueError: the file as a whole cannot be read, or none of its rows can.
         FileNotFoundError: the file or folder does not exist.
     """
     if name == "needle":
@@ -88,10 +90,10 @@ def load_rows(
 
 
 def _in_memory(rows: list[dict[str, Any]], bad: list[BadRow], name: str) -> Loaded:
-    """Rows as a dataset, without those that do not go into one column with the rows before them."""
+    """Rows as a dataset, without rows whose values do not fit the type of a column."""
     from datasets import Dataset
 
-    # from_list would keep the columns of the first row alone
+    # from_list would keep only the columns of the first row
     columns = dict.fromkeys(column for row in rows for column in row)
     rows = [dict.fromkeys(columns) | row for row in rows]
     try:
@@ -106,12 +108,12 @@ def _in_memory(rows: list[dict[str, Any]], bad: list[BadRow], name: str) -> Load
 
 
 def _of_another_kind(rows: Sequence[dict[str, Any]], columns: Iterable[str]) -> dict[int, BadRow]:
-    """Rows by number that hold something in a column which does not go with what the rows before them hold there."""
+    """Rows, by number, with a value whose type does not fit what earlier rows hold in the same column."""
     import pyarrow
 
     odd: dict[int, BadRow] = {}
     for column in columns:
-        held: list[Any] = []  # the first value, and the last: an empty list goes with lists of anything
+        held: list[Any] = []  # the first and last value: an empty list fits any list
         for number, row in enumerate(rows):
             if number in odd or row[column] is None:
                 continue
@@ -126,17 +128,17 @@ def _of_another_kind(rows: Sequence[dict[str, Any]], columns: Iterable[str]) -> 
 
 
 def refused(bad: Sequence[BadRow], good: int, name: str) -> ValueError:
-    """The error that names the first of the rows that cannot be used, and counts all."""
+    """The error that names the first unusable rows and counts all of them."""
     more = f"\n  and {len(bad) - TOLD} more" if len(bad) > TOLD else ""
     listed = "\n".join(f"  {row}" for row in bad[:TOLD])
     return ValueError(f"{len(bad)} of {len(bad) + good} rows of {name} cannot be used:\n{listed}{more}")
 
 
 def usable(rows: Iterable[dict[str, Any] | BadRow], name: str) -> Iterator[dict[str, Any]]:
-    """The rows; after the last one an error, if some cannot be used, that names the first of them and counts all.
+    """Yield the usable rows; after the last one, raise an error if there were unusable ones.
 
     Raises:
-        ValueError: as said, or there are no rows.
+        ValueError: some rows cannot be used (the message names the first and counts all), or there are no rows.
     """
     good, bad = 0, []
     for row in rows:
@@ -152,15 +154,15 @@ def usable(rows: Iterable[dict[str, Any] | BadRow], name: str) -> Iterator[dict[
 
 
 def count_usable(rows: Iterable[dict[str, Any] | BadRow], name: str) -> int:
-    """How many rows there are, all of them usable; raises as `usable`."""
+    """How many rows there are, all of them usable; raises the errors of `usable`."""
     return sum(1 for _ in usable(rows, name))
 
 
 def _mapped(data: Any, name: str, root: Path) -> Loaded:
-    """A dataset with embedded pictures, each row read when it is drawn; texts and answers are checked now."""
+    """A dataset with embedded images, each row of which is read on access; its texts and answers are checked now."""
     data = undecoded(data)
     embedded = [c for c in PICTURE_COLUMNS if c in data.features and not _holds_text(data.features[c])]
-    texts = data.remove_columns(embedded)  # whole pictures would be read for nothing
+    texts = data.remove_columns(embedded)  # else whole images would be read for nothing
     stand_in = dict.fromkeys(embedded, PLACEHOLDER)
     good, bad = [], []
     for number, row in enumerate(texts):
@@ -179,7 +181,7 @@ def _holds_text(kind: Any) -> bool:
 
 
 class _ReadRows:
-    """Dataset transform: rows of a known layout to rows of questions. A class, so that it can be sent to processes."""
+    """Dataset transform from rows of a known layout to rows of questions. A class, so that processes can receive it."""
 
     def __init__(self, name: str, root: Path) -> None:
         self.name, self.root = name, root

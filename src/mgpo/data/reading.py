@@ -1,6 +1,7 @@
-"""Rows of files as they are, one at a time, each with the place it stands at. Formats only; meaning is `schemas.py`'s.
+"""Reads rows of JSON lines, JSON lists, TSV and Parquet files, one at a time, each with its place in the file.
 
-JSON lines, a JSON list, TSV, Parquet. What cannot be read as a row is yielded as a `BadRow`, not skipped.
+This module knows formats only; `mgpo.data.schemas` knows what the columns mean. What cannot be read as a row is yielded
+as a `BadRow`, not skipped.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Any
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".tsv")
 REFERENCE = 64
-"""In a TSV, an `image` this short is no image but the index of the row that holds it (VLMEvalKit)."""
+"""In a TSV, an `image` of at most this length is no image but the index of the row that holds it (VLMEvalKit)."""
 
 
 @dataclass(frozen=True)
 class RawRow:
-    """One row: its columns, where it stands (file and row number, from 1), and the folder that its paths start at."""
+    """One row: its columns, its place (file and row number, from 1), and the folder that its paths are relative to."""
 
     columns: dict[str, Any]
     where: str
@@ -29,7 +30,7 @@ class RawRow:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be used, where it stands, and why."""
+    """A row that cannot be used: its place, and why."""
 
     where: str
     reason: str
@@ -98,7 +99,7 @@ def _tsv(file: Path) -> Iterator[RawRow | BadRow]:
 
 
 def _table(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # images are cells
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # cells may hold whole images
     with file.open(encoding="utf-8", newline="") as lines:
         yield from enumerate(csv.DictReader(lines, delimiter="\t"), 1)
 

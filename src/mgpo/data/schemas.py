@@ -1,8 +1,8 @@
-"""What the rows of known datasets mean: each layout is recognised by its columns and read into `Question`'s fields.
+"""Recognises the layouts of known datasets by their columns, and reads their rows into `Question`'s fields.
 
 Sources of the layouts: the datasets' own files and cards, lmms-eval, VLMEvalKit, verl, EasyR1 and DeepEyes; see
 `docs/data.md` for their columns. Choices keep their order, except where a dataset lists the right one first (V*'s own
-files): those are put into an order that depends on nothing but the row's text.
+files): those are shuffled into an order that depends on nothing but the row.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ OWN = "mgpo"
 
 @dataclass(frozen=True)
 class Schema:
-    """A layout: its name, the columns that tell it from others, and how a row of it is read.
+    """A layout: its name, the columns that identify it, and the function that reads its rows.
 
-    Rows with a column of `absent` are laid out otherwise. `read(row, root)` gives the fields of `Question.from_row`;
+    Rows with a column of `absent` have another layout. `read(row, root)` gives the fields of `Question.from_row`;
     relative image paths start at `root`. It raises ValueError with a reason if the row cannot be used.
     """
 
@@ -47,7 +47,7 @@ def schema_of(columns: Sequence[str], among: Sequence[str] | None = None) -> Sch
     """The layout of rows with these columns.
 
     Args:
-        columns: what the rows have.
+        columns: the columns of the rows.
         among: names of the layouts that are expected beside the project's own; all if None.
 
     Raises:
@@ -67,8 +67,8 @@ def schema_of(columns: Sequence[str], among: Sequence[str] | None = None) -> Sch
 
 
 def _in_text(text: Any, gold: Any, row: Row) -> dict[str, Any]:
-    """Question, choices and answer from one text that may hold the options; else they may stand in a column of the row."""
-    # Some files hold a backslash and an n before options; in a formula (\neq) they are something else.
+    """Question, choices and answer from a text that may hold the options; if it does not, a column may hold them."""
+    # Some files write a backslash and an n before options; in a formula (\neq) these mean something else.
     question, options = split_choices(re.sub(r"\\n(?=\s*\(?[A-K][).:]\s|\s*$)", "\n", str(text)))
     gold = gold_answer(gold)
     column = next((name for name in CHOICE_COLUMNS if row.get(name) not in (None, "", [], ())), None)
@@ -82,15 +82,16 @@ def _in_text(text: Any, gold: Any, row: Row) -> dict[str, Any]:
     except ValueError:
         if len(gold) == 1:
             raise
-        return {"question": without_image_marker(str(text)), "choices": [], "answer": gold}  # answered in free words
+        return {"question": without_image_marker(str(text)), "choices": [], "answer": gold}  # a free-text answer
     return {"question": question, "choices": choices, "answer": answer}
 
 
 def _own(row: Row, root: Path) -> dict[str, Any]:
     """The project's own layout, and published tables that name the choices `options`, as text or as a list.
 
-    V*, HR-Bench, MME-RealWorld-Lite and TreeBench are copied like that: `question_id, image, question, options, answer,
-    category`, TreeBench with `target_instances`. A list of bare texts in `choices` is taken as it stands.
+    Copies of V*, HR-Bench, MME-RealWorld-Lite and TreeBench are published like that: `question_id, image, question,
+    options, answer, category`, TreeBench with `target_instances`. A list of bare texts in `choices` is taken as it
+    stands.
     """
     found = dict(row) | {"image": picture(row["image"], root)}
     if not found.get("id"):
@@ -139,7 +140,7 @@ def _vstar(row: Row, root: Path) -> dict[str, Any]:
 
 
 def _breaks_before_options(text: str) -> str:
-    """Options that follow the question on its own line get lines of their own."""
+    """The text with line breaks before options that follow the question on its own line."""
     if "\n" in text:
         return text
     start = text.rfind(" (A) ")
@@ -159,7 +160,7 @@ def _mme_own(row: Row, root: Path) -> dict[str, Any]:
 
 
 def _mme(row: Row, root: Path) -> dict[str, Any]:
-    """MME-RealWorld as lmms-eval and VLMEvalKit carry it."""
+    """MME-RealWorld as lmms-eval and VLMEvalKit publish it."""
     choices, answer = letter_choices(as_options(row["multi-choice options"]), row["answer"])
     return {
         "image": picture(row.get("bytes") or row.get("image"), root), "question": row["question"].strip(),
@@ -169,13 +170,13 @@ def _mme(row: Row, root: Path) -> dict[str, Any]:
 
 def _lettered_columns(row: Row, root: Path) -> dict[str, Any]:
     """A question with its options in columns A, B, C, ...: HR-Bench and VLMEvalKit's tables."""
-    cells = {letter: row[letter] for letter in takewhile(row.__contains__, LETTERS)}  # X and Y may be a place
+    cells = {letter: row[letter] for letter in takewhile(row.__contains__, LETTERS)}  # X and Y may be coordinates
     unused = {
         None,
         "",
         "nan",
         "NaN",
-    }  # and "None" after D: TreeBench fills columns up with it, before D it is an option
+    }  # and "None" after D, where TreeBench pads columns with it; up to D it is an option
     given = {k: one_line(v) for k, v in cells.items() if v not in unused and (v != "None" or k <= "D") and v == v}
     choices, answer = letter_choices([f"({k}) {v}" for k, v in given.items()], str(row["answer"]).strip().upper())
     return {
@@ -190,7 +191,7 @@ def _treebench(row: Row, root: Path) -> dict[str, Any]:
 
 
 def _zoombench(row: Row, root: Path) -> dict[str, Any]:
-    """ZoomBench: choices or a number, told by the text; `prompt` and `answer` in older files."""
+    """ZoomBench: choices or a number, depending on the text; older files have `prompt` and `answer`."""
     text, gold = row.get("query") or row.get("prompt"), row.get("response") or row.get("answer")
     return _in_text(text, gold, row) | {
         "image": picture(row["image"], root), "category": row.get("question_type") or "",
@@ -223,7 +224,7 @@ def _paper(row: Row, root: Path) -> dict[str, Any]:
 
 
 def _verl(row: Row, root: Path) -> dict[str, Any]:
-    """verl's rows, DeepEyes-47k among them: the bare question from `extra_info` if it is there, else the user's turn."""
+    """verl's rows, DeepEyes-47k among them: the bare question from `extra_info` if it is there, else the user turn."""
     extra = row.get("extra_info") or {}
     text = extra.get("question") or _user_text(row["prompt"])
     return _in_text(text, row["reward_model"]["ground_truth"], row) | {
@@ -284,4 +285,4 @@ SCHEMAS = (
     Schema("trl", frozenset({"prompt", "image"}), _trl),
     Schema(OWN, frozenset({"image", "question", "answer"}), _own),
 )
-"""In order: a layout comes before those whose columns it has too."""
+"""Tried in order: a layout comes before those whose columns it also has."""

@@ -1,6 +1,6 @@
-"""Where rows come from: a file, a folder in its dataset's own layout, or a dataset of the Hugging Face hub.
+"""Reads rows from a file, a folder in its dataset's own layout, or a dataset of the Hugging Face hub.
 
-`read_questions` is what everything else calls: usable rows as `Question`'s fields, and a `BadRow` for every other.
+Callers use `read_questions`, which gives usable rows as `Question`'s fields, and a `BadRow` for every other row.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ QUESTION_COLUMNS = frozenset(
 RESERVED = frozenset({"prompts", "completions", "trainer_state", "log_extra", "log_metric", "environments"})
 """TRL calls reward functions with these beside the columns of the row."""
 SPLITS = ({"train", "training"}, {"test", "testing", "testmini"}, {"val", "valid", "validation", "dev", "eval"})
-"""What files of a split are called, a set per split. A lone file of another name may be any split's."""
+"""Names that files of a split have, one set per split. A single file of another name may be any split's."""
 LOOKED_AT = 1000
-"""Rows of JSON that are looked at for columns that nothing reads."""
+"""Number of JSON rows that are searched for columns that nothing reads."""
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def read_questions(
     name: str, split: str = "train", config: str | None = None, among: Sequence[str] | None = None
 ) -> Iterator[dict[str, Any] | BadRow]:
-    """Rows with `Question`'s fields as columns (`source` says where each stands), in order, as they are read.
+    """Rows with `Question`'s fields as columns, in order, as they are read; `source` is the place of each.
 
     Args:
         name: a file, a folder, or a dataset of the hub (read as a stream).
@@ -53,10 +53,11 @@ def read_questions(
 
 
 def unread_columns(name: str, split: str, config: str | None = None, among: Sequence[str] | None = None) -> list[str]:
-    """Columns that nothing reads; rows that cannot be read say nothing.
+    """Columns that nothing reads; rows that cannot be read are ignored.
 
-    Of JSON the first rows are looked at (`LOOKED_AT`), since each may have columns of its own; of tables the first one.
-    Rewards of your own get the columns of a row in the project's own layout; they are counted here all the same.
+    In JSON the first rows are searched (`LOOKED_AT`), since each may have columns of its own; in tables only the first
+    one. Your own rewards get the columns of a row in the project's own layout, but such columns are listed here all the
+    same.
     """
     looked_at = LOOKED_AT if _is_json(Path(name), split) else 1
     rows = islice((raw for raw in raw_rows(name, split, config) if isinstance(raw, RawRow)), looked_at)
@@ -81,12 +82,12 @@ def _unread(raw: RawRow, among: Sequence[str] | None) -> list[str]:
 
 
 def unread_note(columns: Sequence[str], name: str) -> str:
-    """A line that names them; empty if there are none."""
+    """A line that names the columns; empty if there are none."""
     return f"{name}: nothing reads {', '.join(map(repr, columns))} (docs/data.md lists the columns)." if columns else ""
 
 
 class _Noting(dict):
-    """A row that notes which of its columns were asked for."""
+    """A row that records which of its columns were read."""
 
     def __init__(self, row: Mapping[str, Any]) -> None:
         super().__init__(row)
@@ -106,7 +107,7 @@ _INLINE = re.compile(r"(?:^|[\s(:])A\s*[).:]\s*\S[^\n]*?[\s(,;]B\s*[).:]\s*\S")
 
 
 def _refuse_unread_choices(question: Question, columns: Mapping[str, Any]) -> None:
-    """A gold answer of one letter needs the choices that it is a letter of: without them, "A" would be learned as a word."""
+    """Refuse a gold answer of one letter whose choices were not read: "A" would be learned as a word."""
     if question.choices or len(question.answer.strip(" ().:")) != 1 or not question.answer.strip(" ().:").isalpha():
         return
     if lettered(question.question) or _INLINE.search(question.question):
@@ -129,14 +130,14 @@ def _refuse_unread_choices(question: Question, columns: Mapping[str, Any]) -> No
 
 
 def _several_texts(value: Any) -> bool:
-    """A list of texts, or texts by letter."""
+    """Whether a cell holds a list of texts, or texts by letter."""
     if isinstance(value, Mapping):
         return len(value) > 1 and all(len(str(key)) == 1 for key in value) or {"label", "text"} <= value.keys()
     return isinstance(value, (list, tuple)) and len(value) > 1 and all(isinstance(text, str) for text in value)
 
 
 def question_row(raw: RawRow, among: Sequence[str] | None = None) -> dict[str, Any] | BadRow:
-    """One row with `Question`'s fields; or why it cannot be asked. Opens no image, but a path must lead to a file."""
+    """One row with `Question`'s fields, or why it cannot be used. Opens no image, but a path must lead to a file."""
     try:
         row = schema_of(tuple(raw.columns), among).read(raw.columns, raw.root) | {"source": raw.where}
         question = Question.from_row(row)
@@ -170,7 +171,7 @@ def _refuse_no_image(image: Any) -> None:
 
 
 def _refuse_broken_text(question: Question) -> None:
-    """Half of a character (a lone surrogate) can be written in JSON; no file and no tokenizer takes it."""
+    """Refuse half of a character (a lone surrogate): JSON can hold one, but no file and no tokenizer accepts it."""
     for text in (question.question, question.answer, question.category, question.id, *question.choices):
         try:
             text.encode()
@@ -179,7 +180,7 @@ def _refuse_broken_text(question: Question) -> None:
 
 
 def shortened(text: str, most: int = 200) -> str:
-    """A text for a message."""
+    """A text, shortened for a message."""
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
@@ -199,10 +200,11 @@ def raw_rows(name: str, split: str, config: str | None = None) -> Iterator[RawRo
 
 
 def files_of(folder: Path, split: str) -> list[Path]:
-    """The files of a split in a dataset's folder; none if it is V*'s, whose rows lie beside its images.
+    """The files of a split in a dataset's folder; none if it is V*'s, whose rows are beside its images.
 
-    Looked for in order: files named after the split (`train.jsonl`, `data/train-00000-of-00002.parquet`); for a test split
-    also `val` and `validation`; V*'s `test_questions.jsonl`, which has no other split; the only file there is, unless it is named after another split.
+    These are looked for in order: files named after the split (`train.jsonl`, `data/train-00000-of-00002.parquet`); for
+    a test split also `val` and `validation`; V*'s `test_questions.jsonl`, which has no other split; the only file there
+    is, unless it is named after another split.
 
     Raises:
         FileNotFoundError: none or several could be meant; the message lists what is there.
@@ -251,10 +253,10 @@ def _vstar_folders(folder: Path) -> Iterator[RawRow | BadRow]:
 
 
 def refuse_typo(name: str) -> None:
-    """A name that is no file here and cannot be one of the hub's datasets, which are called owner/name.
+    """Refuse a name that is no local file and cannot be a dataset of the hub, since those are called owner/name.
 
     Raises:
-        FileNotFoundError: at once, instead of after half a minute of asking the hub.
+        FileNotFoundError: it is raised at once, where a request to the hub would take half a minute.
     """
     if "/" not in name:
         raise FileNotFoundError(
@@ -272,7 +274,7 @@ def _hub_rows(name: str, split: str, config: str | None) -> Iterator[RawRow]:
 
 
 def undecoded(data: Any) -> Any:
-    """A dataset of `datasets` whose image columns give files as they are: `mgpo.images.imaging` decodes, within its limits."""
+    """A dataset with undecoded image columns, since `mgpo.images.imaging` decodes images within its limits."""
     import datasets
 
     for column, kind in (data.features or {}).items():

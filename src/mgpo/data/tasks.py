@@ -24,7 +24,7 @@ class Task:
         layouts: names in `mgpo.data.schemas`; the project's own is always accepted.
         hub: dataset of the Hugging Face hub.
         split, config: of the dataset.
-        files: what to download if the dataset is files rather than rows: patterns; it is then read as a folder.
+        files: patterns of the files to download, if the dataset is files rather than rows; it is then read as a folder.
         stem: name of its file in a local folder, where that is not the split's.
         figures: named numbers beyond accuracy, from the records.
     """
@@ -43,12 +43,12 @@ class Task:
 
         Args:
             data: a file or folder in one of the layouts; the hub's dataset if None.
-            split: another than the task's own.
+            split: a split other than the task's own.
         """
         return read_questions(self._place(data), split or self.split, self.config, self.layouts)
 
     def unread(self, data: str | None, split: str | None = None) -> list[str]:
-        """Columns of its data that nothing reads. Arguments as of `rows`."""
+        """Columns of its data that nothing reads. Arguments as in `rows`."""
         return unread_columns(self._place(data), split or self.split, self.config, self.layouts)
 
     def _place(self, data: str | None) -> str:
@@ -74,7 +74,7 @@ def by_columns(records: Records) -> dict[str, float]:
 
 
 def yes_or_no(records: Records) -> dict[str, float]:
-    """POPE's figures; yes is the positive answer. The share of yes is that of the answers given."""
+    """POPE's figures; yes is the positive answer. `share of yes` is the share among the model's answers."""
     said = [record["chosen"] == "A" for record in records]
     gold = [record["answer"] == "A" for record in records]
     both = sum(s and g for s, g in zip(said, gold))
@@ -84,7 +84,7 @@ def yes_or_no(records: Records) -> dict[str, float]:
 
 
 def mean_iou(records: Records) -> dict[str, float]:
-    """TreeBench's mean IoU: each target with the best of the boxes that were looked at, averaged over a question's targets."""
+    """TreeBench's mean IoU: each target's best IoU with the boxes that were looked at, averaged per question."""
     found = []
     for record in records:
         boxes = [tuple(turn["box_px_original"]) for turn in record["turns"] if turn["box_px_original"]]
@@ -147,7 +147,7 @@ TASKS = {
 
 
 def task_of(name: str) -> Task:
-    """A known task; or one made of a file, folder or hub dataset of any known layout."""
+    """A known task, or a new one for a file, folder or hub dataset of any known layout."""
     from mgpo.data.schemas import SCHEMAS
 
     return TASKS.get(name) or Task(name, tuple(schema.name for schema in SCHEMAS), name)

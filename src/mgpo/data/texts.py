@@ -1,4 +1,4 @@
-"""Choices as datasets write them: "(A) red", "B. blue", full-width parentheses, options inside the question's text.
+"""Reads choices as datasets write them: "(A) red", "B. blue", full-width parentheses, options in the question's text.
 
 Whatever letters a dataset uses, a `Question` letters its choices A, B, C, ... by position; the gold answer is carried
 over by the letter that the dataset wrote, not by position.
@@ -29,17 +29,17 @@ _IMAGE = re.compile(r"<image>|<ImageHere>")
 
 
 def one_line(text: str) -> str:
-    """Without line breaks and repeated spaces: a choice takes one line of the prompt."""
+    """A text without line breaks and repeated spaces: a choice takes one line of the prompt."""
     return " ".join(str(text).split())
 
 
 def without_image_marker(text: str) -> str:
-    """Without the `<image>` that training sets write where the image goes: here it always comes first."""
+    """A text without the `<image>` that training sets write where the image goes: here the image always comes first."""
     return _IMAGE.sub("", text).strip()
 
 
 def take_label(option: str) -> tuple[str | None, str]:
-    """The letter that stands before an option, None without one, and the option's text on one line."""
+    """The letter in front of an option (None if it has none), and the option's text on one line."""
     wide = "".join(unicodedata.normalize("NFKC", c) if c in "（）．：" else c for c in str(option))
     match = _LABEL.match(wide)
     if match is None:
@@ -48,9 +48,9 @@ def take_label(option: str) -> tuple[str | None, str]:
 
 
 def spaced_labels(options: Sequence[str]) -> list[str]:
-    """Options with plain labels ("A.27B", "a. 27B" and "**A.** 27B" become "A. 27B"), if they run from A; else as they are.
+    """Options with plain labels ("A.27B", "a. 27B", "**A.** 27B" become "A. 27B") if they run from A; else unchanged.
 
-    The run is what tells labels from texts like "U.S." or "C.elegans".
+    Only the run distinguishes labels from texts like "U.S." or "C.elegans".
     """
     for ways in _WAYS:
         plain = [_plain_label(str(option), *ways) for option in options]
@@ -60,7 +60,7 @@ def spaced_labels(options: Sequence[str]) -> list[str]:
 
 
 _WAYS = ((False, False), (True, False), (False, True), (True, True))
-"""Whether labels are tight, and whether they are small: the plainest reading that works is taken."""
+"""Whether labels are tight (no space follows) and whether they are small letters; the first way that works is taken."""
 
 
 def _plain_label(text: str, tight: bool, small: bool) -> str:
@@ -71,7 +71,7 @@ def _plain_label(text: str, tight: bool, small: bool) -> str:
 
 
 def lettered(value: object) -> bool:
-    """Whether a cell holds options with letters: a text with one a line, or a list."""
+    """Whether a cell holds options with letters: a text with one per line, or a list."""
     if isinstance(value, str):
         return len(value) < 20_000 and len(split_choices("\n".join(spaced_labels(value.split("\n"))))[1]) > 1
     if isinstance(value, (list, tuple)) and len(value) > 1 and all(isinstance(option, str) for option in value):
@@ -84,7 +84,8 @@ def letter_choices(options: Sequence[str], gold: str) -> tuple[list[str], str]:
 
     Args:
         options: with letters ("(A) red"), or bare. The same option listed twice, letter and text, counts once.
-        gold: a letter, in the options' own lettering if they have one ("B", "(B)", "B. blue"), or the text of an option.
+        gold: a letter, in the options' own lettering if they have one ("B", "(B)", "B. blue"), or the text of an
+            option.
 
     Returns:
         The texts, and the right letter. Where the dataset gives its gold letter to several options, all of them are
@@ -113,7 +114,7 @@ def letter_choices(options: Sequence[str], gold: str) -> tuple[list[str], str]:
 
 
 def _are_labels(labels: Sequence[str]) -> bool:
-    """Whether all options have a letter: from A on, some may be left out, or all from A on in any order ("B. x", "A. y")."""
+    """Whether all options have a letter: rising from A, with or without gaps, or all from A on in any order."""
     if not all(labels):
         return False
     rising = labels[0] == "A" and all(before < after for before, after in zip(labels, labels[1:]))
@@ -121,16 +122,16 @@ def _are_labels(labels: Sequence[str]) -> bool:
 
 
 def _run_from_a(labels: Sequence[str]) -> bool:
-    """Whether labels run A, B, C, ...; one may come twice (two rows of MME-RealWorld)."""
+    """Whether labels run A, B, C, ...; a letter may come twice (two rows of MME-RealWorld)."""
     steps = [ord(after) - ord(before) for before, after in zip(labels, labels[1:]) if before and after]
     return bool(labels) and all(labels) and labels[0] == "A" and all(step in (0, 1) for step in steps)
 
 
 def split_choices(text: str) -> tuple[str, list[str]]:
-    """A question whose options stand in its text, line by line from A on: the question alone, and the options.
+    """A question whose options are in its text, line by line from A on: the question alone, and the options.
 
-    An option may go on over several lines; after the last one only its first line counts, what follows is an
-    instruction. Words that only announce the options ("The choices are listed below:") go with them. Text without two such
+    An option may take several lines, but of the last one only the first line counts; what follows it is an instruction.
+    Words that only announce the options ("The choices are listed below:") are removed with them. Text without two such
     lines is all question.
     """
     written = without_image_marker(text).split("\n")
@@ -146,9 +147,10 @@ def split_choices(text: str) -> tuple[str, list[str]]:
 
 
 def options_in(text: str) -> tuple[str, list[tuple[str, str]]]:
-    """As `split_choices`, for a prompt that somebody else grades: each option's own letter and its text, all of them kept.
+    """As `split_choices`, for a prompt that another program grades: keeps each option's own letter and text.
 
-    Equal options stay two, and so do two options with one letter (but for A), so that the answer can be given back by its own.
+    Equal options stay two options, and so do options with the same letter (except A), so that the answer can be given
+    by the option's own letter.
     """
     question, options = split_choices(text)
     taken = [take_label(option) for option in options]

@@ -1,6 +1,8 @@
-"""`mgpo compare A B`: two evaluations of the same questions, as paired differences.
+"""`mgpo compare A B`: compares two evaluations of the same questions by paired differences.
 
-Questions are resampled by image and text, not by row: the four rotations of an HR-Bench question are one draw.
+    mgpo compare runs/eval/base runs/eval/mine
+
+The bootstrap resamples by image and text, not by row, so the four rotations of an HR-Bench question are drawn together.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ class Comparison:
     """One task of two runs.
 
     Attributes:
-        a, b: accuracies. difference: b - a, with its 95 % bootstrap interval.
-        only_a, only_b: questions that only one of them got right.
-        p: of McNemar's exact test.
+        a, b: accuracies.
+        difference: b - a, with its 95 % bootstrap interval.
+        only_a, only_b: how many questions only one of them got right.
+        p: p-value of McNemar's exact test.
     """
 
     task: str
@@ -97,12 +100,12 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def drawn_together(record: dict) -> tuple:
-    """Equal for records that are resampled together: the same question of the same image, its choices in any order."""
+    """A key of records that are resampled together: the same question of the same image, its choices in any order."""
     return record["question"], tuple(record["image_size"]), tuple(sorted(record["choices"]))
 
 
 def comparison_table(found: list[Comparison], a: str, b: str) -> Table:
-    """Percent and percentage points."""
+    """The comparisons as a table, in percent and percentage points."""
     table = Table(title=f"paired, the same questions; percent. A: {a}, B: {b}", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("task", overflow="fold")
     for head in ("n", "A", "B", "B - A", "95 %", "only A", "only B", "McNemar p"):

@@ -3,19 +3,21 @@
     mgpo eval --model runs/mine --tasks vstar --controls direct,random_crop,black_crop,gold_crop
 
 A model that zooms may still answer from the overview, or from habit. Each control asks the same questions again and
-changes one thing, greedily like the accuracy that it stands beside:
+changes one thing. It decodes greedily, like the accuracy that it is compared with:
 
-- `direct`: one turn, the overview and the question; no look at all.
-- `black_crop`: what the model wrote in turn 1 stays, the region that comes back is black.
+- `direct`: one turn with the overview and the question; the model is shown no region.
+- `black_crop`: turn 1 stays as the model wrote it, but the crop that it is shown is black.
 - `random_crop`: turn 1 names a box of the size that the model chose (a third of each side if it chose none) at a random
-  place, and that region comes back.
-- `gold_crop`: turn 1 names the gold box (the box around all of them), and that region comes back.
-- `resampled_box`: turn 1 is sampled at temperature 1 until its box is valid, up to 16 times, and that region comes back.
-- `forced_box`: a greedy turn 1 that has no valid box is begun again with the opening of a box, and goes on from there.
-- `crop_only`: the question asked of nothing but the region that the model chose. It is measured in every evaluation.
+  place, and the model is shown that region.
+- `gold_crop`: turn 1 names the gold box (the box around all of them), and the model is shown that region.
+- `resampled_box`: turn 1 is sampled at temperature 1 until its box is valid, up to 16 times, and the model is shown
+  that region.
+- `forced_box`: if the greedy turn 1 has no valid box, the model writes turn 1 again, as a continuation of the opening
+  of a box.
+- `crop_only`: one turn with only the region that the model chose. It is measured in every evaluation.
 
-`resampled_box` and `forced_box` tell *whether* a model looks from *where* it looks: a training that only makes it look more
-often gains nothing over the untrained model with a box forced.
+`resampled_box` and `forced_box` separate *whether* a model looks from *where* it looks: a training that only makes the
+model look more often gains nothing over the untrained model with a box forced.
 
 With more than two turns the control replaces the first look only. Published doubts that such models use their crops:
 arXiv 2602.01334, 2605.26380, 2606.02357.
@@ -42,14 +44,14 @@ from mgpo.method.rewards import is_correct
 from mgpo.policies.rollout import Policy, Said, TurnLimits, run_episodes
 
 TRIES = 16
-"""Of `resampled_box`, at most."""
+"""Largest number of tries of `resampled_box`."""
 LABEL = "what is there"
-"""Label of a box that is put into the model's mouth where it gave none; the words of the prompt's own example."""
+"""Label of a box that a control writes in place of the model; the words are those of the prompt's own example."""
 Box = tuple[float, float, float, float]
 
 
 class Control(StrEnum):
-    """What is changed; the module's docstring says how."""
+    """The controls; the module's docstring explains each of them."""
 
     DIRECT = "direct"
     BLACK_CROP = "black_crop"
@@ -64,8 +66,8 @@ def chosen_controls(names: Sequence[str], protocol: Protocol, policy: Policy) ->
     """Controls by name.
 
     Raises:
-        ValueError: a name is unknown, the protocol has no look that could be controlled, or the policy cannot go on with a
-            turn that was begun for it.
+        ValueError: a name is unknown, the protocol shows no region that could be controlled, or the policy cannot
+            continue a turn that was begun for it.
     """
     unknown = [name for name in names if name not in list(Control)]
     if unknown:
@@ -82,15 +84,16 @@ def chosen_controls(names: Sequence[str], protocol: Protocol, policy: Policy) ->
 def run_control(
     control: Control, policy: Policy, done: Sequence[Episode], said: Sequence[Said], limits: TurnLimits, seed: int
 ) -> list[bool | None]:
-    """Whether each question is answered rightly under a control; None where the control does not apply.
+    """Whether each question is answered correctly under a control; None where the control does not apply.
 
     Args:
         control: any but `crop_only`, which `mgpo.evaluation.evaluate` measures itself.
-        policy: who answers.
+        policy: the policy that answers.
         done: finished greedy episodes of a protocol that looks again.
-        said: the first turn of each, as it was sampled.
+        said: the model's first turn in each of them.
         limits: token limits of the turns.
-        seed: of the random boxes; a question's box depends on it and on the question alone.
+        seed: seed of the random boxes and of resampling; a question's random box depends only on it and on the
+            question.
     """
     if control is Control.DIRECT:
         asked = [Episode(e.question, e.original, replace(e.protocol, method=Method.DIRECT)) for e in done]
@@ -104,7 +107,7 @@ def run_control(
 def _first_turns(
     control: Control, policy: Policy, done: Sequence[Episode], said: Sequence[Said], limits: TurnLimits, seed: int
 ) -> list[Said | None]:
-    """What turn 1 says under a control, None where the control does not apply; arguments as in `run_control`."""
+    """Turn 1 under a control, None where the control does not apply; arguments as in `run_control`."""
     if control is Control.RESAMPLED_BOX:
         return _resampled(policy, done, limits, seed)
     if control is Control.FORCED_BOX:
@@ -113,7 +116,7 @@ def _first_turns(
 
 
 def _resampled(policy: Policy, done: Sequence[Episode], limits: TurnLimits, seed: int) -> list[Said | None]:
-    """First turns sampled until the box is valid; the last try where none was."""
+    """First turns, each sampled until its box is valid; the last try if none was."""
     key = f"{seed}\n{done[0].question.id}\n{done[0].question.question}" if done else ""
     torch.manual_seed(_number(key) % 2**63)
     found: list[Said | None] = [None] * len(done)
@@ -130,7 +133,7 @@ def _resampled(policy: Policy, done: Sequence[Episode], limits: TurnLimits, seed
 
 
 def _forced(policy: Policy, done: Sequence[Episode], said: Sequence[Said], limits: TurnLimits) -> list[Said | None]:
-    """The model's own greedy turn where its box is valid; else one that it continues from the opening of a box."""
+    """The model's own greedy turn where its box is valid; else a turn that it continues from the opening of a box."""
     opening = box_opening([own.text for own, episode in zip(said, done) if _valid(episode)])
     waiting = [number for number, episode in enumerate(done) if not _valid(episode)]
     found: list[Said | None] = list(said)
@@ -143,7 +146,7 @@ def _forced(policy: Policy, done: Sequence[Episode], said: Sequence[Said], limit
 
 
 def box_opening(texts: Sequence[str]) -> str:
-    """How boxes begin in turns that hold one, up to the first coordinate: the commonest way, else the prompt's example."""
+    """The commonest text before the first coordinate in turns with a box, else that of the prompt's example."""
     openings = Counter(
         opening for text in texts if (opening := re.split(r"(?<=\[)\s*-?\d", text, maxsplit=1)[0]) != text
     )
@@ -155,14 +158,14 @@ def _valid(episode: Episode) -> bool:
 
 
 class GivenFirst:
-    """A policy whose first turn is given; from then on it speaks for itself."""
+    """A policy whose first turn is given; the later turns are its own."""
 
     def __init__(self, policy: Policy, first: Sequence[Said]) -> None:
         self.policy, self._first = policy, list(first)
         self.open, self.follow = policy.open, policy.follow
 
     def say(self, conversations: Sequence[Any], max_new_tokens: int, temperature: float = 0.0) -> list[Said]:
-        """The given turns the first time, the policy's own afterwards."""
+        """The given turns in the first call, the policy's own turns afterwards."""
         if self._first:
             first, self._first = self._first, []
             return first
@@ -170,7 +173,7 @@ class GivenFirst:
 
 
 def naming(box_px_original: Box, frame: Frame, rules: BoxRules) -> str | None:
-    """A turn that names a region of the original in the family's own coordinates; None if no valid box holds it.
+    """A turn that names a region of the original in the family's own coordinates; None if no valid box can contain it.
 
     A region that is too small is enlarged around its centre until its box is valid.
     """
@@ -188,7 +191,7 @@ def naming(box_px_original: Box, frame: Frame, rules: BoxRules) -> str | None:
 
 
 def _span(low: float, high: float, least: float, limit: float) -> tuple[float, float]:
-    """An interval of at least a length, around the same centre where the limits allow it."""
+    """An interval widened to at least the length `least`, around the same centre where the limits allow it."""
     length = min(limit, max(least, high - low))
     start = min(max(0.0, (low + high - length) / 2), limit - length)
     return start, start + length
@@ -224,7 +227,7 @@ def _number(key: str) -> int:
 
 
 class _Blackened(Episode):
-    """An episode whose first look brings a black picture of the right size."""
+    """An episode in which the first crop is replaced by a black image of the same size."""
 
     def reply(self, text: str, truncated: bool = False) -> UserTurn | None:
         turn = super().reply(text, truncated)
@@ -252,10 +255,10 @@ def _answers(
 
 
 def beside(right: Sequence[bool], controlled: Sequence[bool | None], groups: Sequence[Any]) -> dict[str, Any] | None:
-    """A control beside the accuracy of the same questions, as a paired comparison.
+    """Compare a control with the accuracy on the same questions, in pairs.
 
     Args:
-        right: whether each question was answered rightly with the look.
+        right: whether each question was answered correctly with the look.
         controlled: whether it was under the control; None where it does not apply.
         groups: questions of an equal key are resampled together (see `mgpo.evaluation.comparing`).
 
@@ -277,7 +280,7 @@ def beside(right: Sequence[bool], controlled: Sequence[bool | None], groups: Seq
 
 
 def controls_beside(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any] | None]:
-    """`beside` for every control that the lines of a results file hold."""
+    """`beside` for every control in the records of a results file."""
     right, groups = [record["correct"] for record in records], [drawn_together(record) for record in records]
     names = list(records[0].get("controls", {})) if records else []
     return {name: beside(right, [record["controls"][name] for record in records], groups) for name in names}

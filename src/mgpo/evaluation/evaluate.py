@@ -2,9 +2,9 @@
 
     mgpo eval --model mgpo-tiny --tasks needle --split test --seed 1 --n 500 --out runs/eval/mine
 
-Per question: one greedy episode (accuracy), the question asked again of nothing but the image that the greedy episode
-looked at (crop-only accuracy, paper Table 5; without a valid box that is the shrunk original), and, if asked for, one
-first turn sampled at temperature 1. Boxes are measured in the sampled turn if there is one, else in the greedy episode.
+Each question gets one greedy episode (accuracy) and one turn with only the image that the greedy episode looked at
+(crop-only accuracy, paper Table 5; without a valid box that is the shrunk original). On request it also gets one first
+turn sampled at temperature 1. Boxes are measured in the sampled turn if there is one, else in the greedy episode.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ BOX_SHARES = ("grounding/valid_share", "grounding/hit_rate")
 
 @dataclass
 class Result:
-    """What one question gave. None where something does not apply.
+    """The measurements of one question; None where one does not apply.
 
     Attributes:
         rejected: the reason why the measured first turn had no usable box, if it had none.
-        iou: best overlap with a gold box. crop_area: share of the photograph's pixels, for a valid box.
+        iou: best overlap with a gold box.
+        crop_area: share of the photograph's pixels, for a valid box.
         letters: right letters, empty for an open question.
         greedy_valid_box, greedy_hit: of the greedy episode, where `valid_box` and `hit` are of a sampled turn.
-        controls: whether it was answered rightly under each control that was asked for (`mgpo.evaluation.controls`).
+        controls: whether it was answered correctly under each requested control (`mgpo.evaluation.controls`).
         seconds: the question's share of its batch.
     """
 
@@ -62,14 +63,14 @@ class Result:
     episode: Episode | None = field(default=None, repr=False)
 
     def record(self) -> dict[str, Any]:
-        """One line of a results file: the episode's turns, and all that was measured."""
+        """One line of a results file: the episode's turns and all measurements."""
         assert self.episode is not None
         measured = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "episode"}
         return trajectory(self.episode) | {"source": self.episode.question.source} | measured
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Result:
-        """What `record` wrote, without the episode."""
+        """Read what `record` wrote, without the episode."""
         return cls(**{f.name: record[f.name] for f in fields(cls) if f.name in record})
 
 
@@ -88,7 +89,7 @@ def evaluate(
     Args:
         policy, questions, protocol, limits, batch_size, seed: as in `evaluate_batches`.
         keep_episodes: keep the greedy episodes of the first so many questions in the results.
-        on_batch: told the number of questions after each batch, for progress.
+        on_batch: called with the number of questions of each finished batch, for progress.
 
     Returns:
         One result per question, in order.
@@ -117,15 +118,17 @@ def evaluate_batches(
     """Evaluate batch by batch: all turns of a batch's questions are generated together.
 
     Args:
-        policy: who answers.
+        policy: the policy that answers.
         questions: they are read in batches; images are opened one batch at a time.
         protocol: how they are asked.
         limits: token limits of the turns.
         batch_size: questions per batch.
-        seed: of the sampled turns; each batch starts from its own seed, so results do not depend on what ran before.
+        seed: seed of the sampled turns; each batch starts from its own seed, so results do not depend on what ran
+            before.
         sampled: measure boxes in a first turn sampled at temperature 1; else in the greedy episode.
-        first_batch: number of the first batch, for a run that goes on.
-        controls: asked besides, of the greedy episodes (`mgpo.evaluation.controls`); they do not change what else is measured.
+        first_batch: number of the first batch, for a run that is resumed.
+        controls: controls to run on the greedy episodes (`mgpo.evaluation.controls`); they do not change the other
+            measurements.
 
     Yields:
         The results of a batch, in order, with their episodes.
@@ -156,7 +159,7 @@ def evaluate_batches(
 
 
 def summarise(results: list[Result], protocol: Protocol, **named: Any) -> dict[str, Any]:
-    """One row of a result table: shares with a 95 % Wilson interval on the accuracy; `named` adds method, split, seed."""
+    """A row of a result table: shares, with a Wilson interval (95 %) of accuracy; `named` adds method, split, seed."""
     n = len(results)
     right = sum(result.correct for result in results)
     return {
@@ -186,7 +189,7 @@ def summarise(results: list[Result], protocol: Protocol, **named: Any) -> dict[s
 
 
 def adaptive_shares(records: list[dict[str, Any]]) -> dict[str, float]:
-    """Where a model may answer at once: how many looked; boxes and hits as shares of those that looked, and of all.
+    """For a model that may answer at once: the share of questions with a look; boxes and hits of those and of all.
 
     Args:
         records: lines of a results file (`Result.record`). Hits are shares of questions with gold boxes.
@@ -216,7 +219,7 @@ def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def _crop_only(policy: Policy, episodes: list[Episode], limits: TurnLimits) -> list[bool | None]:
-    """Is the image that each episode looked at enough by itself?"""
+    """Whether the image that each episode looked at is enough to answer; None for `direct`."""
     protocol = episodes[0].protocol
     if protocol.method is Method.DIRECT:
         return [None] * len(episodes)
@@ -261,7 +264,7 @@ def _result(episode: Episode, suffices: bool | None, measured: Episode) -> Resul
 
 
 def rejected(results: list[Result]) -> dict[str, int]:
-    """How often the sampled first turn had no usable box, by reason."""
+    """How often the measured first turn had no usable box, by reason."""
     reasons = [result.rejected for result in results if result.rejected is not None]
     return {reason: reasons.count(reason) for reason in sorted(set(reasons))}
 

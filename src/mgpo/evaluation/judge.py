@@ -1,6 +1,6 @@
-"""An optional judge for open answers: any OpenAI-compatible endpoint, asked once per answer, remembered on disk.
+"""An optional judge for open answers: an OpenAI-compatible endpoint, asked once per answer and cached on disk.
 
-Only what the exact comparison calls wrong is shown to it. It is never used for rewards.
+It sees only answers that the exact comparison calls wrong, and is never used for rewards.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ class Judge:
     """Asks a model whether an answer means the same as the gold answer.
 
     Args:
-        endpoint: base URL, e.g. http://localhost:8000/v1. The key is taken from the environment variable MGPO_JUDGE_KEY.
+        endpoint: base URL, e.g. http://localhost:8000/v1. The key is taken from the environment variable
+            MGPO_JUDGE_KEY.
         model: name of the judge's model.
-        cache: a JSONL file that remembers verdicts.
+        cache: a JSONL file in which verdicts are cached.
 
     Raises:
         ValueError: the package `openai` is missing (`pip install "mgpo[endpoint]"`), or the URL holds a secret.
@@ -49,10 +50,11 @@ class Judge:
                     continue  # a line that was being written when the run was stopped
 
     def same(self, question: str, gold: str, given: str) -> bool:
-        """The verdict.
+        """Whether an answer means the same as the gold answer, from the cache or by asking the judge.
 
         Raises:
-            ConnectionError: the endpoint does not answer in time; the message is its own. Nothing is decided then.
+            ConnectionError: the endpoint does not answer in time (the message includes its own), or replies neither yes
+                nor no. No verdict is recorded then.
         """
         given = given[:LONGEST]
         key = hashlib.sha256(json.dumps([self.model, question, gold, given]).encode()).hexdigest()

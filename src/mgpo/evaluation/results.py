@@ -1,7 +1,7 @@
-"""Results of an evaluation on disk: one JSON line per question, settings beside them, and how a stopped run goes on.
+"""Results of an evaluation on disk: one JSON line per question, with the settings beside them; a second start resumes.
 
 runs/eval/mine/settings.json    what was evaluated, and how
-runs/eval/mine/vstar.jsonl      one line per question: turns, boxes, answer, what was measured
+runs/eval/mine/vstar.jsonl      one line per question: turns, boxes, answer, measurements
 runs/eval/mine/summary.json     one row per task
 """
 
@@ -16,7 +16,7 @@ from mgpo.files import write_whole
 
 
 def begin(folder: Path, settings: dict[str, Any]) -> None:
-    """Claim a folder for these settings, or go on with it.
+    """Claim a folder for these settings, or resume an evaluation with the same settings.
 
     Raises:
         ValueError: the folder holds results under other settings; the message names the first of them.
@@ -36,7 +36,7 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def finished_batches(file: Path, batch_size: int, total: int) -> list[dict[str, Any]]:
-    """The results of a file that are whole batches, or as many as are wanted; what a kill left half-written is cut off."""
+    """The whole batches in a results file, or its first `total` results; the rest of an unfinished batch is cut off."""
     if not file.is_file():
         return []
     records = []
@@ -69,7 +69,7 @@ def read_records(file: Path) -> list[dict[str, Any]]:
     """All lines of a results file.
 
     Raises:
-        ValueError: a line is no JSON object, e.g. because the run was killed; run it again to have it go on.
+        ValueError: a line is no JSON, e.g. because the run was killed; running the evaluation again repairs it.
     """
     records = []
     for number, line in enumerate(file.read_bytes().splitlines(), 1):
@@ -83,7 +83,7 @@ def read_records(file: Path) -> list[dict[str, Any]]:
 
 
 def add_summary(folder: Path, row: dict[str, Any]) -> None:
-    """Put a task's row into `summary.json`, in place of an earlier one."""
+    """Put a task's row into `summary.json`, replacing an earlier one of the task."""
     file = folder / "summary.json"
     rows = json.loads(file.read_text()) if file.is_file() else []
     rows = [other for other in rows if other["task"] != row["task"]] + [row]

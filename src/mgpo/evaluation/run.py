@@ -1,4 +1,7 @@
-"""`mgpo eval`: named tasks, a policy, a progress bar, results on disk that a second start goes on from, a table."""
+"""`mgpo eval`: evaluates a policy on named tasks, with results on disk that a second start resumes, and prints a table.
+
+Example: `mgpo eval --model runs/mine --tasks vstar,hrbench4k --out runs/eval/mine`.
+"""
 
 from __future__ import annotations
 
@@ -33,20 +36,20 @@ WORLD = "needle"
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What to evaluate on what, as the command line asks for it.
+    """A request for an evaluation, as the command line makes it.
 
-    What is None is as the model was trained: the settings of its run lie beside it.
+    Settings of the protocol that are None are those that the model was trained with, from the run settings beside it.
 
     Attributes:
         tasks: names in `mgpo.data.tasks.TASKS`, `needle`, or files, folders and hub datasets in a known layout.
         out: folder of the results.
-        data: where a task's data is, by task; the hub's if a task is not in it.
-        n: questions per task at most; all if None (500 for needle, which has no end).
+        data: where a task's data is, by task; a task that is not in it uses the hub's.
+        n: largest number of questions per task; all if None (500 for needle, which has no end).
         sampled: measure boxes in a first turn sampled at temperature 1, not in the greedy episode.
-        pictures: questions per task whose pictures are kept for `mgpo view`.
-        engine, endpoint: who runs the model: see `mgpo.asking.settings.load_policy`.
+        pictures: number of questions per task whose images are saved for `mgpo view`.
+        engine, endpoint: what runs the model: see `mgpo.asking.settings.load_policy`.
         judge, judge_model: endpoint and model that judge open answers.
-        controls: names in `mgpo.evaluation.controls.Control`, asked besides of every question.
+        controls: names in `mgpo.evaluation.controls.Control`, which every question is also asked under.
     """
 
     model: str
@@ -79,7 +82,8 @@ def run_evaluation(request: EvaluationRequest, console: Console) -> list[dict[st
     """Evaluate one policy on all tasks; prints a table and returns its rows.
 
     Raises:
-        ValueError: rows cannot be used, or the folder holds results under other settings; before anything is asked.
+        ValueError: rows cannot be used, or the folder holds results under other settings. It is raised before any
+            question is asked.
     """
     files = [file_of(task) for task in request.tasks]
     for task, name in zip(request.tasks, files):
@@ -142,7 +146,7 @@ def _questions(request: EvaluationRequest, task: str) -> Iterator[Question]:
 
 
 def _total(request: EvaluationRequest, task: str) -> int:
-    """How many questions a task has; reads all of its rows, so that bad ones are told before anything is asked."""
+    """How many questions a task has. Reads all of its rows, so that bad ones are reported before anything is asked."""
     if task == WORLD:
         make_question(request.split or "test", request.seed, 0)  # refuses a split that does not exist
         return request.n or 500
@@ -154,11 +158,11 @@ def _finish(
     request: EvaluationRequest, task: str, total: int, policy: Any, protocol: Protocol, limits: Any,
     controls: list[Control], judge: Any, progress: Progress, bar: Any,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Answer what a results file does not hold yet; all of its records, in order."""
+    """Answer the questions that a results file does not hold yet; returns all of its records, in order."""
     file, size = request.out / file_of(task), request.batch_size
     records = finished_batches(file, size, total)
     questions = _questions(request, task)
-    for record, question in zip(records, questions):  # the data must still be what it was
+    for record, question in zip(records, questions):  # the data must not have changed
         now = {
             "id": question.id,
             "question": question.question,
@@ -188,7 +192,7 @@ def _finish(
 
 
 def _judged(record: dict[str, Any], judge: Judge | None) -> dict[str, Any]:
-    """An open answer that does not match, after the judge has seen it."""
+    """A record; if it is an open answer that does not match, with the judge's verdict."""
     if judge is None or record["choices"] or record["correct"] or not record["given"]:
         return record
     verdict = judge.same(record["question"], record["answer"], record["given"])
@@ -213,14 +217,14 @@ def _summary(request: EvaluationRequest, task: str, records: list, protocol: Pro
 
 
 def _weights(model: str) -> list[list[Any]]:
-    """Names and sizes of a local model's weights with their dates, so that a folder is not mistaken for a newer model."""
+    """Names, sizes and dates of a local model's weights, so that a newer model in the same folder is noticed."""
     folder = Path(model)
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def result_tables(rows: list[dict[str, Any]], model: str) -> Group:
-    """A row per task; then each task's categories and figures. In percent."""
+    """Tables in percent: a row per task, then the controls, then each task's categories and figures."""
     budgets = ", ".join(sorted({f"{row['min_pixels']:,} to {row['pixel_budget']:,}" for row in rows}))
     protocol = ", ".join(sorted({row["protocol"] for row in rows}))
     title = f"{model}, {protocol}, {budgets} pixels per image, percent"
@@ -245,7 +249,7 @@ def result_tables(rows: list[dict[str, Any]], model: str) -> Group:
 
 
 def controls_table(task: str, controls: dict[str, Any]) -> Table:
-    """What the look was worth in a task: a row per control, in percent and percentage points."""
+    """How much the look contributed in a task: a row per control, in percent and percentage points."""
     table = Table(title=f"{task}, each question with its look and under a control", box=SIMPLE_HEAD, pad_edge=False,
                   collapse_padding=True)  # fmt: skip
     table.add_column("control", no_wrap=True)

@@ -1,1 +1,1 @@
-"""Trainings on `needle` beside their baselines and controls: `mgpo demo`, `mgpo sweep`, `mgpo reproduce`."""
+"""Experiments on `needle`, with baselines and controls: `mgpo demo`, `mgpo sweep`, `mgpo reproduce`."""

@@ -1,4 +1,4 @@
-"""A model of an experiment, asked as a run of it was trained or in another method's words."""
+"""Loads a model of an experiment, to be asked as its run was trained or in another method's words."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def asked_as(model: str, run: Path | None = None, method: str | None = None) -> 
 
     Args:
         model: `mgpo-tiny` or a folder.
-        run: the run whose settings hold; without one, `LIMITS`.
-        method: asks in another method's words than the run's.
+        run: the run whose settings apply; without one, `LIMITS`.
+        method: asks in this method's words instead of the run's.
     """
     from mgpo.asking.settings import limits_for, protocol_for
     from mgpo.policies.loading import trained_with

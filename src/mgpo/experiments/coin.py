@@ -1,8 +1,8 @@
-"""A reward that says nothing: what a policy becomes by being trained at all, when no answer counts.
+"""A random reward, as a control: what does training alone do to a policy, if no answer counts?
 
     mgpo train --config recipes/tiny_mgpo.yaml --extra_reward_funcs mgpo.experiments.coin.coin --reward_weights 0 1
 
-The right answer weighs nothing there, so what such a run learns about where to look was not learned from answers.
+Right answers have no weight there, so what such a run learns about where to look was not learned from answers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an experiment does, and where its parts lie on disk."""
+"""The plan of an experiment, and where its parts are on disk."""
 
 from __future__ import annotations
 
@@ -14,29 +14,33 @@ from typing import Any
 from mgpo.files import write_whole
 
 METHODS = ("mgpo", "grpo", "direct", "sft")
-"""Recipes `tiny_*`: MGPO; single-turn GRPO with a box (the paper's baseline); single-turn GRPO on the answer alone; supervised
-fine-tuning on the answer."""
+"""Names of the recipes `tiny_*`.
+
+MGPO; single-turn GRPO with a box (the paper's baseline); single-turn GRPO on the answer alone; and supervised
+fine-tuning on the answer.
+"""
 TITLES = {"mgpo": "MGPO", "grpo": "GRPO, box and answer", "direct": "GRPO, answer alone", "sft": "SFT"}
 EVALUATION_SEED = 9_000
 """Evaluation questions of training seed s come from seed EVALUATION_SEED + s: never trained on."""
 VALIDATION_SEED = 8_000
-"""Seed of the questions of the split `train` on which checkpoints and learning rates are chosen; trainings use seeds below it."""
+"""Seed of the questions of `train` on which checkpoints and learning rates are chosen; trainings use seeds below it."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What an experiment does.
+    """The plan of an experiment.
 
     Attributes:
         out: folder of everything it writes.
         seeds: training seeds.
-        steps: training steps per method (equal, so all see the same number of questions; all but `sft` of rollouts).
+        steps: training steps per method, the same for all, so that all see the same number of questions (and all but
+            `sft` of rollouts).
         questions: evaluation questions per split and seed.
-        validation: questions on which every checkpoint is measured.
+        validation: number of questions on which every checkpoint is measured.
         checkpoints: checkpoints per training, evenly spaced; the last one is the end.
         methods: which of `METHODS` are trained.
         rates: learning rate by method, where it is not the recipe's.
-        workers: processes at a time.
+        workers: number of processes at a time.
     """
 
     out: Path
@@ -54,7 +58,7 @@ class Plan:
             raise ValueError(f"methods: {unknown[0]!r} is unknown. Choose among {', '.join(METHODS)}.")
 
     def run(self, method: str, seed: int) -> Path:
-        """Where a training writes."""
+        """The folder that a training writes to."""
         return self.out / f"{method}_seed{seed}"
 
     @property
@@ -63,13 +67,13 @@ class Plan:
         return max(1, self.steps // self.checkpoints)
 
     def wanted(self, method: str, trained: bool) -> dict[str, Any]:
-        """What the mark of a run folder must say for it to be used."""
+        """The mark that a run folder must have to be used."""
         saved = {"steps": self.steps, "save_steps": self.save_steps, "rate": self.rates.get(method)}
         return {"from": fingerprint(method), **saved, "trained": trained}
 
     @property
     def measured(self) -> dict[str, Any]:
-        """What a file of results must say for it to be used."""
+        """The entry that a file of results must have to be used."""
         return {
             "from": fingerprint(*self.methods), "steps": self.steps, "n": self.questions,
             "validated": self.validation, "rates": self.rates, "methods": list(self.methods),
@@ -78,7 +82,7 @@ class Plan:
 
 @cache
 def fingerprint(*methods: str) -> str:
-    """What a result of some methods depends on besides its plan: base weights, their recipes, the package's version."""
+    """A hash of what results depend on besides the plan: base weights, the methods' recipes, the package's version."""
     package = files("mgpo")
     parts = [package / "assets" / "mgpo-tiny" / "model.safetensors"]
     parts += [package / "recipes" / f"tiny_{method}.yaml" for method in methods]
@@ -89,11 +93,11 @@ def fingerprint(*methods: str) -> str:
 
 
 def read_mark(folder: Path) -> dict[str, Any] | None:
-    """What a run folder was begun for, and whether it is done; None if it was not begun by an experiment."""
+    """The mark of a run folder: its plan, and whether the training is done; None if no experiment began the folder."""
     file = folder / "plan.json"
     return json.loads(file.read_text()) if file.is_file() else None
 
 
 def write_mark(folder: Path, mark: dict[str, Any]) -> None:
-    """Say what a run folder is for."""
+    """Write the mark of a run folder."""
     write_whole(folder / "plan.json", json.dumps(mark) + "\n")

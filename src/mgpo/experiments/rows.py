@@ -33,7 +33,7 @@ BASES = {"base": "mgpo", "base, asked as GRPO": "grpo", "base, asked directly": 
 
 @dataclass(frozen=True)
 class Entrant:
-    """A row's model: its folder, the run whose settings ask it or the method in whose words it is asked, its step."""
+    """The model of a row: its folder, the run or the method that decides how it is asked, and its training step."""
 
     name: str
     model: str
@@ -57,7 +57,7 @@ def entrants(plan: Plan, seed: int) -> Iterator[Entrant]:
 
 
 def rows_of(plan: Plan, split: str, seed: int) -> list[dict[str, Any]]:
-    """All rows on one split; the same questions for all, each drawn once. Kept on disk when done."""
+    """All rows on one split, with the same questions for all models, each drawn once; cached on disk when done."""
     file = plan.out / "evaluation" / f"{split}_seed{seed}.json"
     if file.is_file():
         kept = json.loads(file.read_text())
@@ -98,5 +98,5 @@ def rows_of(plan: Plan, split: str, seed: int) -> list[dict[str, Any]]:
 
 
 def ceiling(results: list[Any]) -> float:
-    """Accuracy of who answers all that the overview tells, and guesses the fine print."""
+    """Expected accuracy of a model that answers all overview questions, and guesses the fine print."""
     return sum(1.0 if r.category.startswith("overview/") else r.chance for r in results) / len(results)

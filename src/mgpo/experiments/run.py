@@ -4,7 +4,8 @@
     mgpo sweep --out runs/sweep-tiny             learning rates of every method, chosen on validation questions
     mgpo reproduce --out runs/reproduce-tiny     three seeds, 1,000 questions per split
 
-All are the same code with other numbers, and all can be stopped and started again: a finished training or split is kept.
+All three run the same code with other numbers. They can be stopped and started again; finished trainings and splits are
+not repeated.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ SWEPT = {
 }
 """Learning rates that `mgpo sweep` tries."""
 SWEEP_SEED = 100
-"""Training seed of the sweep: none that `mgpo reproduce` uses."""
+"""Training seed of the sweep, which `mgpo reproduce` does not use."""
 
 
 def run_experiment(plan: Plan) -> Path:
@@ -69,8 +70,8 @@ def sweep(plan: Plan) -> dict[str, list[dict[str, Any]]]:
     """Train each method at each of its rates and measure all checkpoints on validation questions.
 
     Returns:
-        By method, a row per rate: `rate`, the best checkpoint's `step` and `accuracy`, the last one's accuracy (`end`) and the
-        base's (`start`). Also written to `sweep.json`.
+        By method, a row per rate: `rate`, the best checkpoint's `step` and `accuracy`, the last one's accuracy (`end`)
+            and the base's (`start`). Also written to `sweep.json`.
     """
     plan.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[dict[str, Any]]] = {method: [] for method in plan.methods}
@@ -151,7 +152,7 @@ def _report(plan: Plan, rows: list[dict[str, Any]], validations: dict, seconds: 
 
 
 def _curve(plan: Plan, method: str, seed: int, validated: list[dict[str, Any]]) -> Path:
-    """What a training logged and what its checkpoints showed, as one file of metrics."""
+    """Join a training's log and the measurements of its checkpoints in one file of metrics."""
     run = plan.run(method, seed)
     lines = (run / "metrics.jsonl").read_text().splitlines() + [json.dumps(row) for row in validated]
     write_whole(run / "curves.jsonl", "\n".join(lines) + "\n")

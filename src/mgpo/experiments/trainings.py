@@ -1,4 +1,4 @@
-"""The trainings of an experiment: processes of one thread each, a few at a time, each resumed where it was stopped."""
+"""Runs the trainings of an experiment as processes of one thread each, a few at a time; stopped ones are resumed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def train_all(plan: Plan, progress: Progress) -> None:
 
 
 def _start(plan: Plan, method: str, seed: int) -> subprocess.Popen:
-    """Start or resume; what was begun from another base, by another recipe or for other steps is thrown away."""
+    """Start or resume a training. A folder that was begun from another base, recipe or number of steps is deleted."""
     folder = plan.run(method, seed)
     if read_mark(folder) not in (plan.wanted(method, trained=False), plan.wanted(method, trained=True)):
         shutil.rmtree(folder, ignore_errors=True)

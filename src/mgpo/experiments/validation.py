@@ -1,7 +1,7 @@
-"""Every checkpoint of a training on the same validation questions: curves over steps, and which checkpoint is the best.
+"""Measures all checkpoints of a training on the same validation questions, for curves and to choose the best one.
 
-The questions are of the split `train` under a seed that no training uses. Step 0 is the untrained base, asked as the method
-asks, so a baseline that only gets worse is represented by its own starting point.
+The questions are of the split `train` under a seed that no training uses. Step 0 is the untrained base, asked in the
+method's own words, so a baseline that only gets worse is represented by its own starting point.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PREFIX = "validation/"
 
 
 def validate_run(plan: Plan, method: str, seed: int) -> list[dict[str, Any]]:
-    """One row per checkpoint, the base first: `step`, and shares under `validation/`. Kept on disk when done."""
+    """One row per checkpoint, the base first: `step`, and shares under `validation/`; cached on disk when done."""
     run = plan.run(method, seed)
     file = run / "validation.json"
     if file.is_file():
@@ -38,7 +38,7 @@ def validate_run(plan: Plan, method: str, seed: int) -> list[dict[str, Any]]:
 
 
 def models_of(plan: Plan, method: str, seed: int) -> list[tuple[int, str]]:
-    """Steps and folders of what a training went through, from the base to its end."""
+    """Steps and folders of a training's models, from the base to the end."""
     run = plan.run(method, seed)
     steps = sorted(int(re.findall(r"\d+", folder.name)[-1]) for folder in run.glob("checkpoint-*"))
     between = [(step, str(run / f"checkpoint-{step}")) for step in steps if step < plan.steps]

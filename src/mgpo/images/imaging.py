@@ -25,7 +25,7 @@ DEFAULT_MAX_IMAGE_PIXELS = 300_000_000
 """A 100-megapixel photograph passes with room to spare, a decompression bomb does not."""
 
 ORIENTATION_TAG = 0x0112
-"""EXIF."""
+"""The EXIF tag of the orientation."""
 
 MAX_ASPECT_RATIO = 200
 """Qwen's own limit of the longer side over the shorter; `BoxRules.max_aspect_original` keeps crops within it."""
@@ -73,7 +73,7 @@ class PixelBudget:
     def changed(self, min_pixels: int | None, max_pixels: int | None) -> PixelBudget:
         """This budget with one or both limits set; a limit that is not set gives way to one that is.
 
-        A least that does not fit below a new most becomes a fifth of it, as in the method's own budget.
+        A minimum that does not fit below a new maximum becomes a fifth of it, as in the method's own budget.
         """
         most = max_pixels or max(self.max_pixels, min_pixels or 0)
         least = self.min_pixels if self.min_pixels < most else max(1, most // 5 // self.factor**2) * self.factor**2
@@ -157,7 +157,7 @@ def read_header(source: Any, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -
     """Upright size in pixels, and whether the file can be decoded at a reduced scale (a JPEG in colour or grey).
 
     Raises:
-        ImageError: as `open_image`, for what the header tells.
+        ImageError: as `open_image`, as far as the header shows it.
     """
     with _readable(source) as name:
         image = _within_limit(_lazy_open(source, name), name, max_image_pixels)
@@ -202,7 +202,7 @@ def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 @contextmanager
 def _readable(source: Any) -> Iterator[str]:
-    """Turns what Pillow raises over a source into an `ImageError` that names it."""
+    """Turn errors that Pillow raises about a source into an `ImageError` that names the source."""
     name = _name_of(source)
     try:
         yield name
@@ -224,7 +224,7 @@ def _within_limit(image: Image.Image, name: str, max_image_pixels: int) -> Image
 
 
 def _lies_on_its_side(image: Image.Image) -> bool:
-    """Whether EXIF says that the width of the file is the height of what is shown."""
+    """Whether EXIF says that the width of the file is the height of the upright image."""
     return image.getexif().get(ORIENTATION_TAG, 1) >= 5
 
 
@@ -262,10 +262,10 @@ def _open_limited(file: Any) -> Image.Image:
 
 @contextmanager
 def _without_pillow_limit() -> Iterator[None]:
-    """Pillow warns or raises by its own global limit; ours is explicit and comes from the caller.
+    """Switch off Pillow's own global limit, by which it warns or raises; ours is explicit and comes from the caller.
 
-    The limit is one global of Pillow's: the first to enter takes it away, the last to leave puts it back, so that
-    threads do not restore it under one another.
+    Pillow's limit is a global. The first to enter takes it away and the last to leave puts it back, so that threads do
+    not restore it under one another.
     """
     global _inside, _pillow_limit
     with _pillow_lock:

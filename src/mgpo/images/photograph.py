@@ -1,11 +1,12 @@
-"""One photograph of a question: shown shrunk first, cut from in full detail later, decoded as little as that takes.
+"""A photograph that is shown shrunk first and cropped in full detail later, and decoded no more than that needs.
 
-A JPEG can be decoded at a half, a quarter or an eighth of its size for far less than the whole. The overview is made from
-such a reduced picture wherever that still has twice the overview's size; the full picture is decoded once, when the first
-region is cut out of it, or ahead of that in the background (`decode_ahead`) while the model speaks.
+A JPEG can be decoded at a half, a quarter or an eighth of its size for far less than the whole. The overview is made
+from such a reduced picture wherever that still has twice the overview's size. The full picture is decoded once, when
+the first region is cut out of it, or before that in the background (`decode_ahead`) while the model generates.
 
-Decoded pictures weigh a hundred times their files, and a batch may hold hundreds: together they are bounded by
-`DECODED_BYTES` per process. Beyond it the least recently used is dropped, and decoded again if it is needed once more.
+Decoded pictures take a hundred times the memory of their files, and a batch may hold hundreds. Together they are
+bounded by `DECODED_BYTES` per process: beyond it the least recently used one is dropped, and decoded again if it is
+needed.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ KEPT_RATIO = 2
 WORTH_PIXELS = 4_000_000
 """Smaller pictures are decoded whole at once: there is little to save."""
 DECODED_BYTES = 2 * 1024**3
-"""What decoded pictures that can be decoded again may hold in memory, per process: sixteen 8K photographs."""
+"""Bound per process of decoded pictures that can be decoded again: sixteen 8K photographs."""
 BYTES_PER_PIXEL = 4
-"""Of a decoded RGB picture in Pillow."""
+"""Bytes per pixel of a decoded RGB picture in Pillow."""
 
 
 class DecodedPictures:
-    """Which photographs hold their decoded picture, the least recently used first."""
+    """The photographs that hold their decoded picture, the least recently used first."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._holders: WeakKeyDictionary[Photograph, None] = WeakKeyDictionary()
 
     def used(self, photograph: Photograph) -> None:
-        """Note a use; drop the pictures of others until the bound is kept."""
+        """Record a use, and drop the pictures of others until the total is within the bound."""
         with self._lock:
             self._holders.pop(photograph, None)
             self._holders[photograph] = None
@@ -82,22 +83,22 @@ class Photograph:
 
     @property
     def width(self) -> int:
-        """Of the upright picture, in pixels."""
+        """Width of the upright picture, in pixels."""
         return self.size[0]
 
     @property
     def height(self) -> int:
-        """Of the upright picture, in pixels."""
+        """Height of the upright picture, in pixels."""
         return self.size[1]
 
     @property
     def decoded_bytes(self) -> int:
-        """What its decoded picture takes in memory."""
+        """Memory that its decoded picture takes."""
         return self.width * self.height * BYTES_PER_PIXEL
 
     @property
     def image(self) -> Image.Image:
-        """The whole picture, RGB and upright; waits for one that is being decoded."""
+        """The whole picture, RGB and upright; waits if it is being decoded."""
         with self._decoding:
             image = self._image
             if image is None:
@@ -111,7 +112,7 @@ class Photograph:
         self._image = None
 
     def decode_ahead(self) -> None:
-        """Begin to decode the whole picture in the background, if there is room: a region of it will be asked for."""
+        """Begin to decode the whole picture in the background if there is room: a region of it will be needed."""
         if self.reducible:
             global _ahead
             _ahead = _ahead or ThreadPoolExecutor(2, thread_name_prefix="decode")
@@ -122,7 +123,7 @@ class Photograph:
             if _decoded.has_room_for(self):
                 _ = self.image
         except imaging.ImageError:
-            pass  # whoever asks for the picture is told
+            pass  # raised again for the caller that needs the picture
 
     def overview(self, budget: PixelBudget) -> Image.Image:
         """The whole picture at the size at which a model with this budget sees it."""
@@ -132,5 +133,5 @@ class Photograph:
         return imaging.resize(self.image, size)
 
     def crop(self, box_px_original: tuple[int, int, int, int], budget: PixelBudget) -> Image.Image:
-        """The region (x1, y1, x2, y2 in pixels of the picture), cut from the original pixels, resized into the budget."""
+        """The region (x1, y1, x2, y2 in pixels of the picture), cut from the original and resized into the budget."""
         return imaging.crop(self.image, box_px_original, budget)

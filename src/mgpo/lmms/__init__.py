@@ -1,1 +1,1 @@
-"""The two-turn policy as a model of lmms-eval; found there by the entry point `lmms_eval.models`."""
+"""The two-turn policy as a model of lmms-eval, which finds it by the entry point `lmms_eval.models`."""

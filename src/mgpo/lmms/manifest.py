@@ -1,5 +1,8 @@
-"""What the entry point `lmms_eval.models` gives to lmms-eval. Light, and without lmms-eval at import time: it is imported
-whenever lmms-eval is, in the middle of lmms-eval's own import."""
+"""The function behind the entry point `lmms_eval.models`.
+
+This module is light and does not import lmms-eval when it is imported itself, because that happens in the middle of
+lmms-eval's own import.
+"""
 
 from __future__ import annotations
 

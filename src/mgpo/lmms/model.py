@@ -1,8 +1,11 @@
-"""`python -m lmms_eval --model mgpo --model_args pretrained=runs/mine --tasks vstar_bench`.
+"""The policy as a model of lmms-eval.
 
-lmms-eval hands over one text per question. Lines that are lettered options are taken as choices, so that turn 1 withholds
-them as in training; what follows them is the task's instruction and is left out, since the turn protocol has its own.
-What is returned is the final answer alone (the task's own letter, or the text in the box): lmms-eval's tasks look for that.
+    python -m lmms_eval --model mgpo --model_args pretrained=runs/mine --tasks vstar_bench
+
+lmms-eval passes one text per question. Lines that are lettered options are taken as choices, so that turn 1 withholds
+them as in training. What follows them is the task's instruction and is left out, since the turn protocol has its own.
+The final answer is returned alone (the task's own letter, or the text in the box), because lmms-eval's tasks look for
+that.
 """
 
 from __future__ import annotations
@@ -30,9 +33,10 @@ class MGPO(lmms):
 
     Args:
         pretrained: `mgpo-tiny`, a folder or a hub id.
-        protocol: mgpo, grpo, direct or adaptive; as it was trained if not set.
-        max_turns, min_pixels, max_pixels, coordinates, grounding_tokens, answer_tokens: as the options of `mgpo eval`. A task's own
-            `max_new_tokens` is used for the answer if `answer_tokens` is not set and it is larger than the trained limit.
+        protocol: mgpo, grpo, direct or adaptive; if not set, as in the policy's training.
+        max_turns, min_pixels, max_pixels, coordinates, grounding_tokens, answer_tokens: as the options of `mgpo eval`.
+            A task's own `max_new_tokens` is used for the answer if `answer_tokens` is not set and it is larger than the
+            trained limit.
         batch_size: questions that are asked together.
 
     Raises:
@@ -75,7 +79,7 @@ class MGPO(lmms):
 
     @property
     def device(self) -> Any:
-        """Where the model is."""
+        """The device that the model is on."""
         return self.policy.model.device
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
@@ -104,16 +108,16 @@ class MGPO(lmms):
             raise ValueError(f"Question {doc_id} of {task} has {len(images)} images; the model mgpo needs one.")
         text, options = options_in(context)
         if not 2 <= len(options) <= len(LETTERS) or not all(option for _, option in options):
-            text, options = context, []  # asked as it stands
+            text, options = context, []  # asked unchanged
         question = Question(images[0], text or context, tuple(o for _, o in options), id=f"{task}/{doc_id}")
         return Episode(question, images[0], self.protocol), [letter for letter, _ in options]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Not how a policy that looks twice is scored."""
+        """Not supported: a policy that looks twice is scored by what it generates."""
         raise NotImplementedError("The model mgpo generates: use tasks with output_type generate_until.")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """The rounds of such tasks are the task's; this model's turns are its own."""
+        """Not supported: the rounds of such tasks are the task's, while this model takes turns of its own."""
         raise NotImplementedError("The model mgpo takes its turns itself: use tasks with output_type generate_until.")
 
 

@@ -1,11 +1,15 @@
-"""From what the model wrote to a region of the original image: text -> JSON -> box -> validity -> original pixels.
+"""Reads the box that a turn names and maps it to original pixels: text -> JSON -> box -> validity -> original pixels.
 
-Pure and total: any text gives a `Grounding`, never an exception. A bad box is data, not a crash: its `status` says why
-it was rejected, the environment tells the model, and the metrics count it.
+    grounding = read_grounding(text, frame, rules)
 
-Frames. The model speaks in the frame of the image it was *given* (`input_size`, after the pixel budget). Qwen2.5-VL names
-absolute pixels of that image, Qwen3-VL names 0..1000 of each side: the `Coordinates` of a model family. The crop is cut
-from the original, so `original = box / input_size * original_size` per axis (paper, Eq. 3).
+`read_grounding` is pure and total: any text gives a `Grounding`, never an exception. A bad box is data, not a crash:
+its `status` says why it was rejected, the environment tells the model that the box was unusable, and the metrics count
+it.
+
+Frames. The model's coordinates refer to the image it was *given* (`input_size`, after the pixel budget). Qwen2.5-VL
+writes absolute pixels of that image, Qwen3-VL writes 0..1000 of each side; `Coordinates` says which of the two a model
+family uses. The crop is cut from the original, so `original = box / input_size * original_size` on each axis (paper,
+Eq. 3).
 """
 
 from __future__ import annotations
@@ -18,11 +22,11 @@ from enum import StrEnum
 from itertools import islice
 
 MAX_JSON_CHARS = 4_000
-"""A longer JSON block is no box."""
+"""A longer JSON block is rejected."""
 MAX_TEXT_CHARS = 200_000
-"""A longer turn is not searched for a box. With the other two limits it bounds the time that any text can cost."""
+"""A longer turn is not searched for a box. Together, the three limits bound the time that any text can cost."""
 MAX_BLOCKS = 32
-"""Fenced blocks of a turn that are read; a turn that names one region needs one."""
+"""At most this many fenced blocks of a turn are read; a turn that names one region needs only one."""
 
 _FENCE = re.compile(r"```[ \t]*(?:json|JSON)?[ \t]*\r?\n?(.*?)(?:```|\Z)", re.DOTALL)
 
@@ -37,7 +41,7 @@ class Coordinates(StrEnum):
 
 
 class BoxStatus(StrEnum):
-    """Why a turn's box is used or not. One sentence each; all are counted in the metrics."""
+    """Why a turn's box is used or rejected. The metrics count every status."""
 
     VALID = "valid"
     """A box that the environment crops."""
@@ -48,9 +52,9 @@ class BoxStatus(StrEnum):
     BAD_JSON = "bad_json"
     """The block is not JSON (cut off, trailing comma, NaN, nested without end)."""
     NOT_A_LIST = "not_a_list"
-    """JSON, but not a list of objects."""
+    """The block is JSON, but not a list of objects."""
     EMPTY = "empty"
-    """An empty list."""
+    """The list is empty."""
     NO_BOX = "no_box"
     """The object has no `bbox_2d` with four entries."""
     WRONG_TYPES = "wrong_types"
@@ -60,7 +64,7 @@ class BoxStatus(StrEnum):
     INVERTED = "inverted"
     """x2 is not right of x1, or y2 not below y1."""
     OUTSIDE = "outside"
-    """The box leaves the image."""
+    """The box extends beyond the image."""
     TOO_SMALL = "too_small"
     """A side is not longer than the minimum."""
     TOO_NARROW = "too_narrow"
@@ -69,15 +73,16 @@ class BoxStatus(StrEnum):
 
 @dataclass(frozen=True)
 class BoxRules:
-    """When a box is valid. Defaults are the paper's.
+    """Rules that a valid box meets. The defaults are the paper's.
 
     Attributes:
         min_side_px: both sides must be longer than this, in pixels of the image given to the model.
         max_aspect: the longer side must be less than this many times the shorter one.
         require_label: the object must carry a text `label`.
         coordinates: how the model family writes a box.
-        max_aspect_original: the same for the region of the original: what is longer cannot be shown (Qwen's own limit
-            of an image). An overview that was squeezed into its budget has another aspect than the original.
+        max_aspect_original: the longer side of the region in the original may be at most this many times the shorter
+            one, since a longer image cannot be shown (Qwen's own limit). It is checked separately because an overview
+            that was squeezed into its budget has another aspect ratio than the original.
     """
 
     min_side_px: float = 28
@@ -89,13 +94,13 @@ class BoxRules:
 
 @dataclass(frozen=True)
 class Grounding:
-    """What one turn said about where to look.
+    """The box that one turn names, or the reason why it names no usable one.
 
     Attributes:
         status: VALID, or the reason why there is no usable box.
         box_px_input: (x1, y1, x2, y2) in pixels of the image given to the model; set if a box could be read at all.
         box_px_original: the same region in pixels of the original image, rounded outwards; only if VALID.
-        label: what the model says is there.
+        label: the model's label for the box.
     """
 
     status: BoxStatus
@@ -117,11 +122,11 @@ class Frame:
     region_px_original: tuple[int, int, int, int]
 
     def to_original(self, box_px_input: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
-        """Map a box from this frame to original pixels, outwards to whole pixels, inside the region (Eq. 3)."""
+        """Map a box from this frame to original pixels, rounded outwards and clipped to the region (Eq. 3)."""
         left, top, right, bottom = self.region_px_original
         sx, sy = (right - left) / self.input_size[0], (bottom - top) / self.input_size[1]
         x1, y1, x2, y2 = box_px_input
-        near = 1e-9  # 3.0000000001 is 3: rounding outwards must not grow an exact box
+        near = 1e-9  # treat 3.0000000001 as 3: rounding outwards must not grow an exact box
         return (
             max(left, left + math.floor(x1 * sx + near)),
             max(top, top + math.floor(y1 * sy + near)),
@@ -138,11 +143,11 @@ class Frame:
 
 
 def read_grounding(text: str, frame: Frame, rules: BoxRules = BoxRules()) -> Grounding:
-    """The first valid box that a turn names; if none is valid, why the first candidate is not.
+    """Return the first valid box that a turn names; if none is valid, the reason why the first candidate is not.
 
     Args:
         text: what the model wrote.
-        frame: the image that the model speaks about.
+        frame: the image that the box refers to.
         rules: when a box is valid.
 
     Returns:
@@ -160,7 +165,7 @@ def read_grounding(text: str, frame: Frame, rules: BoxRules = BoxRules()) -> Gro
 
 
 def box_as_json(box_px_input: tuple[float, ...], label: str) -> str:
-    """A box the way the model family writes it: the inverse of `read_grounding`, for demonstrations and tests."""
+    """A box as the model family writes it: the inverse of `read_grounding`, for demonstrations and tests."""
     numbers = ", ".join(str(round(v)) for v in box_px_input)
     return f'```json\n[{{"bbox_2d": [{numbers}], "label": {json.dumps(label, ensure_ascii=False)}}}]\n```'
 
@@ -175,13 +180,13 @@ def iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 
 
 def holds_centre(box: tuple[float, ...], target: tuple[float, ...]) -> bool:
-    """Whether `box` holds the centre of `target` (same frame): a hit."""
+    """Whether `box` contains the centre of `target` (both in one frame); this counts as a hit."""
     x, y = (target[0] + target[2]) / 2, (target[1] + target[3]) / 2
     return box[0] <= x <= box[2] and box[1] <= y <= box[3]
 
 
 def _json_blocks(text: str) -> list[str]:
-    """Fenced blocks; without any, the text from the first bare list of objects on."""
+    """The fenced blocks of a text; if there are none, the first bare list of objects."""
     fenced = [match.group(1).strip() for match in islice(_FENCE.finditer(text), MAX_BLOCKS)]
     if fenced:
         return fenced
@@ -190,7 +195,7 @@ def _json_blocks(text: str) -> list[str]:
         return []
     rest = text[bare.start() :]
     try:
-        _, end = json.JSONDecoder().raw_decode(rest[:MAX_JSON_CHARS])  # brackets in the text after it do not matter
+        _, end = json.JSONDecoder().raw_decode(rest[:MAX_JSON_CHARS])  # ignores brackets after the list
     except (ValueError, RecursionError):
         end = rest.rfind("]") + 1 or len(rest)
     return [rest[:end]]

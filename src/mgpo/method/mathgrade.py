@@ -1,7 +1,8 @@
-r"""Whether two answers are the same number or expression, by math-verify: `1/2` is `0.50` is `\frac{1}{2}`.
+r"""Compares answers as numbers or expressions, with math-verify: `1/2`, `0.50` and `\frac{1}{2}` are equal.
 
-What is compared comes from a model and may be `9**9**9**9`, which no signal interrupts. So it is compared in a process of
-its own, with limited memory, that is killed when it takes too long. It starts with the first such question.
+An answer comes from a model and may be `9**9**9**9`, whose evaluation no signal interrupts. Answers are therefore
+compared in a child process with limited memory, which is killed when it takes too long. The process starts with the
+first comparison.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _COMMANDS = frozenset({
     "frac", "dfrac", "tfrac", "cfrac", "sqrt", "cdot", "times", "div", "pi", "left", "right", "log", "ln", "exp", "sin", "cos",
     "tan", "quad", "binom", "circ", "degree",
 })  # fmt: skip
-"""LaTeX commands that make a value. What holds any other (`\\gg`, `\\alpha`, `\\lfloor`) is not compared as one."""
+"""LaTeX commands that may occur in a value. Text with any other (`\\gg`, `\\alpha`, `\\lfloor`) is not compared."""
 _PADDED = re.compile(r"[-+]?0\d")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _UNIT = re.compile(r"^([-+]?)\s*\$|%$|\$$")
@@ -32,9 +33,10 @@ _UNIT = re.compile(r"^([-+]?)\s*\$|%$|\$$")
 def same_value(given: str, gold: str) -> bool:
     """Whether two short texts, each as a whole a number, a fraction or a formula, mean the same value.
 
-    Anything with words, dates, lists or relations is not compared: math-verify takes "Tram 41" for 41 and "<= 7" for 7. A
-    percent or dollar sign is a unit, which may be left out but not changed, and changes no number: 50 is right for 50 %, 0.5 is not (as math-verify
-    has it, both would be, and 5000 % would be 50). A number with leading zeros is a text that was read: 007 is not 7.
+    Texts with words, dates, lists or relations are not compared, since math-verify takes "Tram 41" for 41 and "<= 7"
+    for 7. A percent or dollar sign is a unit: it may be left out, but not changed, and it does not scale the number. So
+    50 is right for 50 %, and 0.5 is wrong; math-verify would accept both, and also 5000 % for 50. A number with leading
+    zeros is treated as text that was read: 007 is not 7.
     """
     units = {sign for sign in "$%" if sign in given}, {sign for sign in "$%" if sign in gold}
     if all(units) and units[0] != units[1]:
@@ -60,7 +62,7 @@ def _is_maths(text: str) -> bool:
 
 
 class _Grader:
-    """One child process for all comparisons; a new one after each that had to be killed."""
+    """Runs all comparisons in one child process, and starts a new one after a process had to be killed."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -100,7 +102,7 @@ _grader = _Grader()
 
 
 def _serve() -> None:
-    """The child: one JSON pair per line in, `true` or `false` per line out; ends when its input does."""
+    """The child process: reads one JSON pair per line, writes `true` or `false` for each, and ends with its input."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
@@ -110,7 +112,7 @@ def _serve() -> None:
         given, gold = (text if "\\" not in text else f"${text}$" for text in json.loads(line))
         try:
             right = bool(verify(parse(gold, parsing_timeout=3), parse(given, parsing_timeout=3), timeout_seconds=3))
-        except Exception:  # a grader that stumbles over a model's text has not found it right
+        except Exception:  # an answer that math-verify cannot handle is wrong
             right = False
         print("true" if right else "false", flush=True)
 

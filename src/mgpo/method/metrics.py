@@ -1,4 +1,4 @@
-"""What is measured of an episode; training, evaluation and reports use the same names."""
+"""Metrics of an episode. Training, evaluation and reports use the same names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from mgpo.method.protocol import Episode
 
 
 def hit_and_iou(box_px_original: tuple | None, gold_boxes: tuple) -> tuple[float, float]:
-    """Whether a box holds the centre of a gold box (1 or 0), and its best IoU; both 0 without a valid box."""
+    """Whether a box contains the centre of a gold box (1 or 0), and its best IoU; both are 0 without a valid box."""
     if box_px_original is None:
         return 0.0, 0.0
     hits = [holds_centre(box_px_original, gold) for gold in gold_boxes]
@@ -17,9 +17,11 @@ def hit_and_iou(box_px_original: tuple | None, gold_boxes: tuple) -> tuple[float
 def episode_metrics(episode: Episode) -> dict[str, float]:
     """Metrics of one finished episode.
 
-    `grounding/valid_share` and one `grounding/rejected_*` per reason; `grounding/hit_rate` and `grounding/iou` where gold
-    boxes exist (a turn without a valid box counts as a miss), and `grounding/hit_given_valid` of the valid ones alone; `grounding/crop_area` (share of the original's pixels) for
-    valid boxes; `turns/N_truncated` per turn.
+    - `grounding/valid_share`, and one `grounding/rejected_*` per reason.
+    - `grounding/hit_rate` and `grounding/iou` where gold boxes exist (a turn without a valid box counts as a miss), and
+      `grounding/hit_given_valid` for valid boxes only.
+    - `grounding/crop_area` (share of the original's pixels) for valid boxes.
+    - `turns/N_truncated` per turn.
     """
     metrics: dict[str, float] = {}
     grounding = episode.first_grounding

@@ -1,13 +1,13 @@
-"""The turn protocol: one source for training, evaluation, inference, serving and every engine.
+"""The turn protocol, shared by training, evaluation, inference, serving and every engine.
 
     question -> opening (overview, request for a box) -> policy -> reply (crop, question) -> policy -> answer
 
-An `Episode` is the environment's side of one rollout. It holds no model and no tokens: it says which user turn comes
-next and what it shows; whoever drives the policy hands back the text. It is written for K turns. With the default of
-two, turn 1 always grounds and turn 2 always answers: the fixed template that solves the cold start (paper, Section 3.2).
-With K > 2, every reply but the last offers to name a further region or to answer (paper, Algorithm 1).
+An `Episode` is the environment's side of one rollout. It holds no model and no tokens: it provides the next user turn
+with its image, and the caller runs the policy and passes the model's text to `reply`. It supports K turns. With the
+default of two, turn 1 always grounds and turn 2 always answers; this fixed template solves the cold start (paper,
+Section 3.2). With K > 2, every reply but the last lets the model name a further region or answer (paper, Algorithm 1).
 
-The texts are joined, never formatted: a question may hold braces or anything else.
+Prompts are built by joining strings, never by formatting, because a question may contain braces or anything else.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Method(StrEnum):
     GRPO = "grpo"
     """One turn: the box as JSON and the boxed answer (the paper's baseline)."""
     ADAPTIVE = "adaptive"
-    """As `mgpo`, but turn 1 may answer at once: it asks for a box only if one is needed. To evaluate with."""
+    """As `mgpo`, but turn 1 may answer at once: it is asked for a box only if it needs one. For evaluation."""
     DIRECT = "direct"
     """One turn: the boxed answer alone (what supervised fine-tuning trains)."""
 
@@ -88,9 +88,9 @@ class End(StrEnum):
     ANSWERED = "answered"
     """The last turn holds a boxed answer."""
     NO_ANSWER = "no_answer"
-    """The last turn holds none."""
+    """The last turn holds no boxed answer."""
     TRUNCATED = "truncated"
-    """The last turn hit its token limit before it held one."""
+    """The last turn hit its token limit before it held a boxed answer."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Protocol:
 
     Attributes:
         method: how a question is asked.
-        max_turns: K, the model's turns at most; only `mgpo` and `adaptive` use more than one.
+        max_turns: K, the largest number of model turns; only `mgpo` and `adaptive` use more than one.
         crop_frame: which image a further box refers to, with K > 2.
         box: when a box is valid and how it is written.
         budget: pixel budget of every image shown.
@@ -121,15 +121,15 @@ class Protocol:
     def from_settings(
         cls, settings: Mapping[str, Any], budget: PixelBudget, own_coordinates: Coordinates | None
     ) -> Protocol:
-        """From a run's settings (the fields of `MGPOConfig`); what is missing is the paper's.
+        """Build a protocol from a run's settings (the fields of `MGPOConfig`); missing ones take the paper's values.
 
         Args:
-            settings: by name; others than the protocol's are left alone.
+            settings: settings by name; those that do not concern the protocol are ignored.
             budget: pixel budget of every image shown.
             own_coordinates: how the model's family writes boxes, for `coordinates: auto`; None if that is not known.
 
         Raises:
-            ValueError: boxes are asked for, and neither the settings nor the family say how they are written.
+            ValueError: the method asks for boxes, and neither the settings nor the family say how they are written.
         """
         way, unit, usual = settings.get("method", "mgpo"), settings.get("coordinates", "auto"), BoxRules()
         method = Method.DIRECT if way == "sft" else Method(way)
@@ -153,18 +153,18 @@ class Protocol:
 
     @property
     def looks_again(self) -> bool:
-        """Whether a named region is shown and the model speaks again."""
+        """Whether the model is shown the region that it named and gets another turn."""
         return self.method in (Method.MGPO, Method.ADAPTIVE)
 
     @property
     def turns(self) -> int:
-        """Most turns that the model gets."""
+        """The largest number of turns that the model gets."""
         return self.max_turns if self.looks_again else 1
 
 
 @dataclass(frozen=True)
 class UserTurn:
-    """What the environment says: at most one image, already at its final size, then a text."""
+    """A turn of the environment: at most one image, already at its final size, followed by a text."""
 
     text: str
     image: Image.Image | None
@@ -173,7 +173,7 @@ class UserTurn:
 
 @dataclass(frozen=True)
 class ModelTurn:
-    """What the model said, and what it was read as."""
+    """A turn of the model: its text, whether it hit its token limit, and the box that was read from it, if any."""
 
     text: str
     truncated: bool
@@ -186,10 +186,11 @@ class Episode:
 
     Attributes:
         question: what is asked.
-        original: the photograph; crops are cut from it. A PIL image becomes one.
+        original: the photograph that crops are cut from; a PIL image is wrapped in a `Photograph`.
         protocol: the settings.
-        crops: cut so far, by box in original pixels; rollouts of one image may share it, so that equal boxes share a crop.
-        user_turns, model_turns: what was said so far, alternating, the user first.
+        crops: crops made so far, by box in original pixels. Rollouts of one image may share the dict, so that equal
+            boxes share a crop.
+        user_turns, model_turns: the turns so far; they alternate, and the user begins.
         end: set when the episode is over.
     """
 
@@ -206,7 +207,7 @@ class Episode:
             self.original = Photograph(self.original)
 
     def opening(self, shown: Image.Image | None = None) -> UserTurn:
-        """The first user turn. `shown` is the overview if the caller has it already (same budget)."""
+        """The first user turn. Pass the overview as `shown` if it exists already (made with the same budget)."""
         shown = shown or self.original.overview(self.protocol.budget)
         turn = UserTurn(
             opening_text(self.question, self.protocol), shown, Frame(shown.size, (0, 0, *self.original.size))
@@ -215,7 +216,7 @@ class Episode:
         return turn
 
     def reply(self, text: str, truncated: bool = False) -> UserTurn | None:
-        """Take the model's turn; return the environment's next one, or None if the episode is over."""
+        """Take the model's turn and return the environment's next turn, or None if the episode is over."""
         if self.end is not None or not self.user_turns:
             raise RuntimeError("reply() needs an episode that was opened and has not ended.")
         number, last = len(self.model_turns) + 1, len(self.model_turns) + 1 >= self.protocol.turns
@@ -233,7 +234,7 @@ class Episode:
 
     @property
     def first_grounding(self) -> Grounding | None:
-        """The grounding of turn 1, None for a method that asks for no box."""
+        """The grounding of turn 1; None before turn 1, and for a method that asks for no box."""
         return self.model_turns[0].grounding if self.model_turns else None
 
     def _names_box(self, number: int) -> bool:
@@ -259,10 +260,10 @@ class Episode:
 
 
 def neutral(text: str) -> str:
-    """Text from data with every special token broken apart, so that it can never become one.
+    """Text from data with every special token broken apart, so that the tokenizer cannot recognise it.
 
-    Chat and vision tokens of all supported families are written `<|name|>`, or are one of a few tags; a space after the
-    first character is enough to keep a tokenizer from recognising them, and a reader still sees what was meant.
+    Chat and vision tokens of all supported families are written `<|name|>`, or are one of a few tags. A space after the
+    first character is enough to keep a tokenizer from recognising them, and the text stays readable.
     """
     return _SPECIAL.sub(lambda match: match.group(0)[0] + " " + match.group(0)[1:], text)
 
@@ -280,7 +281,7 @@ def opening_text(question: Question, protocol: Protocol) -> str:
 
 
 def user_texts(question: Question, protocol: Protocol) -> list[str]:
-    """All that the environment may say to this question, the first user turn first."""
+    """All texts that the environment may send for this question, the first user turn first."""
     last = [True, False][: protocol.turns - 1]  # with K = 2 the second turn is the last
     return [opening_text(question, protocol)] + [
         _reply_text(question, intro, final) for intro in (SHOW_CROP, SHOW_AGAIN) for final in last

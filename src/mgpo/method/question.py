@@ -9,7 +9,7 @@ from typing import Any
 LETTERS = string.ascii_uppercase
 Box = tuple[int, int, int, int]
 MAX_COORDINATE = 2**31
-"""Pixels; no image has a side as long."""
+"""Largest coordinate in pixels; no image has a side as long."""
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,14 @@ class Question:
     """A question about an image.
 
     Attributes:
-        image: a path, bytes, a Hugging Face `{"bytes", "path"}` row or a PIL image; opened by `mgpo.images.imaging` only.
+        image: a path, bytes, a Hugging Face `{"bytes", "path"}` row or a PIL image; only `mgpo.images.imaging` opens
+            it.
         question: the question, without choices.
         choices: texts of 2 to 26 choices, lettered A to Z in this order; empty for an open question.
         answer: the right letter, or the answer's text for an open question; empty if unknown. Where a dataset gives one
             letter to two choices, either is right: "D|E".
-        gold_boxes_px_original: boxes (x1, y1, x2, y2) of what must be seen, for metrics only: they reach neither prompt
-            nor reward.
+        gold_boxes_px_original: boxes (x1, y1, x2, y2) of what must be seen. They are for metrics only and are used in
+            neither the prompt nor the reward.
         category: what kind of question it is, for tables.
         id: names the row in logs and errors.
         source: file and row number that it was read from; empty if it was not read from a file.
@@ -53,10 +54,11 @@ class Question:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Question:
-        """From a dataset row with this class' fields as columns (`gold_boxes` is accepted for the boxes).
+        """Build a question from a dataset row whose columns are this class' fields (`gold_boxes` may name the boxes).
 
         Raises:
-            ValueError: the row has no image or no question; the message names the row's id.
+            ValueError: the row has no image or no question, or a value of the wrong type; the message names the row's
+                id.
         """
         name = _as_text(row.get("id"), "id", "")
         for field in ("image", "question"):
@@ -90,7 +92,7 @@ class Question:
 
 
 def _as_text(value: Any, column: str, name: str) -> str:
-    """Text of a cell that people also write as a number; nothing for an empty one, which no choice may be."""
+    """A cell as text; it may also be a number. An empty cell gives empty text, but a choice must not be empty."""
     if value is None and column != "choices":
         return ""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):

@@ -1,8 +1,9 @@
-"""The reward: is the final answer right? One or zero, nothing else.
+"""The reward: 1 if the final answer is right, else 0, with nothing in between.
 
-The last `\\boxed{}` of the last turn decides. For a question with choices it may hold the letter ("B", "(b)", "Option B"), the
-letter with its own text ("B. red") or the text of a choice; for an open question its text must match, or mean the same
-number. Wrappers of LaTeX and Markdown, quotes and escapes (`\\%`) do not count. `tests/graded_answers.py` is the list of cases.
+The last `\\boxed{}` of the last turn decides. For a question with choices it may hold the letter ("B", "(b)", "Option
+B"), the letter with its own text ("B. red") or the text of a choice. For an open question its text must match the
+answer, or mean the same number. LaTeX and Markdown wrappers, quotes and escapes (`\\%`) are ignored.
+`tests/graded_answers.py` lists the cases.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def boxed(text: str) -> str | None:
 
 
 def chosen_letter(answer: str, choices: Sequence[str]) -> str | None:
-    """Which choice an answer names: its letter, or None if it names none or cannot be told."""
+    """The letter of the choice that an answer names; None if it names no choice, or several."""
     answer = unicodedata.normalize("NFKC", plain_text(plain_text(answer).replace("**", "")))  # full-width letters
     letters = LETTERS[: len(choices)]
     named = [letter for letter, choice in zip(letters, choices) if _same_text(choice, answer)]
@@ -65,7 +66,7 @@ def chosen_letter(answer: str, choices: Sequence[str]) -> str | None:
     match = _LETTER.match(answer)
     if match is not None and match.group(2).upper() in letters and not (named and match.group(1)):
         letter, rest = match.group(2).upper(), answer[match.end() :]
-        glued = match.end() == match.end(2)  # "A1" is no "A. 1"
+        glued = match.end() == match.end(2)  # "A1" does not mean "A. 1"
         bare = rest[1:-1] if rest.startswith("(") and rest.endswith(")") else rest  # "B (blue)"
         own = choices[letters.index(letter)]
         if not rest or not glued and (_same_text(rest, own) or _same_text(bare, own)):
@@ -77,7 +78,7 @@ def is_correct(text: str, choices: Sequence[str], answer: str) -> bool:
     """Whether the boxed answer of a turn's text is the right one.
 
     Args:
-        text: the last turn.
+        text: text of the last turn.
         choices: texts of the choices, empty for an open question.
         answer: right letter ("D|E" where either is right), or text.
     """
@@ -108,13 +109,13 @@ def last_text(completion: Any) -> str:
 
 
 def plain_text(text: str) -> str:
-    r"""An answer without what only typesets it: `$\textbf{50\%}$` is `50%`. Minus signs become hyphens."""
+    r"""An answer without its typesetting: `$\textbf{50\%}$` becomes `50%`. Minus signs become hyphens."""
     text = re.sub(r"^[–—](?=\s?[\d.])", "-", text.strip().replace("\u2212", "-").replace("{,}", ","))
     text = _DEGREE.sub("°", text)
-    for _ in range(4):  # wrappers stand in each other
+    for _ in range(4):  # wrappers may be nested
         before = text
         text = _STYLE.sub(r"\1", text).strip()
-        closed = text.rstrip(".;!")  # a stop behind what wraps the answer: "$B$."
+        closed = text.rstrip(".;!")  # a full stop after the wrapped answer: "$B$."
         text = closed if any(closed.endswith(tail) and closed.startswith(head) for head, tail in _WRAPPERS) else text
         for head, tail in _WRAPPERS:
             inner = text[len(head) : len(text) - len(tail)]
@@ -141,7 +142,7 @@ def _same_text(one: str, other: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    """For comparison: width, case, spaces and a closing stop do not matter; 10² is not 102."""
+    """Text normalised for comparison: width, case, spaces and a closing stop are ignored, but 10² stays unlike 102."""
     folded = "".join(
         c if unicodedata.decomposition(c).startswith(("<super>", "<sub>")) else unicodedata.normalize("NFKC", c)
         for c in unicodedata.normalize("NFC", str(text))

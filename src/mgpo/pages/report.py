@@ -40,7 +40,7 @@ SCREENS = {"wide_light": (3, False), "wide_dark": (3, True), "narrow_light": (1,
 """The learning curves are embedded once for each kind of screen: columns, dark."""
 THUMB_SIDE_PX = 512
 IMAGE_BYTES = 3_300_000
-"""What all embedded images may weigh together: base64 adds a third, and the page should stay below 5 MB."""
+"""Largest total size of embedded images: base64 adds a third, and the page should stay below 5 MB."""
 
 
 def write_report(
@@ -66,7 +66,11 @@ def write_report(
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("mgpo", "pages/templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("mgpo", "pages/templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["percent"] = percent
     environment.filters["spread"] = spread

@@ -13,7 +13,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 METHODS = ("base", "sft", "grpo", "mgpo")
-"""Rows of these names stand in this order; all others follow in the order in which they are given."""
+"""Rows of these names come in this order; all others follow in the order in which they are given."""
 OOD_MEAN = "OOD mean"
 
 
@@ -140,9 +140,9 @@ def print_results(results: list[dict], console: Any = None) -> None:
 
 
 def control_rows(results: list[dict]) -> list[ControlRow]:
-    """What each method's answers are worth under each control: rows with a `controls` entry, seeds together.
+    """Each method's accuracy under each control, over all seeds, from the rows that have a `controls` entry.
 
-    Raises nothing: a control that applied to no question of any seed is left out.
+    A control that applied to no question of any seed is left out; this raises nothing.
     """
     found: dict[tuple[str, str, str], list[tuple[Any, dict]]] = {}
     for r in results:

@@ -1,6 +1,7 @@
-"""`mgpo view RUN`: a training run or an evaluation as one page, opened in the browser.
+"""`mgpo view RUN`: shows a training run or an evaluation as one page in the browser.
 
-The page is `mgpo.pages.report`'s: curves, results, and a gallery that can be filtered by right and wrong, box and category.
+The page is `mgpo.pages.report`'s: curves, results, and a gallery that can be filtered by right and wrong, box and
+category.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def write_view(run: Path, out: Path | None = None) -> Path:
     """Write the page of a run folder.
 
     Args:
-        run: what `mgpo train`, `mgpo eval` or `mgpo demo` left.
+        run: a folder that `mgpo train`, `mgpo eval` or `mgpo demo` wrote.
         out: where to write it; `view.html` in the run's folder if None.
 
     Raises:

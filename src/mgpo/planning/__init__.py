@@ -1,1 +1,1 @@
-"""What a recipe comes to before it is run: checks, and the memory it needs."""
+"""Checks of a recipe before it is run, and the memory that it needs."""

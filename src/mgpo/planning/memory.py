@@ -1,8 +1,8 @@
 """A rough estimate of the memory that a recipe needs, for the sizes of Qwen2.5-VL that we know. Arithmetic only.
 
-Counted are what stays on the devices (weights, gradients, AdamW's two states, the reference model of the KL term) and
-what generation adds (the key-value cache). Activations, logits and pixel values are not: they depend on kernels and
-checkpointing. With several devices all that stays is taken to be sharded evenly, as ZeRO-3 and FSDP do.
+It counts what stays on the devices (weights, gradients, AdamW's two states, the reference model of the KL term) and
+what generation adds (the key-value cache). It does not count activations, logits and pixel values, which depend on
+kernels and checkpointing. With several devices it assumes that all that stays is sharded evenly, as ZeRO-3 and FSDP do.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def memory_lines(data: DataArguments, config: MGPOConfig, devices: int, episode_
     """The estimate in words; no lines for a model of unknown size.
 
     Args:
-        devices: how many GPUs share what stays.
+        devices: how many GPUs share what stays on the devices.
         episode_tokens: the longest episode, prompt included; None without rollouts.
     """
     size = known_size(data.model_name_or_path)
@@ -109,7 +109,7 @@ def memory_lines(data: DataArguments, config: MGPOConfig, devices: int, episode_
 
 
 def _vllm_line(config: MGPOConfig, weights: float, episode_bytes: float) -> str:
-    """What vLLM takes: of each training GPU if it is colocated, of GPUs of its own if it serves."""
+    """The memory that vLLM takes: of each training GPU if it is colocated, of GPUs of its own if it is a server."""
     held = f"{_gib(weights)} GiB of weights, and {_gib(episode_bytes)} GiB of key-value cache per episode under way"
     if config.vllm_mode == "server":
         return f"{ESTIMATE}: the vLLM server, on GPUs of its own, holds {held}"

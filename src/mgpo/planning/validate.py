@@ -1,10 +1,11 @@
-"""`mgpo validate RECIPE`: what a recipe will do, in numbers, and whether it can run. Loads no weights, asks no network.
+"""`mgpo validate RECIPE`: says in numbers what a recipe will do, and whether it can run.
 
     mgpo validate recipes/qwen2_5_vl_7b_mgpo.yaml --num_gpus 32
 
-The recipe is parsed as `mgpo train` parses it, with two differences. It is taken to run on `num_gpus` devices (1 unless
-given; a setting of this command only), since TRL derives the generation batch from their number. And it is built with
-`use_cpu`, so that a recipe for GPUs can be checked on a laptop: transformers refuses `bf16` and `tf32` without a GPU.
+It loads no weights and uses no network. The recipe is parsed as `mgpo train` parses it, with two differences. It is
+assumed to run on `num_gpus` devices (1 unless given; a setting of this command only), since TRL derives the generation
+batch from their number. And it is built with `use_cpu`, so that a recipe for GPUs can be checked on a laptop:
+transformers refuses `bf16` and `tf32` without a GPU.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from mgpo.policies.loading import budget_of, load_processor, resolve
 from mgpo.training.run import enough_questions, parse
 
 QWEN2_5_VL_CONTEXT = 128_000
-"""What the hub's Qwen2.5-VL checkpoints state themselves, so that nothing needs to be fetched."""
+"""Context of the hub's Qwen2.5-VL checkpoints, as they state it, so that nothing needs to be fetched."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
-    """What a checkpoint says of itself; None where that is not known without fetching it.
+    """Facts about a checkpoint; None where they are not known without fetching it.
 
     Attributes:
         context: `max_position_embeddings`, in tokens.
@@ -109,7 +110,7 @@ def model_facts(name: str) -> ModelFacts:
 
 
 def _read(recipe: Path, overrides: list[str]) -> tuple[int, DataArguments, MGPOConfig]:
-    """Number of devices and settings. What argparse would print before it exits becomes the error's sentence."""
+    """Number of devices and settings. The text that argparse prints before it exits becomes the error's message."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--num_gpus", "--num-gpus", type=int, default=1)
     said = io.StringIO()
@@ -128,7 +129,7 @@ def _read(recipe: Path, overrides: list[str]) -> tuple[int, DataArguments, MGPOC
 
 
 def _config_on(devices: int) -> type[MGPOConfig]:
-    """`MGPOConfig` as it would be built on so many devices, whatever this machine has; its own checks come first."""
+    """`MGPOConfig` as on so many devices, whatever this machine has; the checks of this module come first."""
 
     class ConfigOn(MGPOConfig):
         world_size = property(lambda self: devices)
@@ -143,7 +144,7 @@ def _config_on(devices: int) -> type[MGPOConfig]:
 
 
 def _check_numbers(settings: DataArguments | MGPOConfig) -> None:
-    """YAML hands over whatever was written; argparse checks the types of the command line only."""
+    """Check the types of numbers: YAML passes on whatever was written, and argparse checks the command line only."""
     for field in dataclasses.fields(settings):
         kind, value = getattr(field.type, "__name__", field.type), getattr(settings, field.name)
         if value is field.default:  # some of transformers' defaults are None where the type says float

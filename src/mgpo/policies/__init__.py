@@ -1,1 +1,1 @@
-"""How a model speaks: one interface and one turn loop, over transformers, vLLM and endpoints."""
+"""Policies: one interface and one turn loop over transformers, vLLM and endpoints."""

@@ -1,4 +1,4 @@
-"""A client of an OpenAI-compatible server, whose key comes from an environment variable and is written down nowhere."""
+"""Client for an OpenAI-compatible server. Its key comes from an environment variable and is never written down."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ _SECRET = re.compile(r"key|token|secret|password|signature|^sig$", re.IGNORECASE
 
 
 def openai_client(endpoint: str, key_variable: str, seconds: float) -> Any:
-    """The client.
+    """Make a client.
 
     Args:
-        endpoint: base URL, e.g. http://localhost:8000/v1. It stands in settings and reports, so it may hold no secret.
-        key_variable: environment variable of the key.
-        seconds: limit of one call.
+        endpoint: base URL, e.g. http://localhost:8000/v1. It is written to settings and reports, so it may hold no
+            secret.
+        key_variable: environment variable that holds the key.
+        seconds: time limit of one call.
 
     Raises:
         ValueError: the package `openai` is missing (`pip install "mgpo[endpoint]"`), or the URL holds a secret.

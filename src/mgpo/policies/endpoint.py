@@ -1,7 +1,7 @@
-"""A policy behind an OpenAI-compatible endpoint (`vllm serve`, a hosted model): the two turns go through the client.
+"""A policy behind an OpenAI-compatible endpoint (`vllm serve`, a hosted model): one chat completion per turn.
 
-The server renders its own chat template and processes the images itself. They are sent at a size on the model's grid and
-within the protocol's budget, as PNG, so a server whose budget is at least as large changes nothing about them.
+The server renders its own chat template and processes the images itself. Images are sent as PNG, at a size on the
+model's grid and within the protocol's budget, so a server whose budget is at least as large does not resize them.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ class EndpointPolicy:
     """A served model.
 
     Args:
-        endpoint: base URL, e.g. http://localhost:8000/v1. A key is taken from the environment variable MGPO_ENDPOINT_KEY.
-        model: the name that the server knows it by; it tells how the family writes boxes, if it names one that is known.
-        budget: pixel budget of each image; the method's.
+        endpoint: base URL, e.g. http://localhost:8000/v1. A key is taken from the environment variable
+            MGPO_ENDPOINT_KEY.
+        model: the model's name on the server. If it contains the name of a known family, that decides how boxes are
+            written.
+        budget: pixel budget of each image; by default the method's.
 
     Raises:
         ValueError: the package `openai` is missing (`pip install "mgpo[endpoint]"`), or the URL holds a secret.
@@ -46,7 +48,7 @@ class EndpointPolicy:
         self.coordinates = coordinates_of_name(model)
 
     def set_budget(self, budget: PixelBudget) -> None:
-        """Every image will be within this budget."""
+        """Set the pixel budget that every image will be within."""
         self.budget = budget
 
     def open(self, turn: UserTurn) -> list[dict[str, Any]]:
@@ -64,10 +66,10 @@ class EndpointPolicy:
     def say(
         self, conversations: Sequence[list[dict[str, Any]]], max_new_tokens: int, temperature: float = 0.0
     ) -> list[Said]:
-        """The model's next turn in each conversation; several requests are on their way at once.
+        """The model's next turn in each conversation; several requests are sent at once.
 
         Raises:
-            ConnectionError: the endpoint refused or did not answer in time; the message is its own.
+            ConnectionError: the endpoint refused or did not answer in time; the message includes the endpoint's own.
         """
         with ThreadPoolExecutor(AT_ONCE) as pool:
             return list(pool.map(lambda c: self._one(c, max_new_tokens, temperature), conversations))

@@ -1,4 +1,4 @@
-"""How model families write boxes. What is not known is asked for, never guessed: a wrong frame trains on wrong crops.
+"""How model families write boxes. It is never guessed for an unknown family: a wrong frame trains on wrong crops.
 
 Qwen2.5-VL is the only one of Qwen's families that writes pixels of the image it was given; MiMo-VL is built on it.
 Qwen2-VL, Qwen3-VL and later ones, InternVL and GLM-4.5V and 4.6V write thousandths of the image's sides. Sources: the
@@ -18,21 +18,24 @@ FAMILIES = {
         Coordinates.RELATIVE_1000,
     ),
 }
-"""By model type, as a model's configuration states it."""
+"""How boxes are written, by the model type in a model's configuration."""
 NAMES = {
     r"qwen2\.5-?vl|mimo-?vl": Coordinates.ABSOLUTE,
     r"qwen2-?vl|qwen3-?vl|qwen3\.5|internvl|glm-?4\.[56]v": Coordinates.RELATIVE_1000,
 }
-"""By what a model is called where nothing but its name is known, e.g. behind an endpoint."""
+"""How boxes are written, by a pattern in the model's name, where only the name is known, e.g. behind an endpoint."""
 
 
 def default_coordinates(model_type: str) -> Coordinates | None:
-    """Of a model type, e.g. `qwen2_5_vl`; None if the family is not known."""
+    """How models of a type, e.g. `qwen2_5_vl`, write boxes; None if the family is not known."""
     return FAMILIES.get(model_type)
 
 
 def coordinates_of_name(model: str) -> Coordinates | None:
-    """Of a model's name, e.g. `Qwen/Qwen3-VL-8B-Instruct`; None if it names no known family, or several."""
+    """How a model of this name, e.g. `Qwen/Qwen3-VL-8B-Instruct`, writes boxes; None if the name does not decide it.
+
+    It does not if it contains no known family, or families that differ.
+    """
     plain = re.sub(r"[_\s]", "-", model.lower())
     found = {unit for pattern, unit in NAMES.items() if re.search(pattern, plain)}
     return found.pop() if len(found) == 1 else None

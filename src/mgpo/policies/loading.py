@@ -1,6 +1,8 @@
-"""Loading of a policy: model and processor, with and without torchvision.
+"""Loads the model and the processor of a policy, with or without torchvision.
 
-`mgpo-tiny` names the checkpoint that the package ships; everything else is a folder or a hub id.
+    model, processor = load_model("runs/mine"), load_processor("runs/mine")
+
+`mgpo-tiny` names the checkpoint that the package ships; every other name is a folder or a hub id.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ TINY = "mgpo-tiny"
 class Qwen2_5_VLProcessor(_FullProcessor):
     """Qwen2.5-VL's processor without its video half, which cannot be built where torchvision is missing.
 
-    It keeps the upstream name, so that a folder it saves is loaded by plain transformers.
+    It keeps the upstream name, so that plain transformers can load a folder that it saves.
     """
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **_: Any) -> None:
@@ -47,7 +49,7 @@ def resolve(name_or_path: str) -> str:
     """Folder or hub id of a policy; `mgpo-tiny` is the shipped checkpoint.
 
     Raises:
-        FileNotFoundError: it looks like a folder, but no model lies there.
+        FileNotFoundError: the name looks like a folder, but there is no model in it.
     """
     if name_or_path == TINY:
         return str(files("mgpo") / "assets" / TINY)
@@ -63,7 +65,7 @@ def resolve(name_or_path: str) -> str:
 
 
 def has_torchvision() -> bool:
-    """Whether torchvision is there and works (a CUDA build beside CPU torch is there and does not)."""
+    """Whether torchvision is installed and works (a CUDA build beside a CPU torch is installed but does not work)."""
     if importlib.util.find_spec("torchvision") is None:
         return False
     try:
@@ -79,7 +81,7 @@ def load_processor(name_or_path: str, budget: PixelBudget | None = None) -> Any:
     Args:
         name_or_path: `mgpo-tiny`, a folder or a hub id. A LoRA folder without a processor falls back to its base's.
         budget: pixel budget to set in the processor, so that a processor that is called directly agrees with
-            `mgpo.images.imaging`; what `own_budget` says if None.
+            `mgpo.images.imaging`; None takes that of `own_budget`.
     """
     path = resolve(name_or_path)
     adapter = Path(path) / "adapter_config.json"
@@ -97,7 +99,7 @@ def load_processor(name_or_path: str, budget: PixelBudget | None = None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         images = AutoImageProcessor.from_pretrained(path, trust_remote_code=False, backend="pil")
         processor = Qwen2_5_VLProcessor(images, tokenizer, chat_template=tokenizer.chat_template)
-    processor.tokenizer.padding_side = "left"  # Qwen's own is right; generation and TRL's token types need left
+    processor.tokenizer.padding_side = "left"  # Qwen's default is "right"; generation and TRL's token types need "left"
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     set_budget(processor, budget or own_budget(name_or_path, processor))
@@ -109,7 +111,7 @@ def load_model(name_or_path: str, dtype: str | torch.dtype = "auto", device: str
 
     Only safetensors are read: a pickled checkpoint is refused.
     """
-    logging.disable_progress_bar()  # a bar per checkpoint tears the bar of the work that loads it
+    logging.disable_progress_bar()  # a bar per checkpoint would break the caller's progress bar
     path = resolve(name_or_path)
     adapter = Path(path) / "adapter_config.json"
     base = resolve(json.loads(adapter.read_text())["base_model_name_or_path"]) if adapter.is_file() else path
@@ -119,14 +121,17 @@ def load_model(name_or_path: str, dtype: str | torch.dtype = "auto", device: str
     if adapter.is_file():
         from peft import PeftModel
 
-        if not adapter.with_name("adapter_model.safetensors").is_file():  # peft would read a pickle then
+        if not adapter.with_name("adapter_model.safetensors").is_file():  # peft would fall back to a pickle
             raise OSError(f"{path} has no adapter_model.safetensors. Only safetensors are read; convert what is there.")
         model = PeftModel.from_pretrained(model, path, use_safetensors=True).merge_and_unload()
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
 def trained_with(name_or_path: str) -> dict[str, Any]:
-    """Settings of the run that left a model (`config.yaml` beside it, or above its checkpoint); empty without one."""
+    """Settings of the run that trained a model; empty if they are not known.
+
+    They are read from the `config.yaml` beside the model, or in the run folder above a checkpoint.
+    """
     if not name_or_path:  # a model that was made in memory
         return {}
     folder = Path(resolve(name_or_path) if name_or_path == TINY else name_or_path)
@@ -136,10 +141,10 @@ def trained_with(name_or_path: str) -> dict[str, Any]:
 
 
 def own_budget(name_or_path: str, processor: Any) -> PixelBudget:
-    """The pixel budget of a policy where nothing else is asked for: its run's, else the method's 256 to 1280 visual tokens.
+    """The default pixel budget of a policy: that of its training run, else the method's 256 to 1280 visual tokens.
 
-    The numbers in a processor's own configuration are limits of the family, not a way to look: the hub's Qwen2.5-VL
-    states 4 to 16,384 tokens, with which a crop is not enlarged and an overview hardly shrunk.
+    The processor's own numbers are not used, because they are limits of the family: the hub's Qwen2.5-VL allows 4 to
+    16,384 tokens, at which a crop would not be enlarged and an overview hardly shrunk.
     """
     images, settings = processor.image_processor, trained_with(name_or_path)
     usual = PixelBudget.usual(images.patch_size * images.merge_size)

@@ -24,14 +24,14 @@ from mgpo.policies.tokens import TurnTokens
 
 @dataclass
 class Conversation:
-    """What was said so far: token ids and the images behind their placeholders, in order."""
+    """A conversation so far: its token ids, and the images of its placeholders in order."""
 
     ids: list[int]
     images: list[Image.Image]
 
 
 class TokenPolicy:
-    """A policy whose conversations are token ids: what was said is kept as it was sampled."""
+    """A policy whose conversations are token ids, in which the model's turns stay exactly as they were sampled."""
 
     tokens: TurnTokens
 
@@ -46,7 +46,7 @@ class TokenPolicy:
             conversation.images.append(turn.image)
 
     def go_on(self, conversations: Sequence[Conversation], begun: str, max_new_tokens: int) -> list[Said]:
-        """The model's next turn in each conversation, greedy, begun with a text that is put into its mouth."""
+        """The model's next turn in each conversation, decoded greedily as a continuation of the text `begun`."""
         ids = self.tokens.tokenizer(begun, add_special_tokens=False)["input_ids"]
         started = [Conversation(c.ids + ids, list(c.images)) for c in conversations]
         rest = self.say(started, max(1, max_new_tokens - len(ids)))
@@ -59,7 +59,7 @@ class TokenPolicy:
 
 
 class LocalPolicy(TokenPolicy):
-    """A transformers model and its processor. A later turn goes on from what was computed in the one before.
+    """A transformers model and its processor. Where the model allows it, later turns reuse the cache of earlier ones.
 
     Args:
         model: a loaded vision-language model.
@@ -77,19 +77,19 @@ class LocalPolicy(TokenPolicy):
         try:
             use_packed_attention(model)
         except ValueError:
-            return  # another family, or another attention: every turn reads the whole conversation
+            return  # another family or attention: every turn computes the whole conversation
         self._shared = SharedRollout(self.tokens, self.tokens.tokenizer.pad_token_id, self._ends)
 
     @classmethod
     def load(cls, name_or_path: str, budget: PixelBudget | None = None, dtype: str = "auto") -> LocalPolicy:
-        """From `mgpo-tiny`, a folder or a hub id; it is not to be trained, and sees each image once."""
+        """Load `mgpo-tiny`, a folder or a hub id for inference: without gradients, and with each image encoded once."""
         model = load_model(name_or_path, dtype).requires_grad_(False)
         remember_towers(model)
         return cls(model, load_processor(name_or_path, budget))
 
     @property
     def budget(self) -> PixelBudget:
-        """What its processor is set to."""
+        """The pixel budget that its processor is set to."""
         return budget_of(self.processor)
 
     @property
@@ -112,7 +112,7 @@ class LocalPolicy(TokenPolicy):
         """
         for row, conversation in enumerate(conversations):
             self.tokens.check(conversation.ids, conversation.images, f"number {row} of the batch")
-        # All of it said here: what is left out would come from the checkpoint (Qwen ships a repetition penalty).
+        # All options are set here, since omitted ones come from the checkpoint (Qwen ships a repetition penalty).
         sampling: dict[str, Any] = {"do_sample": temperature > 0, "num_beams": 1, "repetition_penalty": 1.0}
         if temperature > 0:
             sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": None}
@@ -132,7 +132,7 @@ class LocalPolicy(TokenPolicy):
         return [self._said(ids) for ids in said]
 
     def _plainly(self, conversations: Sequence[Conversation], config: GenerationConfig) -> list[list[int]]:
-        """`generate` over whole conversations, for models whose prompts cannot be kept."""
+        """Run `generate` over whole conversations, for models that cannot reuse the cache of earlier turns."""
         width, device = max(len(c.ids) for c in conversations), self.model.device
         ids = torch.full((len(conversations), width), self.tokens.tokenizer.pad_token_id)
         mask = torch.zeros_like(ids)

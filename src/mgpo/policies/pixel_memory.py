@@ -1,4 +1,4 @@
-"""Each image of a step is turned into patches once, whoever asks: the rollout, later turns, TRL's own passes."""
+"""Preprocesses each image of a step once, for the rollout, later turns and TRL's own passes alike."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from transformers import BatchFeature
 
 
 class PixelMemory:
-    """An image processor that knows the images it has seen; everything but the call is the processor's own.
+    """An image processor that caches the patches of images; everything but the call is the wrapped processor's own.
 
-    Images are told apart by identity: the rollouts of a question share one overview object, and equal boxes one crop. They
-    are kept alive, and their patches with them, until the memory is dropped at the end of the step.
+    Images are identified as objects: the rollouts of a question share one overview object, and equal boxes share one
+    crop. Images and their patches are kept alive until the memory is dropped at the end of the step.
     """
 
     def __init__(self, image_processor: Any) -> None:
@@ -44,7 +44,7 @@ class PixelMemory:
 
 @contextmanager
 def pixels_once(processor: Any) -> Iterator[PixelMemory]:
-    """While it lasts, `processor` preprocesses each image once."""
+    """Within this context, `processor` preprocesses each image once."""
     own = processor.image_processor
     processor.image_processor = memory = PixelMemory(own)
     try:

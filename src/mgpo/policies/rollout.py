@@ -1,8 +1,8 @@
-"""A policy and an environment, turn by turn: the one loop behind training, evaluation, `mgpo ask` and serving.
+"""The turn loop between a policy and an environment, used by training, evaluation, `mgpo ask` and serving.
 
-A policy is whatever continues conversations: a model in this process (`mgpo.policies.local`), the model in training
-(`mgpo.training.turns`), or a server behind an endpoint (`mgpo.policies.endpoint`). How it keeps a conversation, as token ids
-or as messages, is its own affair.
+A policy is any object that continues conversations: a model in this process (`mgpo.policies.local`), the model in
+training (`mgpo.training.turns`), or a server behind an endpoint (`mgpo.policies.endpoint`). Each policy decides how it
+represents a conversation, as token ids or as messages.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mgpo.method.protocol import Protocol as TurnProtocol
 
 @dataclass(frozen=True)
 class Said:
-    """One turn of the model. `truncated`: it hit its token limit before it ended. `ids`: its tokens, where they are known."""
+    """One turn of the model: its tokens (`ids`, where they are known), its text, and whether it hit its token limit."""
 
     ids: list[int]
     text: str
@@ -27,7 +27,10 @@ class Said:
 
 
 class Policy(Protocol):
-    """Who speaks. A conversation is opaque to others. `budget` and `coordinates` (None: not known) are what its model is used to."""
+    """Interface of a policy. Its conversations are opaque to callers.
+
+    `budget` and `coordinates` are those that its model is used to; `coordinates` is None if that is not known.
+    """
 
     @property
     def budget(self) -> PixelBudget:
@@ -38,7 +41,7 @@ class Policy(Protocol):
         """How the model writes boxes."""
 
     def set_budget(self, budget: PixelBudget) -> None:
-        """Every image will be within this budget."""
+        """Set the pixel budget that every image will be within."""
 
     def open(self, turn: UserTurn) -> Any:
         """A conversation that consists of one user turn."""
@@ -49,17 +52,18 @@ class Policy(Protocol):
     def say(self, conversations: Sequence[Any], max_new_tokens: int, temperature: float = 0.0) -> list[Said]:
         """The model's next turn in each conversation."""
 
-    # A policy that sets `collective` is asked for all conversations in every turn, ended ones too, until the last turn: calls to
-    # a model whose weights are sharded must be the same on every process.
-    # A policy whose model is in this process also has `go_on(conversations, begun, max_new_tokens)`: see `mgpo.policies.local`.
+    # If a policy sets `collective`, every call of `say` gets all conversations, ended ones too, up to the last turn:
+    # every process must make the same calls to a model whose weights are sharded.
+    # A policy whose model runs in this process also has `go_on(conversations, begun, max_new_tokens)`: see
+    # `mgpo.policies.local`.
 
     def write(self, text: str) -> Said:
-        """A turn with this text, as if the model had said it: what a control puts in the place of the model's own."""
+        """A turn with this text, as if the model had said it. Controls use it in place of the model's own turn."""
 
 
 @dataclass(frozen=True)
 class TurnLimits:
-    """New-token limits: of a turn that names a region, and of the last turn."""
+    """Limits of new tokens: of a turn that names a region, and of the last turn."""
 
     grounding: int = 128
     answer: int = 512
@@ -76,15 +80,16 @@ def run_episodes(
     """Run episodes to their end, all of them as one batch per turn.
 
     Args:
-        policy: who speaks.
-        episodes: fresh episodes, one protocol; they are filled in place. Ones that were opened already start from there.
+        policy: the policy that takes the model's turns.
+        episodes: fresh episodes of one protocol, filled in place. An episode that is already open starts from its
+            opening.
         limits: token limits of the turns.
         temperature: 0 decodes greedily.
-        turns: stop after so many turns of the model, even if an episode has not ended.
-        on_turn: told the index of each episode as soon as its turn was read.
+        turns: stop after this many turns of the model, even if an episode has not ended.
+        on_turn: called with the index of each episode as soon as its turn was read.
 
     Returns:
-        What the model said in each episode, turn by turn.
+        The model's turns of each episode, in order.
     """
     heard: list[list[Said]] = [[] for _ in episodes]
     conversations = [policy.open(e.user_turns[0] if e.user_turns else e.opening()) for e in episodes]
@@ -110,7 +115,7 @@ def run_episodes(
 
 
 def limit_of(protocol: TurnProtocol, number: int, limits: TurnLimits) -> int:
-    """The limit of new tokens of the model's turn `number`, from 1."""
+    """The limit of new tokens of the model's turn `number`, counted from 1."""
     if protocol.method is Method.GRPO or number == protocol.turns:
         return limits.answer
     only_a_box = number == 1 and protocol.method is not Method.ADAPTIVE

@@ -1,8 +1,8 @@
-"""From user turns to token ids and back to pixels: what every token-level engine and the trainer share.
+"""Converts user turns to token ids and images to pixel values, for the trainer and all token-level engines.
 
-Token ids in, token ids out. A user turn becomes ids once; what the model sampled is kept as it was sampled; the next
-user turn is appended by concatenation. Nothing is decoded and tokenised again, so the tokens that are trained on are
-the tokens that were sampled.
+A user turn is tokenised once, the model's turn stays as it was sampled, and the next user turn is appended by
+concatenation. Nothing is decoded and tokenised again, so the tokens that are trained on are the tokens that were
+sampled.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TurnTokens:
         self.factor: int = processor.image_processor.patch_size * processor.image_processor.merge_size
 
     def image_tokens(self, image: Image.Image) -> int:
-        """Placeholders that an image of this (final) size takes.
+        """Number of placeholders for an image that has its final size.
 
         Raises:
             ValueError: the size is no multiple of the patch grid, so the processor would resize it again.
@@ -45,16 +45,16 @@ class TurnTokens:
         return (width // self.factor) * (height // self.factor)
 
     def grid(self, image: Image.Image) -> list[int]:
-        """`image_grid_thw` of an image of this (final) size: 1, rows and columns of patches."""
+        """`image_grid_thw` of an image that has its final size: 1, rows and columns of patches."""
         patch = self.processor.image_processor.patch_size
         return [1, image.height // patch, image.width // patch]
 
     def opening(self, turn: UserTurn) -> list[int]:
-        """Ids of a conversation that consists of one user turn, up to where the model speaks."""
+        """Ids of a conversation that consists of one user turn, up to where the model's turn begins."""
         return self._ids([_message(turn)], turn)
 
     def reply(self, turn: UserTurn, closed: bool) -> list[int]:
-        """Ids to append after the model's turn: its end-of-turn token if it did not write one, then the user turn."""
+        """Ids to append after the model's turn: an end-of-turn token if it is not `closed` yet, then the user turn."""
         spoken = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
         before = self._ids(spoken, None, generate=False)
         whole = self._ids([*spoken, _message(turn)], turn)
@@ -64,7 +64,7 @@ class TurnTokens:
         return whole[end:] if closed else whole[end - 1 :]
 
     def text_tokens(self, text: str, opening: bool) -> int:
-        """Tokens that a user turn takes at most besides its image (its two delimiters count as text)."""
+        """An upper bound of a user turn's tokens without its image (the image's two delimiters count as text)."""
         turn = UserTurn(text, None, None)
         return 2 + len(self.opening(turn) if opening else self.reply(turn, closed=False))
 
@@ -91,7 +91,7 @@ class TurnTokens:
         return {"pixel_values": inputs["pixel_values"], "image_grid_thw": grids}
 
     def check(self, ids: Sequence[int], images: Sequence[Image.Image], name: str) -> None:
-        """Image tokens must equal image features in every sample.
+        """Check that a sample has as many image tokens as image features.
 
         Raises:
             RuntimeError: they differ; the message names the sample.

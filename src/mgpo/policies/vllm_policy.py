@@ -1,4 +1,4 @@
-"""A policy in this process that vLLM runs: `mgpo ask | serve | eval --engine vllm`."""
+"""A policy that vLLM runs in this process: `mgpo ask | serve | eval --engine vllm`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class VLLMPolicy(TokenPolicy):
 
     @property
     def budget(self) -> PixelBudget:
-        """What its processor is set to."""
+        """The pixel budget that its processor is set to."""
         return budget_of(self.processor)
 
     def set_budget(self, budget: PixelBudget) -> None:
@@ -56,7 +56,7 @@ class VLLMPolicy(TokenPolicy):
         """The model's next turn in each conversation, generated as one batch.
 
         Raises:
-            RuntimeError: vLLM saw another prompt than ours.
+            RuntimeError: vLLM's prompt differs from ours.
         """
         budget = self.budget
         sampling = self._vllm.SamplingParams(

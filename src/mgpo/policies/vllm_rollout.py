@@ -1,14 +1,14 @@
-"""Rollouts by vLLM, colocated or served: what TRL 1.16 gets wrong for images, done right (docs/vllm.md).
+"""Rollouts by a colocated or served vLLM, with fixes for what TRL 1.16 gets wrong about images (docs/vllm.md).
 
-- In this process vLLM wants one placeholder per image and expands it itself; a server wants the expanded runs. TRL hands the
-  runs to both, and the former are expanded twice.
-- After new weights, vLLM's encoder cache still holds image embeddings of the old ones; it is emptied, unless the tower is
-  frozen and they are still true.
-- vLLM prepares images by the checkpoint's own pixel budget; it is given the run's.
-- The engine stays awake for a whole episode: asleep between turns, it would lose the prompt's cache.
-- What vLLM says the prompt was must be what we say it was, in every batch.
+- A colocated vLLM expects one placeholder per image and expands it itself; a server expects the expanded placeholders.
+  TRL sends expanded ones to both, and the colocated engine would expand them again.
+- After a weight update, vLLM's encoder cache still holds image embeddings of the old weights. It is emptied, unless the
+  tower is frozen and they are still valid.
+- vLLM prepares images by the checkpoint's own pixel budget; here it gets the run's.
+- The engine stays awake for a whole episode: if it slept between turns, it would lose the prompt's cache.
+- In every batch, the prompts that vLLM reports must equal ours.
 
-No import of vllm here: TRL imports it where `use_vllm` is set.
+This module does not import vllm: TRL imports it where `use_vllm` is set.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ IMAGES_PER_PROMPT = 16
 
 
 def one_placeholder(ids: Sequence[int], image_token_id: int) -> list[int]:
-    """Token ids with each run of image placeholders shortened to one: what vLLM's own processing starts from."""
+    """Token ids with each run of image placeholders shortened to one, which is what vLLM's own processing expands."""
     kept = [i for i, token in enumerate(ids) if token != image_token_id or i == 0 or ids[i - 1] != image_token_id]
     return [ids[i] for i in kept]
 
@@ -37,7 +37,7 @@ def banned_words(tokens: TurnTokens) -> list[str]:
 
 
 def check_prompts(reported: Sequence[Sequence[int]], ours: Sequence[Sequence[int]]) -> None:
-    """What vLLM saw must be what will be trained on.
+    """Check that vLLM sampled from the prompts that we gave it, since those are trained on.
 
     Raises:
         RuntimeError: a prompt differs; the message says how long each is.
@@ -54,10 +54,10 @@ def check_prompts(reported: Sequence[Sequence[int]], ours: Sequence[Sequence[int
 
 @contextmanager
 def engine_settings(budget: PixelBudget) -> Iterator[None]:
-    """While TRL builds a colocated engine: the run's pixel budget for vLLM's own image processor, and safetensors only."""
+    """Within this context, an engine that TRL colocates gets the run's pixel budget and loads safetensors only."""
     from trl.generation import vllm_generation
 
-    stock = getattr(vllm_generation, "LLM", None)  # missing where vLLM is: TRL says so itself
+    stock = getattr(vllm_generation, "LLM", None)  # missing where vLLM is not installed; TRL raises its own error
     vllm_generation.LLM = stock and partial(
         stock,
         load_format="safetensors",
@@ -71,13 +71,13 @@ def engine_settings(budget: PixelBudget) -> Iterator[None]:
 
 
 class VLLMRollout:
-    """The next turn of a batch, sampled by TRL's vLLM backend.
+    """Samples the next turn of a batch with TRL's vLLM backend.
 
     Args:
         generation: TRL's `VLLMGeneration`.
         tokens: how turns are written as ids.
-        tower_changes: whether training changes what an image is encoded to.
-        seconds: for one call to a server.
+        tower_changes: whether training changes the vision tower, and with it the embeddings of images.
+        seconds: time limit of one call to a server.
     """
 
     def __init__(self, generation: Any, tokens: TurnTokens, tower_changes: bool, seconds: float) -> None:
@@ -88,10 +88,11 @@ class VLLMRollout:
             check_features(generation.vllm_client, tokens)
 
     def sync(self) -> None:
-        """Push the policy's weights, and forget everything that was computed with the old ones.
+        """Push the policy's weights to vLLM, and drop everything that was computed with the old ones.
 
         Raises:
-            ConnectionError: a server refused or did not answer in time; the message is its own.
+            ConnectionError: a server refused or did not answer in time; the message includes the server's own.
+            RuntimeError: a server cannot empty its encoder cache; the message says how to start it.
         """
         try:
             self.generation.sync_weights()
@@ -138,14 +139,14 @@ class VLLMRollout:
 
         Args:
             ids: whole conversations, placeholders expanded.
-            images: of each conversation, in order.
-            limit: new tokens at most.
+            images: images of each conversation, in order.
+            limit: the largest number of new tokens.
             num_generations: how many consecutive rows share a prompt (a server samples those in one request).
             greedy: decode greedily, whatever the temperature of the training is.
 
         Raises:
-            RuntimeError: vLLM saw another prompt than ours.
-            ConnectionError: a server did not answer; the message is its own.
+            RuntimeError: vLLM's prompt differs from ours.
+            ConnectionError: a server did not answer; the message includes the server's own.
         """
         self.generation.max_completion_length = limit
         temperature = getattr(self.generation, "temperature", None)
@@ -166,12 +167,12 @@ class VLLMRollout:
 
 
 def _number(logprob: float | None) -> float:
-    """TRL's vLLM clients hand over a log-probability that is not finite as None; here it is NaN, which skips the step."""
+    """A log-probability as a float. TRL's clients give None for a non-finite one; NaN makes the step be skipped."""
     return math.nan if logprob is None else float(logprob)
 
 
 def check_features(client: Any, tokens: TurnTokens) -> None:
-    """Compare the size of each image as a server prepared it with ours; TRL takes ours for granted.
+    """Make a client compare the image sizes that its server prepared with ours, which TRL takes for granted.
 
     Raises:
         RuntimeError: (when images are sent) they differ; the message says how to start the server.

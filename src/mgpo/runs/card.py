@@ -1,4 +1,4 @@
-"""`README.md` of a trained model: from what, how, and how to ask it. TRL's own card describes a text model."""
+"""The `README.md` of a trained model: its base, its training, and how to ask it. TRL's card describes a text model."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def model_card(name: str, base: str, method: str) -> str:
     """The card's text.
 
     Args:
-        name: of the new model, a folder or hub id.
-        base: what it was trained from.
+        name: name of the new model, a folder or hub id.
+        base: the model that training started from.
         method: `mgpo`, `grpo`, `direct` or `sft`.
     """
     return _CARD.format(name=name, base=base, way=WAYS[method])

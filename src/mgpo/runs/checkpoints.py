@@ -1,8 +1,8 @@
-"""Checkpoints on disk: complete ones, half-written ones, and which of them a run goes on from.
+"""Checkpoints on disk: written so that none is seen half-written, and searched for the one to resume from.
 
-A checkpoint is written aside, in `.saving/` of the run folder, sealed by a `manifest.json` that lists all its files with
-their sizes, and moved into place when everything is on disk. So a folder called `checkpoint-N` is complete, unless something
-else wrote or cut it: the manifest tells.
+A checkpoint is written to `.saving/` in the run folder, sealed by a `manifest.json` that lists all its files with their
+sizes, and renamed to `checkpoint-N` when everything is on disk. So a folder called `checkpoint-N` is complete, unless
+something else wrote or truncated it, which a comparison with the manifest shows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def seal(folder: Path) -> None:
-    """Write down all files of a checkpoint; it is on disk when this returns."""
+    """List all files of a checkpoint in its manifest; everything is on disk when this returns."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
     for file in files:
         flush(file)
@@ -63,7 +63,7 @@ def last_complete(run: Path) -> tuple[Path | None, list[str]]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """Steps that a checkpoint's run had made, by its name."""
+    """The number of steps that a checkpoint's run had made, from the checkpoint's name."""
     match = _NAME.fullmatch(checkpoint.name)
     if match is None:
         raise CheckpointError(f"{checkpoint} is not called checkpoint-N.")
@@ -71,7 +71,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def move_into_place(aside: Path, final: Path) -> None:
-    """A sealed checkpoint gets its own name; what has that name already goes first."""
+    """Give a sealed checkpoint its final name; a folder that already has the name is deleted first."""
     if final.exists():
         shutil.rmtree(final)
     aside.rename(final)
@@ -80,7 +80,7 @@ def move_into_place(aside: Path, final: Path) -> None:
 
 
 def replace_files(aside: Path, folder: Path) -> None:
-    """Move what was written aside to where it belongs, in place of what is there."""
+    """Move files that were written to `aside` into `folder`, replacing files of the same name."""
     for made in sorted(aside.iterdir()):
         there = folder / made.name
         if there.is_dir():
@@ -93,12 +93,12 @@ def replace_files(aside: Path, folder: Path) -> None:
 
 
 def is_about_the_disk(error: Exception) -> bool:
-    """Whether an error is the disk's. safetensors and tokenizers raise errors of their own, with the system's number."""
+    """Whether an error comes from the disk. safetensors and tokenizers raise their own, with the system's number."""
     return isinstance(error, OSError) or "os error" in str(error).lower() or "i/o error" in str(error).lower()
 
 
 def cannot_write(run: Path, step: int, error: Exception) -> CheckpointError:
-    """The error for a checkpoint that the disk did not take; nothing of it is left."""
+    """The error for a checkpoint that could not be written to disk; its unfinished files are deleted."""
     shutil.rmtree(run / ASIDE, ignore_errors=True)
     good, _ = last_complete(run)
     kept = f"{good} is complete: the run goes on from there" if good else "There is none yet: the run begins again"

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, machine, git state. `mgpo env` prints it, a run folder keeps it."""
+"""The environment of a run: versions, machine, git state. `mgpo env` prints it, and every run folder stores it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGES = ("mgpo", "torch", "torchvision", "transformers", "trl", "accelerate",
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions of what matters, the machine, and the git commit of the working directory (if it is a checkout)."""
+    """Versions of the main packages, the machine, and the git commit of the working directory (if it is a checkout)."""
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),

@@ -1,11 +1,11 @@
-"""Steps whose numbers are not finite: skipped, counted, kept for replay, and too many in a row stop the run.
+"""Skips, counts and saves steps whose numbers are not finite; too many such steps in a row stop the run.
 
-One infinite reward, log-probability, loss or gradient would turn every weight into NaN, in one step and without a word. So
-before each step of the optimizer all processes agree whether what it would apply is finite. If not, there are no gradients
-in this step: weights and the optimizer's state stay as they are, the schedule goes on.
+One infinite reward, log-probability, loss or gradient would silently turn every weight into NaN in one step. So before
+each step of the optimizer all processes agree whether its update is finite. If it is not, the step's gradients are
+dropped: weights and the optimizer's state stay as they are, and the learning rate schedule goes on.
 
-    nonfinite/step_000012_process_0.json            why, and the ids of the questions
-    nonfinite/step_000012_process_0.safetensors     what the losses were computed from: `replay(trainer, file)`
+    nonfinite/step_000012_process_0.json            the reasons, and the ids of the questions
+    nonfinite/step_000012_process_0.safetensors     inputs of the losses: `replay(trainer, file)`
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ from mgpo.runs.tree import load_tree, save_tree
 
 FOLDER = "nonfinite"
 SIGNAL = getattr(signal, "SIGUSR2", None)
-"""Interrupts a reward function. Not SIGALRM: graders such as math-verify use that one themselves."""
+"""Interrupts a reward function. It is not SIGALRM, because graders such as math-verify use that one themselves."""
 LEAST_GRACE = 30.0
-"""Seconds that native code gets to come back to Python once it was interrupted."""
+"""The least time in seconds that native code has to return to Python after it was interrupted."""
 BATCHES_KEPT = 10
-"""Batches of a run that are kept: they hold pixels, and a sick run must not fill the disk. Why and ids are always kept."""
+"""Saved batches per run at most: they hold pixels, which could fill the disk. Reasons and ids are always saved."""
 SCORES = ("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps")
 
 
 class FiniteSteps:
-    """Mixin of `MGPOTrainer`: what reaches the optimizer is finite."""
+    """Mixin of `MGPOTrainer` that lets only finite updates reach the optimizer."""
 
     _nonfinite_in_a_row = 0
     _parts: list[dict[str, Any]]
-    """What the losses of this step were computed from."""
+    """Inputs from which the losses of this step were computed."""
     _reasons: list[str]
-    """What of this step is not finite."""
+    """Reasons why this step is not finite."""
     _distrusted: dict[int, str]
-    """Rollouts of the batch that is being scored which have a number that is not finite, and why."""
+    """Rows of the batch in progress whose rollouts have a number that is not finite, with the reason."""
 
     def _begin_step(self) -> None:
         self._parts, self._reasons = [], []
 
     def _watched(self, reward: Callable, seconds: float) -> Callable:
-        """A reward function within its time limit, whose numbers are looked at."""
+        """A reward function with a time limit and a check of its numbers."""
 
         def distrust(row: int, why: str) -> None:
             self._distrusted[row] = why
@@ -64,7 +64,7 @@ class FiniteSteps:
         return within(reward, seconds, distrust)
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        """TRL's. Rollouts with a number that is not finite get an advantage that is none: what they touch is skipped."""
+        """As TRL's, but a question with a non-finite number gets NaN as advantages, so that its step is skipped."""
         self._distrusted = {}
         try:
             output = super()._generate_and_score_completions(inputs)
@@ -83,7 +83,7 @@ class FiniteSteps:
             if output.get(name) is not None:
                 for row in (~output[name].isfinite() & said).any(1).nonzero().flatten().tolist():
                     self._distrusted[row] = f"{name} is not finite"
-        # TRL computed the advantages of a question's other rollouts, on whatever process, from what this one was given.
+        # TRL used this rollout's numbers for the advantages of its question's other rollouts, on all processes.
         asked = [f"{episode.question.id} {episode.question.question}" for episode in self._episodes]
         doubted = set(gather_object([asked[row] for row in self._distrusted]))
         rows = [row for row, question in enumerate(asked) if question in doubted]
@@ -104,9 +104,9 @@ class FiniteSteps:
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Called by `Trainer` when the gradients of a step are complete, right before the optimizer takes them."""
+        """Called by `Trainer` when the gradients of a step are complete, right before the optimizer applies them."""
         norm = super()._get_grad_norm(model, grad_norm)
-        # fp16: infinite gradients are how the scale is found, and are skipped by whoever looks for it
+        # fp16: the gradient scaler finds its scale by infinite gradients, and skips those steps itself
         if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
             self._reasons.append("the gradient is not finite")
             if self.is_deepspeed_enabled:
@@ -127,7 +127,7 @@ class FiniteSteps:
         return norm
 
     def _keep_step(self) -> None:
-        """Why, which questions, and the batch itself, by this process."""
+        """Save this process's reasons, question ids and batch."""
         folder = Path(self.args.output_dir) / FOLDER
         stem = f"step_{self.state.global_step + 1:06d}_process_{self.args.process_index}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ class FiniteSteps:
 
 
 def replay(trainer: Any, file: Path) -> list[float]:
-    """Losses of the batch of a skipped step, part by part, with the trainer's weights of now.
+    """Compute the losses of a skipped step's batch again, part by part, with the trainer's current weights.
 
     Args:
         trainer: an `MGPOTrainer` with the settings of the run.
@@ -166,15 +166,16 @@ def replay(trainer: Any, file: Path) -> list[float]:
 
 
 def within(reward: Callable, seconds: float, distrust: Callable[[int, str], None]) -> Callable:
-    """A reward function in TRL's convention that ends in time and gives numbers.
+    """Wrap a reward function in TRL's convention so that it ends in time and returns only finite numbers or None.
 
     Args:
         reward: returns a number or None per completion; may be a coroutine function.
-        seconds: limit of one call, see `interrupted_after`. A coroutine is left where it waits; one that blocks is not.
-        distrust: called with a row and why, for each number that is not finite, and for all rows when the time is over.
-            These rows get None, which TRL leaves out.
+        seconds: limit of one call, see `interrupted_after`. A coroutine is cancelled where it awaits; if it blocks
+            instead, it is not interrupted.
+        distrust: called with a row and the reason, for each number that is not finite, and for all rows when the time
+            is over. These rows get None, which TRL leaves out.
 
-    What it raises is raised again as `RunError`, with its name and place.
+    An exception of the reward function is raised again as `RunError`, with its name and place.
     """
     name = getattr(reward, "__name__", type(reward).__name__)
 
@@ -225,17 +226,18 @@ def within(reward: Callable, seconds: float, distrust: Callable[[int, str], None
 
 
 class _TooLate(BaseException):
-    """Not an `Exception`: a reward function that catches those would go on."""
+    """The time is over. Not an `Exception`, because a reward function that catches those would continue."""
 
 
 @contextmanager
 def interrupted_after(seconds: float) -> Iterator[None]:
-    """End what runs inside, wherever it waits or computes, by raising `_TooLate` in it after so many seconds.
+    """Interrupt the body after so many seconds, wherever it waits or computes, by raising `_TooLate` in it.
 
-    It stays in the main thread, so that it may use signals and the current GPU as before. Only a main thread can be
-    interrupted; in another one, or on a system without signals, there is no limit. Native code that never comes back to
-    Python (a regular expression that backtracks for ever) cannot be interrupted: after as long again `faulthandler`, which
-    needs no Python, says where it is and ends the process, so that no run hangs.
+    The body stays in the main thread, so that it may use signals and the current GPU as before. Only a main thread can
+    be interrupted; in another thread, or on a system without signals, there is no limit. Native code that never returns
+    to Python (a regular expression that backtracks for ever) cannot be interrupted. After as long again (at least
+    `LEAST_GRACE`), `faulthandler`, which does not need the interpreter, prints where it hangs and ends the process, so
+    that no run hangs.
     """
     if threading.current_thread() is not threading.main_thread() or SIGNAL is None:
         yield

@@ -1,6 +1,7 @@
-"""A run folder: one run at a time, one run for ever. What may go on in it, and what is refused.
+"""The run folder: it belongs to one run, which one command at a time may train.
 
-`config.yaml` says with which settings it was begun, `data.json` tells its questions from others.
+`config.yaml` holds the settings that the run began with, and `data.json` a mark that distinguishes its questions.
+Resuming with other questions is refused, and so are other settings except those in `MAY_CHANGE`.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ MAY_CHANGE = re.compile(
     r"output_dir|max_steps|num_train_epochs|(logging|save|eval|log|report|trajectories|disable|run|hub|push|dataset_test|dataloader)_.*"
     r"|.*resume.*|per_device_eval_.*|reward_seconds|max_nonfinite_steps|check_images|vllm_call_seconds|vllm_server_.*"
 )
-"""Settings that a run may be continued with, different from those it was begun with."""
+"""Settings that may differ when a run is resumed."""
 
 
 def refuse_unwritable(folder: Path) -> None:
-    """Now, and not when the first checkpoint is due."""
+    """Refuse a folder that cannot be written to, now and not when the first checkpoint is due."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
@@ -43,7 +44,7 @@ def refuse_unwritable(folder: Path) -> None:
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Hold a run folder; the system lets go of it when the process ends, however that is.
+    """Lock a run folder; the system releases the lock when the process ends, however it ends.
 
     Raises:
         ValueError: another process trains in it.
@@ -61,20 +62,20 @@ def only_one(folder: Path) -> Iterator[None]:
 
 
 def mark_of(questions: Any) -> dict[str, Any]:
-    """Tells other questions from these: how many, and a hash of their texts where they lie in memory."""
+    """A mark that distinguishes questions from others: their number, and a hash of texts that are held in memory."""
     plain = questions.format["type"] is None and {"question", "answer"} <= set(questions.column_names)
     texts = json.dumps([list(questions["question"]), list(questions["answer"])]) if plain else ""
     return {"questions": len(questions), "texts": xxhash.xxh3_64_hexdigest(texts.encode())}
 
 
 def write_run_files(folder: Path, settings: dict[str, Any]) -> None:
-    """`config.yaml` and `environment.json`."""
+    """Write `config.yaml` and `environment.json`."""
     write_whole(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=True))
     write_whole(folder / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
 
 
 def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Put settings into a folder's `config.yaml`, beside what `mgpo train` wrote there; the file is made if there is none."""
+    """Add settings to a folder's `config.yaml`, beside those that `mgpo train` wrote; the file is made if missing."""
     file = folder / "config.yaml"
     before = yaml.safe_load(file.read_text()) or {} if file.is_file() else {}
     if before | settings != before:
@@ -83,7 +84,7 @@ def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def last_checkpoint(folder: Path, trainer: Any) -> str | None:
-    """The newest complete checkpoint; others are told of."""
+    """The newest complete checkpoint; newer ones that are incomplete are named in the output."""
     last, skipped = last_complete(folder)
     if trainer.is_world_process_zero():
         for line in skipped:
@@ -92,7 +93,7 @@ def last_checkpoint(folder: Path, trainer: Any) -> str | None:
 
 
 def is_finished(checkpoint: Path, config: MGPOConfig) -> bool:
-    """Whether a checkpoint is of the last step that is asked for."""
+    """Whether a checkpoint has reached the last step that the settings ask for."""
     state = json.loads((checkpoint / "trainer_state.json").read_text())
     if config.max_steps > 0:
         return state["global_step"] == config.max_steps
@@ -100,7 +101,10 @@ def is_finished(checkpoint: Path, config: MGPOConfig) -> bool:
 
 
 def refuse_another_run(folder: Path, settings: dict[str, Any], done: int, mark: dict[str, Any]) -> None:
-    """A checkpoint's optimizer and schedule belong to the settings that it was made with; and no run is overwritten."""
+    """Refuse to resume with other settings or questions, and to overwrite another run.
+
+    A checkpoint's optimizer and schedule are valid only for the settings that it was made with.
+    """
     file = folder / "config.yaml"
     made = [*folder.glob("checkpoint-*"), *folder.glob("*.safetensors")]
     if not made or not file.is_file():
@@ -137,6 +141,6 @@ def refuse_another_run(folder: Path, settings: dict[str, Any], done: int, mark: 
 
 
 def _resolved(key: str, value: Any) -> Any:
-    """A path however it is spelled; other settings as they are."""
+    """A path in its resolved spelling, so that spellings do not matter; other settings as they are."""
     is_path = key in ("dataset_name", "model_name_or_path", "needle_backgrounds") and isinstance(value, str)
     return str(Path(value).resolve()) if is_path and Path(value).exists() else value

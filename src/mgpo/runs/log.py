@@ -1,4 +1,4 @@
-"""`metrics.jsonl` of a run folder (one line per log, in step order, each step once) and its `README.md`."""
+"""Writes `metrics.jsonl` of a run folder (one line per log, in step order, each step once) and its `README.md`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RunLog:
             out.write(json.dumps(_finite(self.state.log_history[-1])) + "\n")
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """`README.md` of the run folder: what this model is, and how it is asked."""
+        """Write `README.md` of the run folder: what this model is, and how to ask it."""
         if self.is_world_process_zero():
             base = self.accelerator.unwrap_model(self.model).config._name_or_path
             base = TINY if base == resolve(TINY) else base
@@ -42,12 +42,12 @@ class RunLog:
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """Null for what JSON has no number for."""
+    """A row with None in place of numbers that JSON cannot hold."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
 def _forget_after(file: Path, step: int) -> None:
-    """Drop what a stopped run logged after the checkpoint that this run goes on from, and its line about its end."""
+    """Drop lines that a stopped run logged after the checkpoint that is resumed, and its final line."""
     if file.is_file():
         rows, _ = read_jsonl(file)
         kept = [row for row in rows if row.get("step", 0) <= step and "train_loss" not in row]

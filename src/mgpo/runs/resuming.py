@@ -1,14 +1,14 @@
-"""Resuming that resumes: what transformers and TRL lose between a checkpoint and the run that goes on from it.
+"""Resuming that keeps what transformers and TRL lose between a checkpoint and the run that resumes from it.
 
-All of it silent. A vision-language model is saved under the names of the hub's format, and `Trainer` compares them with the
-names in memory: nothing matches, a warning is logged, and the run goes on from the base model. TRL's sampler draws the order
-of each epoch from one stream, so a run that resumes in its second epoch would see the first one's order. Rollouts that wait
-for their update, and what was measured since the last log, are not saved at all. And a checkpoint is written in place, so
-that a run killed while it writes finds half of one.
+They raise no error about any of it. A vision-language model is saved under the parameter names of the hub's format, and
+`Trainer` compares them with the names in memory: nothing matches, a warning is logged, and the run continues from the
+base model. TRL's sampler draws the order of each epoch from one stream, so a run that resumes in its second epoch would
+see the first one's order. Rollouts that wait for their update, and metrics since the last log, are not saved at all.
+And a checkpoint is written in place, so a run that is killed while it saves leaves half of one.
 
-No pickle: what `Trainer` writes by `torch.save` is in `optimizer.safetensors` (optimizer, schedule, gradient scaler) and
-`process_N.safetensors` (random generators and what a process has begun). DeepSpeed and FSDP keep their own formats for
-their shards.
+No pickle is written: what `Trainer` would write by `torch.save` is in `optimizer.safetensors` (optimizer, schedule,
+gradient scaler) and `process_N.safetensors` (random generators, waiting rollouts and metrics of a process). DeepSpeed
+and FSDP keep their own formats for their shards.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ COUNTERS = (
 """Attributes of transformers' and TRL's trainers that a checkpoint must hold for the next log to be the same."""
 PICKLES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "pytorch_model.bin", "adapter_model.bin")
 PRIVATE = [".lock", f"{ASIDE}/*", "checkpoint-*/*", "nonfinite/*", "trajectories/*", "skipped_*"]
-"""What of a run folder is not pushed to the hub."""
+"""Files of a run folder that are not pushed to the hub."""
 
 
 class Resuming(Stopping):
@@ -57,7 +57,7 @@ class Resuming(Stopping):
     _epoch_sampler: Any = None
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
-        """Upstream's; TRL's sampler as the one whose order does not depend on whether the run was interrupted."""
+        """Upstream's sampler; TRL's own becomes an `EpochSampler`, whose order does not depend on interruptions."""
         sampler = super()._get_train_sampler(dataset)
         if isinstance(sampler, RepeatSampler):
             sampler.__class__ = EpochSampler
@@ -65,7 +65,7 @@ class Resuming(Stopping):
         return sampler
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Upstream tells the sampler its epoch only if it finds it, and not below what skips batches and splits them."""
+        """Set the sampler's epoch. Upstream does not find the sampler below wrappers that skip or split batches."""
         if self._epoch_sampler is not None:
             self._epoch_sampler.set_epoch(kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)
@@ -75,15 +75,15 @@ class Resuming(Stopping):
         return str(Path(folder) / ASIDE) if self._written_aside else folder
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """A checkpoint that appears when all of it is on disk.
+        """Save a checkpoint that appears under its name only when all of it is on disk.
 
         Raises:
-            CheckpointError: the disk did not take it; the last good one is named.
+            CheckpointError: it could not be written to disk; the message names the last good one.
         """
         run, step = Path(self._get_output_dir(trial)), self.state.global_step
         aside = run / ASIDE / f"checkpoint-{step}"
         if self.args.should_save:
-            shutil.rmtree(run / ASIDE, ignore_errors=True)  # what a killed run left there is no part of this checkpoint
+            shutil.rmtree(run / ASIDE, ignore_errors=True)  # files of a killed run do not belong to this checkpoint
         self.accelerator.wait_for_everyone()
         self._written_aside = True
         try:
@@ -106,7 +106,7 @@ class Resuming(Stopping):
         self.accelerator.wait_for_everyone()
 
     def _name_best(self, aside: Path, run: Path) -> None:
-        """The best checkpoint, if it was saved, under the name that it has outside `.saving/`."""
+        """Record the best checkpoint, if it was saved, under the name that it has outside `.saving/`."""
         best = run / f"checkpoint-{self.state.best_global_step}"
         if best.name == aside.name or best.is_dir():
             self.state.best_model_checkpoint = str(best)
@@ -114,17 +114,17 @@ class Resuming(Stopping):
                 self.state.save_to_json(str(aside / TRAINER_STATE_NAME))
 
     def _load_best_model(self) -> None:
-        """At the end, with `load_best_model_at_end`: name by name, as when resuming."""
+        """Load the best model at the end (`load_best_model_at_end`) by parameter name, as when resuming."""
         best = self.state.best_model_checkpoint
         if best is None or self._keeps_own_shards() or not isinstance(self.model, PreTrainedModel):
             return super()._load_best_model()
         self._load_from_checkpoint(best)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing: the finished model is pushed. Upstream would upload what is being written."""
+        """Do nothing: the finished model is pushed. Upstream would upload a checkpoint while it is being written."""
 
     def push_to_hub(self, commit_message: str | None = "End of training", *args: Any, **kwargs: Any) -> Any:
-        """Upload the run folder's model, log and settings. Upstream pickles its arguments beside them, the token too."""
+        """Upload the run folder's model, log and settings. Upstream adds its pickled arguments, including the token."""
         if not self.is_world_process_zero():
             return None
         if self.hub_model_id is None:
@@ -139,7 +139,7 @@ class Resuming(Stopping):
         )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The model as a checkpoint folder, written aside first: a model that was there is whole until it is replaced."""
+        """Save the model, first to `.saving/`, so that an existing model stays whole until it is replaced."""
         if _internal_call:
             return super().save_model(output_dir, True)
         folder = Path(output_dir or self.args.output_dir)
@@ -147,14 +147,14 @@ class Resuming(Stopping):
         self.accelerator.wait_for_everyone()
         if (
             self.args.should_save and (folder / ASIDE / "model").is_dir()
-        ):  # FSDP may keep shards in the checkpoint alone
+        ):  # FSDP may keep its shards only in the checkpoint
             replace_files(folder / ASIDE / "model", folder)
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        # Upstream pickles its arguments beside the model; config.yaml says the same.
+        # Upstream pickles its arguments beside the model; config.yaml holds the same settings.
         (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
 
     def _keeps_own_shards(self) -> bool:
@@ -194,14 +194,14 @@ class Resuming(Stopping):
             self.accelerator.unwrap_model(self.ref_model).load_state_dict(load_tree(Path(checkpoint) / REFERENCE))
 
     def _reference_moves(self) -> bool:
-        """Whether the reference model follows the policy, so that it is not the one that the run began with."""
+        """Whether the reference model follows the policy, and so differs from the one that the run began with."""
         return getattr(self, "ref_model", None) is not None and getattr(self.args, "sync_ref_model", False)
 
     def _process_file(self, checkpoint: str) -> Path:
         return Path(checkpoint) / f"process_{self.args.process_index}.safetensors"
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Of this process: its random generators, and all that it has begun."""
+        """Save this process's random generators, waiting rollouts and metrics."""
         version, internal, gauss = random.getstate()
         numbers = np.random.get_state(legacy=False)
         state = {
@@ -214,7 +214,7 @@ class Resuming(Stopping):
         }
         Path(output_dir).mkdir(
             parents=True, exist_ok=True
-        )  # a process can be here before the first has saved the model
+        )  # a process can get here before the main process has saved the model
         save_tree(state, self._process_file(output_dir))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -239,7 +239,7 @@ class Resuming(Stopping):
         self._go_on_with(state["begun"])
 
     def _begun(self) -> dict[str, Any]:
-        """What was measured since the last log, and rollouts that wait for their update."""
+        """Metrics since the last log, and rollouts that wait for their update."""
         begun = {name: getattr(self, name) for name in COUNTERS if hasattr(self, name)}
         begun["metrics"] = {mode: dict(values) for mode, values in getattr(self, "_metrics", {}).items()}
         if getattr(self, "_buffered_inputs", None) is not None:
@@ -266,11 +266,11 @@ class Resuming(Stopping):
                 self._logs[column].extend(values)
 
     def log_end(self, checkpoint: str) -> None:
-        """The last line of a run's log, if the run was killed between its last checkpoint and that line."""
+        """Write the last line of a run's log, if the run was killed between its last checkpoint and that line."""
         rows, _ = read_jsonl(Path(self.args.output_dir) / "metrics.jsonl")
         if not self.accelerator.is_main_process or any("train_loss" in row for row in rows):
             return
-        self.model.train()  # TRL logs what was measured in the mode that the model is in
+        self.model.train()  # TRL logs the metrics of the mode that the model is in
         self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
         if self._process_file(checkpoint).is_file():
             self._go_on_with(load_tree(self._process_file(checkpoint))["begun"])
@@ -278,7 +278,7 @@ class Resuming(Stopping):
         self.log({"total_flos": self.state.total_flos, "train_loss": 0.0})
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """The mean loss at the end is that of the whole run, not of its steps since it was resumed."""
+        """Log as upstream, but give the whole run's mean loss at the end, not that of the steps since resuming."""
         if "train_loss" in logs:
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, *args, **kwargs)
@@ -296,7 +296,7 @@ class Resuming(Stopping):
             )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Weights of a whole-model checkpoint, name by name; adapters and sharded formats are upstream's.
+        """Load weights of a whole-model checkpoint by parameter name; upstream loads adapters and sharded formats.
 
         Raises:
             CheckpointError: the checkpoint is not complete.
@@ -320,7 +320,7 @@ def _read(file: Path) -> Any:
 
 
 def _texts(table: dict[str, Any]) -> dict[str, Any]:
-    """TRL's table of rollouts as plain data, without pictures and without columns that a reward function adds."""
+    """TRL's table of rollouts as plain data, without images and without columns that a reward function adds."""
     told = {name: [strip_images_from_messages(m) for m in table[name]] for name in ("prompt", "completion")}
     rewards = {name: list(values) for name, values in table["rewards"].items()}
     return told | {"rewards": rewards, "advantages": list(table["advantages"])}

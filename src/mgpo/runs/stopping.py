@@ -1,7 +1,8 @@
-"""SIGTERM: finish the step, save, stop. What a scheduler sends before it takes a machine away loses no work.
+"""On SIGTERM, a run finishes its step, saves and stops: no work is lost when a scheduler takes the machine away.
 
-transformers' own just-in-time checkpoint waits three seconds and may save in the middle of a step, with weights of one step
-and the number of another; here a checkpoint is always that of a whole step, and all processes stop at the same one.
+transformers' own just-in-time checkpoint waits three seconds and may save in the middle of a step, with the weights of
+one step and the number of another. Here a checkpoint is always that of a whole step, and all processes stop at the same
+step.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ class Stopping:
     """Mixin for a `transformers.Trainer`: put it before the trainer's class."""
 
     stopped = False
-    """The run ended early, for a SIGTERM."""
+    """Whether the run ended early because of a SIGTERM."""
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train. A first SIGTERM ends the run, with a checkpoint, after the step that it is in; a second one at once."""
+        """Train. A first SIGTERM ends the run after its current step, with a checkpoint; a second one at once."""
         if threading.current_thread() is not threading.main_thread():
-            return super().train(*args, **kwargs)  # only a main thread may take signals
+            return super().train(*args, **kwargs)  # only a main thread may handle signals
         request = _SaveAndStop(self)
         self.add_callback(request)
         before = signal.signal(signal.SIGTERM, request.take)
         try:
             return super().train(*args, **kwargs)
         finally:
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: it was set by no Python code
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: it was not set by Python code
             self.remove_callback(request)
             self.stopped = request.heeded
 
@@ -54,4 +55,4 @@ class _SaveAndStop(TrainerCallback):
             asked = self.accelerator.reduce(asked, "sum")
         if asked.item() and not control.should_training_stop:
             self.heeded = control.should_save = control.should_training_stop = True
-            args.save_strategy = SaveStrategy.STEPS  # "best" would ask an evaluation whether to save
+            args.save_strategy = SaveStrategy.STEPS  # with "best", an evaluation would decide whether to save

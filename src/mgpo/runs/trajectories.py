@@ -1,4 +1,4 @@
-"""Rollouts on disk: one JSON line per episode with thumbnails beside it, for reports and for looking.
+"""Saves rollouts to disk, one JSON line per episode with thumbnails beside it, for reports and for reading.
 
 step_000020.jsonl
 images/step_000020_0_overview.jpg, images/step_000020_0_turn1.jpg
@@ -67,7 +67,7 @@ def save_trajectories(episodes: Sequence[Episode], file: Path, step: int | None 
 
 
 def with_pictures(row: dict[str, Any], episode: Episode, folder: Path, stem: str) -> dict[str, Any]:
-    """An episode's row with its pictures: thumbnails are written to `images/` in the folder, named by `stem`."""
+    """Write an episode's thumbnails to `images/` in the folder, named by `stem`; returns its row with their paths."""
     images = folder / "images"
     images.mkdir(exist_ok=True)
     turns = []

@@ -1,8 +1,8 @@
-"""Nested state (dicts, lists, tensors, plain values) in one safetensors file: what optimizers and generators need saved.
+"""Saves nested state (dicts, lists, tensors, plain values) in one safetensors file, for optimizers and generators.
 
-torch and transformers write such state with pickle, which can run code when it is read. Here tensors are safetensors and
-everything around them is JSON, bytes of which are one more tensor of the file. What is read equals what was written, to
-the type and to the bit (numpy's scalars come back as Python's).
+torch and transformers write such state with pickle, which can run code when it is read. Here tensors are safetensors
+and everything around them is JSON, whose bytes are one more tensor of the file. What is read equals what was written,
+in type and in every bit (but numpy's scalars come back as Python's).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def save_tree(tree: Any, file: Path) -> None:
 
 
 def load_tree(file: Path) -> Any:
-    """What `save_tree` wrote; tensors are on the CPU."""
+    """Read what `save_tree` wrote; tensors are on the CPU."""
     tensors = load_file(file)
     return _tree(json.loads(bytes(tensors[SHAPE].numpy())), tensors)
 

@@ -46,9 +46,9 @@ def create_app(
     """The application, without the page.
 
     Args:
-        vqa: who answers.
+        vqa: answers the questions.
         model: the name that clients ask for.
-        limits: what is accepted.
+        limits: limits of what is accepted.
         api_key: required of every request but `/healthz` if set.
         loopback: whether only this machine is served; other host names are refused then (DNS rebinding).
     """
@@ -80,7 +80,7 @@ def create_app(
 
 
 async def answer(app: FastAPI, asked: Asked, on_turn: Any = None) -> Answer:
-    """One question through the queue, measured."""
+    """Send one question through the queue, and record it in the metrics."""
     image, start = asked.image, time.perf_counter()
     if isinstance(image, str):
         image = partial(fetch, image, app.state.limits)
@@ -130,8 +130,7 @@ def _routes(app: FastAPI, model: str, limits: Limits, metrics: Metrics) -> None:
 async def _stream(app: FastAPI, asked: Asked, model: str) -> AsyncIterator[str]:
     """Server-sent events: each turn's trace as it ends, then the answer.
 
-    Waits for the first turn before anything is sent, so that a request that fails gets its status code; an error after
-    that is an event.
+    Nothing is sent before the first turn, so that a request that fails gets its status code; a later error is an event.
     """
     events: asyncio.Queue = asyncio.Queue()
     task = asyncio.create_task(answer(app, asked, lambda *told: events.put_nowait(told)))
@@ -166,7 +165,7 @@ def _event(data: dict[str, Any]) -> str:
 def _guard(app: FastAPI, metrics: Metrics, api_key: str | None) -> None:
     @app.middleware("http")
     async def guard(request: Request, call_next: Any) -> Any:
-        path = request.scope["path"]  # as it was routed; the URL is put together from headers
+        path = request.scope["path"]  # the path that was routed; the URL is assembled from headers
         if api_key is not None and path not in OPEN_PATHS:
             given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
             if path.startswith(("/v1", "/metrics")) and not secrets.compare_digest(given, api_key.encode()):

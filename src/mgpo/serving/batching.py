@@ -1,4 +1,4 @@
-"""One model, many callers: requests that arrive together go through all turns as one batch."""
+"""Batches requests to one model: those that arrive together go through all turns as one batch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from mgpo.method.protocol import Episode
 from mgpo.serving.limits import ApiError, Limits
 
 WINDOW_S = 0.02
-"""How long the first of a batch waits for others."""
+"""How long the first request of a batch waits for others, in seconds."""
 PREPARED_AT_ONCE = 2
-"""Photographs that are decoded at the same time: each may take hundreds of megabytes."""
+"""Number of photographs that are decoded at the same time: each may take hundreds of megabytes."""
 
 
 @dataclass
 class Waiting:
-    """A question in the queue; `again` makes its episode afresh. `on_turn` is called in the event loop with the turns so far and the photograph's size."""
+    """A question in the queue.
+
+    `again` makes its episode afresh. `on_turn` is called in the event loop with the turns so far and the photograph's
+    size.
+    """
 
     episode: Episode
     again: Callable[[], Episode]
@@ -41,9 +45,9 @@ class Batcher:
     """A queue in front of a policy.
 
     Args:
-        vqa: who answers; only ever called from one thread.
-        limits: how many may wait and how many are asked together.
-        on_batch: told the size of each batch, for metrics.
+        vqa: answers the questions; it is only ever called from one thread.
+        limits: how many requests may wait and how many are asked together.
+        on_batch: called with the size of each batch, for metrics.
     """
 
     def __init__(self, vqa: GroundedVQA, limits: Limits, on_batch: Callable[[int], None] = lambda size: None) -> None:
@@ -56,11 +60,11 @@ class Batcher:
         self._worker: asyncio.Task | None = None
 
     def start(self) -> None:
-        """Begin to serve; call it inside the event loop."""
+        """Start the worker; call this inside the event loop."""
         self._worker = asyncio.create_task(self._work())
 
     async def stop(self) -> None:
-        """Answer what is waiting, then end."""
+        """Answer the waiting requests, then stop."""
         while self._queue or self.inside:
             await asyncio.sleep(0.01)
         if self._worker is not None:
@@ -101,7 +105,7 @@ class Batcher:
             self.inside -= 1
 
     def _prepare(self, image: Any, question: str, choices: list[str]) -> Episode:
-        """Decode what a region will be cut from before the batch, so that a damaged image stops its own request only."""
+        """Make the episode and decode its photograph before the batch: a damaged image fails only its own request."""
         episode = self.vqa.episode(image() if callable(image) else image, question, choices)
         if self.vqa.protocol.looks_again:
             _ = episode.original.image
@@ -120,7 +124,7 @@ class Batcher:
                     _settle(waiting, outcome)
 
     def _take(self) -> list[Waiting]:
-        """The first that waits, and those of its kind, in order; who has gone is left out."""
+        """Take the first waiting question and others of its kind, in order; those whose client has gone are dropped."""
         batch: list[Waiting] = []
         others: deque[Waiting] = deque()
         while self._queue:
@@ -135,10 +139,10 @@ class Batcher:
         return batch
 
     def _each(self, batch: list[Waiting], loop: asyncio.AbstractEventLoop) -> list[Answer | Exception]:
-        """Answers; if the batch fails, its questions one by one, so that a bad one takes nobody with it."""
+        """Answer a batch; if it fails, answer its questions one by one, so that a bad one fails alone."""
         try:
             return list(self._answer(batch, loop))
-        except Exception as error:  # whatever happens in a model, the server lives on
+        except Exception as error:  # whatever a model raises, the server goes on
             if len(batch) == 1:
                 return [error]
         found: list[Answer | Exception] = []

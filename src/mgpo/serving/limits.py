@@ -1,4 +1,4 @@
-"""What a server accepts, and how it says no: a status code and a sentence, in OpenAI's form."""
+"""What a server accepts, and the errors that it answers with: a status code and a sentence, in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Limits:
     """Limits of a server.
 
     Attributes:
-        body_bytes: of a request; a 100-megapixel JPEG in base64 fits.
-        bodies_bytes: of all requests together that are under way; at least one request of `body_bytes` fits.
+        body_bytes: size of one request; a 100-megapixel JPEG in base64 fits.
+        bodies_bytes: size of all requests in progress together; at least one request of `body_bytes` fits.
         image_pixels: width times height of a photograph.
-        question_characters: of the text of a question with its choices.
-        answer_tokens: that a request may ask for.
-        waiting: requests in the queue or running; more are told to come back later.
+        question_characters: length of a question's text with its choices.
+        answer_tokens: tokens that a request may ask for.
+        waiting: requests in the queue or running; further ones are refused and may come back later.
         batch: questions that are asked together.
-        seconds: for one request, from its arrival to its answer.
+        seconds: time for one request, from its arrival to its answer.
         image_hosts: hosts that image URLs may be fetched from; none by default.
     """
 
@@ -41,7 +41,7 @@ class Limits:
 
 
 class ApiError(Exception):
-    """An answer that is no answer: a status code and a sentence."""
+    """An error response: a status code and a sentence."""
 
     def __init__(self, status: int, message: str, code: str, retry_after: int | None = None) -> None:
         super().__init__(message)
@@ -58,7 +58,7 @@ class ApiError(Exception):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a bind address is reachable from this machine alone."""
+    """Whether a bind address can be reached from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -68,11 +68,11 @@ def is_loopback(host: str) -> bool:
 
 
 class BodyLimit:
-    """ASGI middleware: a body over the limit is refused while it arrives, whatever its headers say.
+    """ASGI middleware that refuses a body over the limit while it arrives, whatever its headers say.
 
-    So is one for which the bodies of other requests under way leave no room (what arrived of a request counts until it is
-    answered or gone), and one that takes longer to arrive than a request may take. Starlette has a limit too, whose
-    answer is plain text; clients of the API expect an error object.
+    It also refuses a body for which those of other requests in progress leave no room (received bytes count until their
+    request is answered or gone), and one that takes longer to arrive than a request may take. Starlette has a limit
+    too, but answers in plain text; clients of the API expect an error object.
     """
 
     def __init__(self, app: Any, most_bytes: int, most_together: int, seconds: float = 120.0) -> None:
@@ -80,7 +80,7 @@ class BodyLimit:
         self.seconds, self.held = seconds, 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         declared = dict(scope["headers"]).get(b"content-length", b"0")
@@ -93,7 +93,7 @@ class BodyLimit:
         async def counted() -> Any:
             nonlocal seen, refused, whole
             try:
-                async with asyncio.timeout_at(None if whole else deadline):  # later, what comes is the client's end
+                async with asyncio.timeout_at(None if whole else deadline):  # later only the disconnect is received
                     message = await receive()
             except TimeoutError:
                 refused = ApiError(408, f"The request did not arrive within {self.seconds:g} seconds.", "too_slow")

@@ -1,4 +1,4 @@
-"""Counters for Prometheus, of one server (a registry of its own, so that several can live in one process)."""
+"""Prometheus metrics of one server, in a registry of its own, so that several servers can run in one process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mgpo.asking.grounded import Answer
 
 
 class Metrics:
-    """What `/metrics` shows."""
+    """The metrics that `/metrics` shows."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -21,7 +21,7 @@ class Metrics:
         self.waiting = Gauge("mgpo_waiting", "Requests in the queue or running.", registry=self.registry)
 
     def answered(self, answer: Answer, seconds: float) -> None:
-        """Note an answer."""
+        """Record an answer and the time that it took."""
         self.seconds.observe(seconds)
         if answer.turns[0].status is not None:
             self.boxes.labels(answer.turns[0].status).inc()

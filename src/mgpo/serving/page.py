@@ -36,7 +36,7 @@ SHOWN = PixelBudget(64 * 784, 1000 * 784)
 """Size of the picture on the page."""
 EXAMPLES = 3
 JSON_BYTES = 1024**2
-"""Of a request of the page that is no upload: a question and its choices are a few thousand."""
+"""Size limit of a page's request that is no upload: a question and its choices take a few thousand bytes."""
 STYLE = """
 .gradio-container { max-width: 72rem !important; margin: 0 auto !important; }
 #answer { font-size: 1.35rem; min-height: 3.2rem; } #answer p { margin: .2rem 0; }
@@ -55,25 +55,25 @@ def mount_page(app: FastAPI, model: str, api_key: str | None = None) -> FastAPI:
     """Put the page at `/`. With a key, it asks for it: any user name, the key as password."""
     theme = gradio.themes.Default(font=SYSTEM_FONTS, font_mono=["ui-monospace", "Menlo", "monospace"])
     page = _build(app, model)
-    page.has_launched = True  # else gradio takes files of this machine for uploads (6.31: _check_allowed)
+    page.has_launched = True  # else gradio accepts files of this machine as uploads (6.31: _check_allowed)
     login = None if api_key is None else lambda user, password: password == api_key
     app = gradio.mount_gradio_app(
         app, page, path="/", auth=login, theme=theme, css=STYLE, show_error=True,
         max_file_size=app.state.limits.body_bytes, footer_links=[],
     )  # fmt: skip
-    sessions = None if api_key is None else app.routes[-1].app.tokens  # of the mounted page: who gave the key
+    sessions = None if api_key is None else app.routes[-1].app.tokens  # sessions of the mounted page that gave the key
     app.user_middleware.append(Middleware(UploadsOnly, sessions=sessions))  # innermost: behind host and limits
     return app
 
 
 class UploadsOnly:
-    """ASGI middleware before gradio's own API: nobody without the key sends it a body, and nobody a URL to fetch.
+    """ASGI middleware before gradio's own API: it refuses bodies from clients without the key, and URLs from everybody.
 
-    Gradio would fetch a URL that stands where an uploaded file's path belongs, and reads most bodies before it looks at
+    Gradio would fetch a URL that is given in place of an uploaded file's path, and reads most bodies before it checks
     the session.
 
     Args:
-        app: what comes behind.
+        app: the application that is protected.
         sessions: tokens of the sessions that gave the key; None if there is no key.
     """
 
@@ -81,13 +81,13 @@ class UploadsOnly:
         self.app, self.sessions = app, sessions
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """One request; of gradio's own API, all but uploads is looked at."""
+        """Handle one request; those to gradio's own API are checked, except uploads."""
         if scope["type"] != "http" or "/gradio_api/" not in scope["path"]:
             return await self.app(scope, receive, send)
         if self.sessions is not None and scope["method"] not in ("GET", "HEAD") and not self._signed_in(scope):
             error = ApiError(401, "Sign in on the page first.", "invalid_api_key")
             return await JSONResponse(error.body(), 401)(scope, receive, send)
-        if scope["path"].rstrip("/").endswith("/gradio_api/upload"):  # whatever the request says of its own kind
+        if scope["path"].rstrip("/").endswith("/gradio_api/upload"):  # whatever content type the request claims
             return await self.app(scope, receive, send)
         body, more = b"", True
         while more:
@@ -135,7 +135,7 @@ def _names_url(body: bytes) -> bool:
 
 
 def _build(app: FastAPI, model: str) -> Any:
-    kept = (600, 3600)  # seconds: looked through every ten minutes, deleted after an hour
+    kept = (600, 3600)  # seconds: files are checked every ten minutes and deleted after an hour
     with gradio.Blocks(title="mgpo: ask a photograph", analytics_enabled=False, delete_cache=kept) as page:
         gradio.Markdown(
             f"# Ask a photograph\n`{model}` names the region it needs, sees it in full detail, and then answers.",
@@ -207,7 +207,7 @@ async def ask_page(app: FastAPI, file: str | None, text: str, lines: str) -> Asy
 
 
 def draw_boxes(picture: Image.Image, turns: tuple[Turn, ...], size: tuple[int, int]) -> Image.Image:
-    """The picture with the regions that were looked at; boxes are in pixels of the photograph of this size."""
+    """The picture with the regions that the model looked at; boxes are in pixels of the photograph of this size."""
     drawn = picture.copy()
     pen = ImageDraw.Draw(drawn)
     for turn in turns:
@@ -219,7 +219,7 @@ def draw_boxes(picture: Image.Image, turns: tuple[Turn, ...], size: tuple[int, i
 
 
 def turns_html(turns: tuple[Turn, ...]) -> str:
-    """The turns as they were said; all text is escaped."""
+    """The model's turns as HTML; all text is escaped."""
     parts = []
     for number, turn in enumerate(turns, 1):
         where = f", box {turn.box_px_original}" if turn.box_px_original else ""
@@ -235,7 +235,7 @@ def _last_crop(turns: tuple[Turn, ...]) -> Image.Image | None:
 
 
 def _plain(text: str) -> str:
-    """Text inside Markdown that stays text."""
+    """Text escaped so that Markdown shows it as it is."""
     return "".join(f"&#{ord(c)};" if c in "\\`*_{}[]<>()#+-.!|~$&" else c for c in text).replace("\n", " ")
 
 

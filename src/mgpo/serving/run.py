@@ -1,4 +1,7 @@
-"""`mgpo serve`: the application on a port."""
+"""`mgpo serve`: builds the application and serves it on a port.
+
+Example: `mgpo serve --model runs/mine --port 8000`.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,9 @@ class ServeRequest:
     """What to serve, and where.
 
     Attributes:
-        model: as `GroundedVQA.from_pretrained`; settings: its other arguments.
-        name: what clients call it; the model's name if empty.
+        model: as in `GroundedVQA.from_pretrained`.
+        settings: its other arguments.
+        name: the name that clients use; the model's name if empty.
         page: serve the web page at /.
     """
 
@@ -34,7 +38,7 @@ class ServeRequest:
 
 
 def build(request: ServeRequest) -> Any:
-    """The application.
+    """Load the policy and build the application.
 
     Raises:
         ValueError: a public bind without a key, or a package is missing.
@@ -57,12 +61,12 @@ def build(request: ServeRequest) -> Any:
 
 
 def serve(request: ServeRequest) -> None:
-    """Serve until SIGINT or SIGTERM; what was begun is finished first."""
+    """Serve until SIGINT or SIGTERM; requests in progress are finished first."""
     with socket.socket(socket.AF_INET6 if ":" in request.host else socket.AF_INET) as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             free.bind((request.host, request.port))
-        except OSError as error:  # before a model is loaded for nothing
+        except OSError as error:  # checked before the model is loaded
             raise ValueError(f"Port {request.port} of {request.host} cannot be bound: {error.strerror}.") from error
     app = build(request)
     import uvicorn

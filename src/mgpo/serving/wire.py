@@ -1,4 +1,4 @@
-"""OpenAI's chat format, read and written: one user message with one image in, the final answer and the trace out."""
+"""Reads and writes OpenAI's chat format: one user message with one image in, the final answer and the trace out."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ NOT_SUPPORTED = {
     "logprobs": (None, False),
     "top_p": (None, 1),
 }
-"""Fields that would change the answer, and the values with which they do not."""
+"""Fields that would change the answer, and the values with which they change nothing."""
 
 
 class Extra(BaseModel):
-    """`extra_body={"mgpo": {...}}`: what standard clients do not know."""
+    """`extra_body={"mgpo": {...}}`: fields that standard clients do not know."""
 
     model_config = ConfigDict(extra="forbid")
     choices: list[str] = Field(default_factory=list, max_length=6)
@@ -38,7 +38,7 @@ class Extra(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """The body of `/v1/chat/completions`; unknown fields are left alone, known ones that cannot be honoured refused."""
+    """The body of `/v1/chat/completions`; unknown fields are ignored, known ones that are not supported are refused."""
 
     model_config = ConfigDict(extra="allow")
     model: str
@@ -52,7 +52,7 @@ class ChatRequest(BaseModel):
 
 @dataclass(frozen=True)
 class Asked:
-    """One question, taken out of a request. `image` is bytes, a photograph, or a URL on an allowed host."""
+    """One question, read from a request. `image` is bytes, a photograph, or a URL on an allowed host."""
 
     image: bytes | str | Photograph
     question: str
@@ -67,7 +67,7 @@ def read_request(request: ChatRequest, limits: Limits) -> Asked:
     """The question of a request.
 
     Raises:
-        ApiError: 400 or 413, and what would be accepted.
+        ApiError: with status 400; the message says what would be accepted.
     """
     for name, neutral in NOT_SUPPORTED.items():
         value = (request.model_extra or {}).get(name)
@@ -148,10 +148,10 @@ def _image(url: Any, limits: Limits) -> bytes | str:
 
 
 def fetch(url: str, limits: Limits) -> bytes:
-    """The image behind a URL on an allowed host: no redirects, no more than a body may hold.
+    """The image behind a URL on an allowed host: without redirects, and no larger than a body may be.
 
     Raises:
-        ApiError: it could not be had.
+        ApiError: it could not be fetched, or is too large.
     """
     import urllib.request
 
@@ -180,7 +180,7 @@ def trace(turns: tuple[Turn, ...], size: tuple[int, int], crops: bool) -> dict[s
 
 
 def spoken(answer: Answer) -> str:
-    """The final answer as text: "B. blue" with choices; what was said last where no answer was boxed."""
+    """The final answer as text: "B. blue" with choices; the text of the last turn if no answer was boxed."""
     if answer.answer is None:
         return answer.text
     return f"{answer.letter}. {answer.answer}" if answer.letter else answer.answer

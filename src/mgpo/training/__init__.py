@@ -1,1 +1,1 @@
-"""Training by MGPO and its baselines."""
+"""Training by MGPO and its baselines on TRL."""

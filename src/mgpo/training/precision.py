@@ -1,9 +1,9 @@
-"""Weights that are trained in bfloat16 without float32 copies: most updates of a small learning rate are rounded away.
+"""Refuses to train bfloat16 weights without float32 copies: most updates of a small learning rate are rounded away.
 
-bfloat16 keeps 8 bits of a number. A weight of 0.02 has its neighbours 1e-4 away, and AdamW moves it by about the learning
-rate: at the paper's 1e-6, nearly every update rounds to nothing (`tests/training/test_precision.py` measures it). What works is
-`dtype: float32` with `bf16: true`, which computes in bfloat16; LoRA, whose adapters are float32; or DeepSpeed and FSDP,
-which keep float32 copies of their shards.
+bfloat16 keeps 8 bits of a number. The neighbours of a weight of 0.02 are 1e-4 away, and AdamW moves it by about the
+learning rate: at the paper's 1e-6, nearly every update rounds to nothing (`tests/training/test_precision.py` measures
+it). These work: `dtype: float32` with `bf16: true`, which computes in bfloat16; LoRA, whose adapters are float32; and
+DeepSpeed or FSDP, which keep float32 copies of their shards.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def refuse_rounded_weights(trainer: Any, allowed: bool) -> None:
     """Refuse full fine-tuning of low-precision weights that have no float32 copies.
 
     Raises:
-        ValueError: as said; the message names what would work.
+        ValueError: there are such weights and `allowed` is false; the message names what would work.
     """
     if allowed or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or hasattr(trainer.model, "peft_config"):
         return

@@ -1,4 +1,6 @@
-"""`mgpo train`: one recipe in, one run folder out.
+"""`mgpo train`: trains by a recipe and leaves a run folder.
+
+    mgpo train --config recipes/tiny_mgpo.yaml --output_dir runs/mine
 
 A run folder holds `config.yaml` (as resolved), `environment.json` (versions, git state), `metrics.jsonl`,
 `trajectories/`, `checkpoint-N/` and, at the end, the model itself.
@@ -50,10 +52,10 @@ def parse(argv: list[str], config_class: type[MGPOConfig] = MGPOConfig) -> tuple
 
     Args:
         argv: the command line.
-        config_class: what to build; `mgpo.planning.validate` checks more while it is built.
+        config_class: class of the settings; `mgpo.planning.validate` passes one with further checks.
 
     Raises:
-        ValueError: an unknown key, with the one that was probably meant.
+        ValueError: a key is unknown; the message names the one that was probably meant.
     """
     known = {f.name for way in WAYS for f in dataclasses.fields(way) if f.init} | {"env"}
     argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
@@ -83,7 +85,7 @@ def _refuse_unknown(keys: Any, known: set[str], where: str) -> None:
 
 
 def train(data: DataArguments, config: MGPOConfig, resume: bool = True) -> Path:
-    """Train, and leave the model in the run folder. A run that was stopped goes on from its last checkpoint.
+    """Train, and save the model in the run folder. A run that was stopped resumes from its last checkpoint.
 
     Returns:
         The run folder, `config.output_dir`.
@@ -91,7 +93,7 @@ def train(data: DataArguments, config: MGPOConfig, resume: bool = True) -> Path:
     Raises:
         ValueError: the folder holds a run with other settings, or one that has made more steps than are asked for.
         CheckpointError: a checkpoint could not be written or read.
-        Stopped: the run was asked to stop by SIGTERM; it is saved, and goes on when it is started again.
+        Stopped: the run was stopped by SIGTERM; it is saved, and resumes when it is started again.
     """
     folder = Path(config.output_dir)
     refuse_unwritable(folder)
@@ -107,7 +109,7 @@ def _train(data: DataArguments, config: MGPOConfig, folder: Path, resume: bool) 
     mark = mark_of(trainer.train_dataset)
     if resume and not config.resume_from_checkpoint:
         refuse_another_run(folder, settings, step_of(Path(last)) if last else 0, mark)
-    trainer.accelerator.wait_for_everyone()  # nobody compares with what is written now
+    trainer.accelerator.wait_for_everyone()  # no process may still be comparing when the files are written
     if trainer.is_world_process_zero():
         write_run_files(folder, settings)
         write_whole(folder / "data.json", json.dumps(mark) + "\n")
@@ -133,7 +135,7 @@ def _train(data: DataArguments, config: MGPOConfig, folder: Path, resume: bool) 
 
 
 def enough_questions(config: MGPOConfig, rows: int, name: str) -> None:
-    """Refuse a dataset that is smaller than one batch of rollouts: the trainer would make no step, and say nothing."""
+    """Refuse a dataset that is smaller than one batch of rollouts: the trainer would silently make no step."""
     needed = 1 if config.method == SFT else config.generation_batch_size // config.num_generations
     if rows < needed:
         raise ValueError(
@@ -164,7 +166,7 @@ def build_trainer(data: DataArguments, config: MGPOConfig, skipped: dict[str, li
 
 
 def _refuse_training_rows(data: DataArguments) -> None:
-    """What is evaluated on must not be what is trained on."""
+    """Refuse to evaluate on the rows that are trained on."""
     name, train, test = data.dataset_name, data.dataset_split, data.dataset_test_split
     path = Path(name)
     same = train == test or path.is_file() or path.is_dir() and files_of(path, train) == files_of(path, test)
@@ -178,7 +180,7 @@ def _refuse_training_rows(data: DataArguments) -> None:
 def _questions(
     data: DataArguments, config: MGPOConfig, skipped: dict, split: str, size: int, most: int | None = None
 ) -> Any:
-    """The questions of a split, each of which this policy can be asked; the first `most` of them."""
+    """The questions of a split that this policy can be asked, from its first `most` rows."""
     more = data.needle_megapixels, data.needle_backgrounds
     loaded = load_rows(data.dataset_name, split, data.dataset_seed, size, *more)
     if most is not None and len(loaded.places) > most:
@@ -195,7 +197,7 @@ def _questions(
 
 
 def admission_of(data: DataArguments, config: MGPOConfig) -> Admission:
-    """What must hold of a row for this policy and these settings."""
+    """The checks that a row must pass for this policy and these settings."""
     processor = load_processor(data.model_name_or_path)
     family = default_coordinates(model_type_of(data.model_name_or_path))
     protocol = config.protocol(budget_of(processor), family)
@@ -204,14 +206,14 @@ def admission_of(data: DataArguments, config: MGPOConfig) -> Admission:
 
 
 def plain_settings(data: DataArguments, config: MGPOConfig) -> dict[str, Any]:
-    """All settings as resolved, fit for a recipe; what could hold a secret is left out."""
+    """All settings as resolved, in a form that fits a recipe, without those that could hold a secret."""
     resolved = dataclasses.asdict(data) | config.to_dict()
     resolved.pop("generation_batch_size", None)  # follows from steps_per_generation; TRL refuses both
     return _without_secrets(json.loads(json.dumps(resolved, default=str)))
 
 
 def _without_secrets(value: Any) -> Any:
-    """Settings without the entries, at any depth, whose name says that they hold a key, and without users in URLs."""
+    """Settings without entries, at any depth, whose name says that they hold a secret, and without users in URLs."""
     if isinstance(value, str):
         return _USER_IN_URL.sub("://", value)
     if isinstance(value, dict):

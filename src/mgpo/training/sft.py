@@ -1,4 +1,4 @@
-"""The supervised baseline: TRL's `SFTTrainer` on the short answer, with the prompt that `direct` evaluation uses."""
+"""The supervised baseline: TRL's `SFTTrainer` on short answers, with the prompt that `direct` evaluation uses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mgpo.training.weights import freeze_vision_tower, model_kwargs, peft_config
 
 
 class ShortAnswers:
-    """Dataset transform: question rows -> `prompt`, `completion`, `images` as `SFTTrainer` wants them."""
+    """Dataset transform: question rows -> `prompt`, `completion`, `images` as `SFTTrainer` expects them."""
 
     def __init__(self, protocol: Protocol, draw: Any = None) -> None:
         self.protocol, self.draw = protocol, draw
@@ -45,16 +45,16 @@ def _as_short_answers(questions: Any, protocol: Protocol) -> Any:
 
 
 def _target(question: Question) -> str:
-    """The answer to learn; the first where several letters are right."""
+    """The answer to learn; the first letter where several are right."""
     return question.answer.split("|")[0] if question.choices else question.answer
 
 
 class ShortAnswerTrainer(RunLog, Resuming, SFTTrainer):
-    """TRL's `SFTTrainer`, able to go on from a checkpoint, with a run folder's log."""
+    """TRL's `SFTTrainer` with the resuming and the log of a run folder."""
 
 
 def build_sft_trainer(data: DataArguments, config: MGPOConfig, questions: Any, asked: Any = None) -> SFTTrainer:
-    """The trainer of the supervised baseline, from the same settings as MGPO's; `asked` is what it is evaluated on."""
+    """The trainer of the supervised baseline, from the same settings as MGPO's; it is evaluated on `asked`."""
     name = data.model_name_or_path
     processor = load_processor(name)
     protocol = config.protocol(budget_of(processor), default_coordinates(model_type_of(name)))
@@ -62,7 +62,7 @@ def build_sft_trainer(data: DataArguments, config: MGPOConfig, questions: Any, a
     config.min_pixels, config.max_pixels = (
         protocol.budget.min_pixels,
         protocol.budget.max_pixels,
-    )  # asked with them later
+    )  # evaluation will use the same budget
     shared = {f.name for f in dataclasses.fields(SFTConfig) if f.init} & {f.name for f in dataclasses.fields(config)}
     settings = {key: getattr(config, key) for key in shared - {"max_length", "model_init_kwargs", "loss_type"}}
     args = SFTConfig(**settings, max_length=None, model_init_kwargs=model_kwargs(data))

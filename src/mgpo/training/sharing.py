@@ -1,9 +1,9 @@
-"""`shared_prefix`: each image and each prompt token is computed once: per turn when sampling, per batch in the update.
+"""`shared_prefix`: computes each image and prompt token once per turn when sampling, and once per batch in the update.
 
 A mixin over TRL's `GRPOTrainer`. It replaces how tokens are sampled (`mgpo.policies.shared.rollout`) and how their
-log-probabilities are computed (`mgpo.policies.shared.update`), and skips rollouts that carry no gradient (all but one per
-batch) unless a KL or entropy term needs them. Loss, advantages and everything else stay TRL's, so with
-`shared_prefix: false` the same trainer is the reference that tests compare with.
+log-probabilities are computed (`mgpo.policies.shared.update`). It skips rollouts that carry no gradient, unless a KL or
+entropy term needs them, but always computes at least one per batch. Loss, advantages and everything else stay TRL's, so
+with `shared_prefix: false` the same trainer is the reference that tests compare with.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class SharedPrefix:
     """Mixin of `MGPOTrainer`; call `_share` once the trainer is built."""
 
     _shares: bool = False
-    """The update shares prompts."""
+    """Whether the update shares prompts."""
     _rollout: SharedRollout | None = None
-    """Sampling shares prompts; None where it does not, or where vLLM samples."""
+    """Samples with shared prompts; None where sampling does not share them, or where vLLM samples."""
     _scored_with: dict[str, Any] | None = None
 
     def _share(self) -> None:
-        """Use the shared path if model and settings allow it; if not, say so once and keep TRL's own."""
+        """Use the shared path if model and settings allow it; else log the reason and keep TRL's own path."""
         reason = self._why_not()
         models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
         if reason is None:
@@ -58,7 +58,7 @@ class SharedPrefix:
                 logger.warning("shared_prefix: %s; every prompt is computed once per rollout instead.", reason)
             return
         if self.ref_model is not None and not self.args.sync_ref_model:
-            self.ref_model.requires_grad_(False)  # it never changes, so its tower may remember
+            self.ref_model.requires_grad_(False)  # it never changes, so its tower may cache features
         for model in models:
             remember_towers(model)
         self._shares = True
@@ -86,7 +86,7 @@ class SharedPrefix:
         return None
 
     def _shared_turn(self, ids: list[list[int]], images: list[list[Any]], last: bool) -> list[list[int]]:
-        """The next turn of all rollouts; after the `last` nothing of them is kept."""
+        """The next turn of all rollouts. With `last`, nothing of them is cached for a further turn."""
         assert self._rollout is not None
         with (
             unwrap_model_for_generation(
@@ -101,9 +101,9 @@ class SharedPrefix:
             return self._rollout.speak(model, ids, images, self.generation_config, last)
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        """TRL's, but a batch of rollouts that is updated in parts is split between questions, not across them.
+        """As TRL's, but a batch of rollouts that is updated in parts is split between questions, not across them.
 
-        TRL shuffles single rollouts before it splits, so that every part would hold nearly every prompt. The sum over the
+        TRL shuffles single rollouts before it splits, so every part would hold nearly every prompt. The sum over the
         parts is the same for all losses but `bnpo`, which divides by the tokens of each part.
         """
         parts = self.args.steps_per_generation
@@ -145,7 +145,7 @@ class SharedPrefix:
             with self.accelerator.autocast():
                 out = model(**packed.inputs, fused_lm_head=True)
             logps = unpack(out.log_probs, packed, logps)
-            if not packed.where:  # every rollout was cut off and masked: the pass counts, its values do not
+            if not packed.where:  # every rollout was cut off and masked: the pass must run, but its values do not count
                 logps = logps + 0 * out.log_probs.sum()
             entropies = unpack(out.entropy, packed, entropies) if compute_entropy else entropies
         if compute_entropy and len(rows) < len(input_ids):
@@ -153,7 +153,7 @@ class SharedPrefix:
         return logps, entropies if compute_entropy else None, None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """TRL's loss; while it is computed, it is known which rollouts carry a gradient."""
+        """TRL's loss. Its inputs are stored meanwhile, so that rollouts without a gradient can be recognised."""
         self._scored_with = inputs
         try:
             return super()._compute_loss(model, inputs)
@@ -161,9 +161,9 @@ class SharedPrefix:
             self._scored_with = None
 
     def _rows_with_signal(self, completion_mask: torch.Tensor) -> list[int]:
-        """Rows to score: in an update, those whose advantage is not zero, unless KL or entropy need all.
+        """Rows to score: in an update, those whose advantage is not zero, unless KL or entropy terms need all rows.
 
-        At least one row stays, so that every process has a forward and a backward pass in every step.
+        At least one row remains, so that every process has a forward and a backward pass in every step.
         """
         lengths = completion_mask.sum(1)
         rows = [row for row, length in enumerate(lengths.tolist()) if length] or [0]
@@ -180,7 +180,7 @@ class SharedPrefix:
         return kept
 
     def _like_the_scored(self, entropies: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        """Entropies with the mean of those that were scored where they were not, so that a mean over all is theirs."""
+        """Give unscored rows the mean entropy of the scored ones, so that a mean over all rows equals theirs."""
         inputs = self._scored_with or {}
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
         scored = torch.zeros_like(mask[:, :1])
@@ -190,7 +190,7 @@ class SharedPrefix:
 
 
 def shuffle_together(batch: dict[str, Any], size: int) -> dict[str, Any]:
-    """A batch in random order in which each `size` consecutive rows stay together; what has no rows stays as it is."""
+    """Shuffle a batch but keep each `size` consecutive rows together; values without rows stay as they are."""
     rows = len(batch["prompt_ids"])
     order = shuffle_sequence_dict({"rows": torch.arange(rows).view(-1, size)})["rows"].flatten()
     return {name: _in_order(value, order) for name, value in batch.items()}

@@ -1,18 +1,18 @@
-"""MGPO on TRL: `GRPOTrainer` with an environment that answers in user turns.
+"""MGPO on TRL: a `GRPOTrainer` with an environment that answers in user turns.
 
-Thin on purpose. TRL samples, scores, normalises and updates; this class says what the turns are. It overrides four
-methods of TRL 1.16 (`tests/test_seam.py` fails loudly if an upgrade changes them):
+    python -m mgpo train --config recipes/tiny_mgpo.yaml
+
+The class is thin on purpose: TRL samples, scores, normalises and updates, and this class defines the turns. Above all,
+it overrides four methods of TRL 1.16 (`tests/test_seam.py` fails loudly if an upgrade changes them):
 
 - `_generate_and_score_completions`: opens an `Episode` per rollout; each image is opened once per question.
 - `_tokenize_prompts`: the first user turn as token ids.
 - `_generate_single_turn`: a token limit per turn.
-- `_tool_call_loop`: the environment. It returns what TRL needs to train on several turns: which tokens the model
-  sampled (mask 1) and which it did not (mask 0), and the images that arose on the way.
+- `_tool_call_loop`: the environment. It returns what TRL needs to train on several turns: a mask of the tokens that the
+  model sampled (1) and those that it did not (0), and the images of later turns.
 
-TRL runs that loop only for trainers with tools. We have none, so `self.tools` holds a marker that is hidden while
-prompts are written, lest a tool schema be rendered.
-
-    python -m mgpo train --config recipes/tiny_mgpo.yaml
+TRL runs that loop only for trainers with tools. This one has none, so `self.tools` holds a marker. It is not shown to
+the model, because `_tokenize_prompts` renders the prompts without a tool schema.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ ASKED_WITH = (
     "method", "max_turns", "crop_frame", "coordinates", "min_pixels", "max_pixels", "min_box_side", "max_box_aspect",
     "max_grounding_tokens", "max_answer_tokens",
 )  # fmt: skip
-"""Settings that a trained model is asked with."""
+"""Settings with which a trained model is to be asked."""
 
 
 def _environment() -> None:
-    """Marks the trainer as multi-turn for TRL; never called, never shown to the model."""
+    """Marks the trainer as multi-turn for TRL; it is never called and never shown to the model."""
 
 
 class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, GRPOTrainer):
@@ -119,13 +119,13 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, GRPOTrainer):
         if args.freeze_vision_tower:
             freeze_vision_tower(self.model)
         refuse_rounded_weights(self, args.allow_low_precision_weights)
-        # What dr_grpo divides by: TRL counts the crop and the texts of the environment too, which nobody samples.
+        # dr_grpo divides by this. TRL also counts the crop and the environment's texts, which are not sampled.
         self.max_completion_length = args.spoken_tokens(self.protocol)
         self._share()
         self.vllm_sampling = VLLMSampling(self) if self.use_vllm else None
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Open the episodes, let TRL do its work, then check, measure and log."""
+        """Open the episodes, let TRL generate and score, then check the images and save trajectories."""
         self._episodes, rows = [], []
         originals: dict[Any, Any] = {}
         for row in inputs:
@@ -140,7 +140,7 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, GRPOTrainer):
             episode = Episode(question, original, self.protocol, crops)
             turn = episode.opening(shown)
             self._episodes.append(episode)
-            # Gold boxes stay behind: they reach neither prompt nor reward.
+            # Gold boxes are left out, so that they reach neither prompt nor reward.
             rows.append(
                 {
                     key: value
@@ -152,13 +152,13 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, GRPOTrainer):
         with pixels_once(self.processing_class) if self.args.shared_prefix else nullcontext():
             output = super()._generate_and_score_completions(rows)
         self._check_images(output)
-        if self.vllm_sampling is not None and self.model.training:  # a greedy token's probability is 1 to vLLM
+        if self.vllm_sampling is not None and self.model.training:  # for vLLM, a greedy token's probability is 1
             self.vllm_sampling.compare(output)
         self._save_trajectories()
         return output
 
     def _check_images(self, output: dict[str, Any]) -> None:
-        """What is trained on holds every image that was shown, whole: TRL would go on without the images, silently."""
+        """Check that the batch holds every image that was shown, whole: TRL would silently train without images."""
         for episode, prompt, said in zip(self._episodes, output["prompt_ids"], output["completion_ids"], strict=True):
             images = [turn.image for turn in episode.user_turns]
             self.turn_tokens.check([*prompt.tolist(), *said.tolist()], images, episode.question.id)
@@ -166,7 +166,10 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, GRPOTrainer):
             raise RuntimeError("TRL dropped the images of this batch.")
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
-        """Metrics are taken here: every episode has ended, and TRL averages what is logged now over all processes."""
+        """Log metrics, then let TRL compute rewards.
+
+        By now every episode has ended, and TRL will average what is logged over all processes.
+        """
         if self.protocol.method is not Method.MGPO:
             for episode, completion, ids in zip(self._episodes, completions, completion_ids_list, strict=True):
                 episode.reply(completion[-1]["content"], truncated=ids[-1] not in self.eos_token_ids)
@@ -174,7 +177,8 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, GRPOTrainer):
             for name, value in episode_metrics(episode).items():
                 self._log_metric(name, value)
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        # TRL gathers this very list to every process for its log: 1.5 GB a rank at 512 questions, were the overviews in it.
+        # TRL gathers this list on every process for its log; with the overviews it would take 1.5 GB per rank at 512
+        # questions.
         prompts[:] = [strip_images_from_messages(prompt) for prompt in prompts]
         return rewards
 
@@ -191,9 +195,9 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, GRPOTrainer):
     def _generate_single_turn(
         self, prompt_ids: list, images: Any, multimodal_fields: Any, num_generations: int, has_tool_images: bool = False
     ) -> tuple:
-        """Generation with the limit of this turn instead of the whole episode's; prompts shared, or TRL's own.
+        """Generate with this turn's limit instead of the whole episode's: by vLLM, with shared prompts, or as TRL does.
 
-        Evaluation decodes greedily, as `mgpo eval` does: TRL would sample, and choose the best checkpoint by chance.
+        Evaluation decodes greedily, as `mgpo eval` does: TRL would sample, and so choose the best checkpoint by chance.
         """
         greedy = not self.model.training
         if self.vllm_sampling is not None:
@@ -232,7 +236,7 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, GRPOTrainer):
         images: Any,
         fields: Any,
     ) -> tuple:
-        """TRL's place for what comes after the first turn: the one turn loop, over the rollouts that TRL has begun."""
+        """Run the turns after the first, where TRL would call tools: the turn loop continues TRL's rollouts."""
         names = [episode.question.id for episode in self._episodes]
         given = logprobs or [None] * len(names)
         begun = zip(names, prompt_ids, completion_ids, given, completions, images, strict=True)
@@ -252,12 +256,12 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, GRPOTrainer):
         return masks, completions, completion_ids, logprobs, len(completions), failures, shown
 
     def _speak_again(self, ids: list[list[int]], images: list[list[Any]], limit: int, last: bool) -> tuple:
-        """One more turn of the model for all rollouts, ended ones too: a call is collective under ZeRO-3 and FSDP."""
+        """One more turn of the model for all rollouts, even ended ones: a call is collective under ZeRO-3 and FSDP."""
         self._turn_limit, self._is_last_turn = limit, last
         return self._generate_single_turn(ids, images, self._vision_fields(ids, images), 1, has_tool_images=True)
 
     def _vision_fields(self, ids: list[list[int]], images: list[list[Any]]) -> dict[str, Any]:
-        """Pixel values of all images in order, and the token types; nothing for engines that take images."""
+        """Pixel values of all images in order, and the token types; empty for engines that take images."""
         if self._rollout is not None or self.vllm_sampling is not None:
             return {}
         flat = [image for row in images for image in row]
@@ -268,9 +272,10 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, GRPOTrainer):
         }
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """TRL's, and how the model wants to be asked: `GroundedVQA`, `mgpo eval` and `mgpo serve` read it beside the weights.
+        """Save as TRL does, and write the settings that the model is to be asked with beside the weights.
 
-        `mgpo train` has written all settings there already; a trainer that is used from Python has not.
+        `GroundedVQA`, `mgpo eval` and `mgpo serve` read them there. `mgpo train` has already written all settings; a
+        trainer that is used from Python has not.
         """
         super()._save(output_dir, state_dict)
         run = Path(self.args.output_dir)
@@ -287,10 +292,10 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, GRPOTrainer):
 
 
 def load_dotted(path: str) -> Any:
-    """A function by its dotted path, e.g. `my_project.rewards.brevity`.
+    """Import a function by its dotted path, e.g. `my_project.rewards.brevity`.
 
     Raises:
-        ValueError: nothing is found under the path; the message says where it looked.
+        ValueError: nothing is found under the path; the message includes the reason.
     """
     module, _, name = path.rpartition(".")
     try:
@@ -302,16 +307,16 @@ def load_dotted(path: str) -> Any:
 
 
 def _image_key(image: Any) -> Any:
-    """Equal for rows that show the same image: the rollouts of a question share one decoded original.
+    """A key that is equal for rows with the same image, so that the rollouts of a question share one decoded original.
 
-    A column of `datasets.Image` decodes its file anew for each row, so images in memory are known by their pixels.
+    A column of `datasets.Image` decodes its file anew for each row, so images in memory are identified by their pixels.
     """
     if isinstance(image, dict):
         return image.get("path"), image.get("bytes")
     if isinstance(image, (str, Path, bytes)):
         return image
     pixels = image.tobytes()
-    if image.mode == "P":  # numbers into a palette
+    if image.mode == "P":  # the pixels are indices into a palette
         pixels += bytes(image.getpalette("RGBA") or ())
     more = repr(image.info.get("transparency")), image.getexif().get(ORIENTATION_TAG)
     return image.mode, image.size, xxhash.xxh3_128_digest(pixels), *more

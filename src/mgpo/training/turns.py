@@ -1,7 +1,8 @@
-"""The model in training as a `Policy`: the one turn loop (`mgpo.policies.rollout`) drives it as it drives every other.
+"""The model in training as a `Policy`, so that the turn loop (`mgpo.policies.rollout`) drives it like any other.
 
-TRL samples the first turns itself. What the loop needs besides is here: which tokens of a rollout the model sampled, their
-log-probabilities, and the images of the later turns. Token ids are appended to token ids; nothing is tokenised again.
+TRL samples the first turns itself. This module also records what TRL trains on: which tokens of a rollout the model
+sampled, their log-probabilities, and the images of later turns. Token ids are appended to token ids; nothing is
+tokenised again.
 """
 
 from __future__ import annotations
@@ -34,14 +35,15 @@ class Rollout:
     """One conversation as TRL trains on it.
 
     Attributes:
-        name: the question's, for messages.
+        name: the question's id, for messages.
         prompt_ids: the first user turn.
         ids: everything after it, the model's tokens and the environment's.
-        mask: 1 where the model spoke, 0 where the environment did; as long as `ids`.
-        logprobs: of the model's tokens, 0 elsewhere; None where the engine gives none.
+        mask: 1 for tokens of the model, 0 for tokens of the environment; as long as `ids`.
+        logprobs: log-probabilities of the model's tokens, 0 elsewhere; None where the engine gives none.
         messages: the same as `ids`, in TRL's message form.
-        image: of the first user turn. `later` holds those of the other user turns.
-        speaks: whether the model's next turn belongs to it: not once its episode has ended.
+        image: the image of the first user turn, in a list.
+        later: the images of the other user turns.
+        speaks: whether the model's next turn is added to it; False once its episode has ended.
     """
 
     name: str
@@ -56,14 +58,14 @@ class Rollout:
 
 
 class PolicyInTraining:
-    """Continues the rollouts of one batch; `collective`, as a call to the model is one under ZeRO-3 and FSDP.
+    """Continues the rollouts of one batch. It is `collective`, as calls to the model are under ZeRO-3 and FSDP.
 
     Args:
-        rollouts: in the order of the episodes; their first turns are sampled already.
+        rollouts: in the order of the episodes; their first turns are already sampled.
         tokens: how turns become token ids.
         ends: ids that end a turn.
-        speak: one more turn of the model for all of them.
-        turns: how many turns of the model an episode has at most.
+        speak: generates one more turn of the model for all rollouts.
+        turns: the largest number of model turns in an episode.
         most_text_tokens: limit of the text of one user turn.
     """
 
@@ -80,7 +82,7 @@ class PolicyInTraining:
         self.budget, self.coordinates = None, None
 
     def set_budget(self, budget: PixelBudget) -> None:
-        """The trainer's processor holds it already."""
+        """Do nothing: the trainer's processor is already set to the budget."""
 
     def open(self, turn: UserTurn) -> Rollout:
         """The next rollout of the batch, which TRL has opened with this turn."""
@@ -105,7 +107,7 @@ class PolicyInTraining:
         conversation.speaks = True
 
     def say(self, conversations: Sequence[Rollout], max_new_tokens: int, temperature: float = 1.0) -> list[Said]:
-        """The next turn of all rollouts, sampled as the trainer samples; of those that have ended, nothing is kept."""
+        """The next turn of all rollouts, sampled with the trainer's settings; turns of ended rollouts are discarded."""
         self._number += 1
         if self._number == 1:
             new_ids, new_logprobs = [list(rollout.ids) for rollout in conversations], None

@@ -64,7 +64,7 @@ class VLLMSampling:
 
 
 def turn_masks(said: torch.Tensor, turns: int) -> list[torch.Tensor]:
-    """Masks of the model's first, second, ... turn, from the mask (rows, tokens) of all that it sampled; empty ones too."""
+    """One mask per turn of the model, from the mask (rows, tokens) of all that it sampled; some may be empty."""
     starts = said.clone()
     starts[:, 1:] = said[:, 1:] * (1 - said[:, :-1])
     number = starts.cumsum(1) * said

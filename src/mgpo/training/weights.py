@@ -1,4 +1,4 @@
-"""What is loaded of a model and which of its weights are trained: all, LoRA's adapters, or all but the vision tower."""
+"""How the model is loaded, and which weights are trained: all, LoRA's adapters, or all but the vision tower."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mgpo.policies.shared.vision_cache import towers
 
 
 def model_kwargs(data: DataArguments) -> dict[str, Any]:
-    """How to load the model: TRL passes this to transformers."""
+    """Arguments for loading the model, which TRL passes to transformers."""
     kwargs: dict[str, Any] = {"dtype": data.dtype, "use_safetensors": True}
     if data.attn_implementation:
         kwargs["attn_implementation"] = data.attn_implementation
@@ -32,7 +32,7 @@ def peft_config(data: DataArguments) -> Any:
 
 
 def freeze_vision_tower(model: Any) -> None:
-    """Train the language model only: no gradient for what turns pixels into tokens."""
+    """Train the language model only: the vision tower, which turns pixels into tokens, gets no gradients."""
     found = towers(model)
     if not found:
         raise ValueError(f"freeze_vision_tower: {type(model).__name__} has no module named visual or vision_tower.")

@@ -1,9 +1,9 @@
 """`needle`: questions about scenes whose fine print cannot be read in the overview, only in a crop.
 
-What is asked about cannot be read at the model's pixel budget, but where to look can be seen. Three kinds of fine print
-(a letter, dots to count, a shape), asked of a sign by its colour ("the red sign") or by its place ("the sign left of
-the red sign"). A quarter of the questions (`OVERVIEW_SHARE`) can be answered from the overview alone, so that a
-single-turn policy has something to learn. Exact by (split, seed, index).
+At the model's pixel budget the fine print cannot be read, but the sign that holds it can be seen. There are three kinds
+of fine print (a letter, dots to count, a shape), and a question names the sign by its colour ("the red sign") or by its
+place ("the sign left of the red sign"). A quarter of the questions (`OVERVIEW_SHARE`) can be answered from the overview
+alone, so that a single-turn policy has something to learn. Split, seed and index determine a question exactly.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _pick_sign(rng: np.random.Generator, scene: Scene) -> tuple[Sign, str, str]:
 
 
 def about_overview_only(rng: np.random.Generator, scene: Scene) -> tuple[str, str, tuple[str, ...], str, tuple]:
-    """No gold box: there is no one region to look at."""
+    """A question that the overview answers. It has no gold box, because there is no one region to look at."""
     if rng.uniform() < 0.5:
         count = len(scene.signs)
         low = max(1, count - int(rng.integers(4)))
@@ -85,7 +85,7 @@ def lettered(rng: np.random.Generator, options: tuple[str, ...], answer: str) ->
 
 
 def resized(split: str, megapixels: float | None) -> Look | None:
-    """The look of a split on canvases of another area (33 megapixels are 8K); None, its own, if none is given."""
+    """The look of a split on canvases of another area (33 megapixels are 8K); None for the split's own look."""
     return None if megapixels is None else replace(LOOKS.get(split, Look()), megapixels=(megapixels, megapixels))
 
 

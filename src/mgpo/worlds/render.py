@@ -1,8 +1,8 @@
-"""Drawing of `needle` scenes with Pillow. One function matters: `render(scene)` -> RGB image at full resolution.
+"""Draws `needle` scenes with Pillow. One function matters: `render(scene)` -> RGB image at full resolution.
 
-Fine print is drawn so that the overview does not give it away: dots and shapes hold the same amount of ink whatever
-they are, letters turn, vary in weight and stand anywhere on the plate. `tests/worlds/test_needle.py` measures that a
-probe which knows where to look stays near chance on the overview.
+Fine print is drawn so that the overview does not give it away: all dots and shapes have the same amount of ink, and
+letters turn, vary in weight and stand anywhere on the plate. `tests/worlds/test_needle.py` measures that a probe which
+knows where to look stays near chance on the overview.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FONT_FILES = {
     "roman": "cmb10.ttf",
     "stix": "STIXGeneralBol.ttf",
 }
-"""Families that matplotlib ships, so that a scene looks the same on every machine."""
+"""Font families that matplotlib ships, so that a scene looks the same on every machine."""
 
 FINE_GAIN, FINE_GRAIN = 0.75, 0.45
 """Contrast of a fine print's outline, and of the grain of its panel, as shares of the range from paper to ink."""
@@ -143,8 +143,8 @@ def panel(
     """A small panel (`half` its side, in pixels) with one print of `height` pixels on it.
 
     `clear` print is ink on paper. `fine` print is an outline on a grained panel: the print minus its own blur, so that
-    it has no tone of its own, under grain about as coarse as its strokes. Shrinking to the overview averages the outline
-    away and leaves the grain; a crop keeps both.
+    it has no tone of its own, under grain about as coarse as its strokes. Shrinking to the overview averages the
+    outline away and leaves the grain; a crop keeps both.
     """
     paper, ink = shades
     (cx, cy), size = centre, round(2 * half)
@@ -197,7 +197,7 @@ def print_mask(rng: np.random.Generator, fonts: tuple[str, ...], kind: str, valu
 
 
 def _dots(rng: np.random.Generator, draw: ImageDraw.ImageDraw, centre: float, reach: float, count: int) -> None:
-    """`count` dots of equal ink in sum, about evenly spread on a ring: its size says nothing of their number."""
+    """`count` dots with the same total ink, about evenly spread on a ring: its size says nothing of their number."""
     r = reach * 0.50 / math.sqrt(count)
     angles = 2 * math.pi * np.arange(count) / count + rng.normal(0, 0.06, count)
     rings = reach * 0.85 * (1 + rng.normal(0, 0.03, count))
@@ -207,7 +207,7 @@ def _dots(rng: np.random.Generator, draw: ImageDraw.ImageDraw, centre: float, re
 
 
 def _shape(draw: ImageDraw.ImageDraw, c: float, radius: float, name: str) -> None:
-    """A shape of the same area whatever it is."""
+    """A shape with the same area as every other one."""
     area = 2.1 * radius**2
     if name == "circle":
         r = math.sqrt(area / math.pi)

@@ -1,6 +1,6 @@
-"""Scenes of the `needle` world: what stands where, before anything is drawn or asked.
+"""Scenes of the `needle` world: where the signs are, before anything is drawn or asked.
 
-A scene is exact by (split, seed, index): the same three always give the same scene. A scene holds signs: plates of a
+Split, seed and index determine a scene: the same three always give the same scene. A scene holds signs: plates of a
 saturated colour that can be seen in the overview, each with fine print (a letter, some dots or a shape) that cannot.
 All lengths are fractions of the canvas' geometric mean side unless a name ends in `_px`.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "white", "black")
 LETTERS = tuple("HKLNPRSTUXYZ")
-"""None of them is also the letter of a choice (A to D): an answer can be read in one way only."""
+"""None of them is also the letter of a choice (A to D), so that an answer can be read in one way only."""
 SHAPES = ("circle", "square", "triangle", "star", "cross", "moon", "arrow", "diamond")
 DOTS = ("2", "3", "4", "5")
 PRINT = {"letter": LETTERS, "dots": DOTS, "shape": SHAPES}
@@ -55,7 +55,7 @@ LOOKS = {
     "ood_crowded": Look(signs=(6, 7)),
     "ood_small": Look(side=(0.15, 0.175)),
     "ood_shapes": Look(aspects=(2.0, 0.5, 1.9)),
-    # What the base model is made from: wider canvases and one to five signs. No evaluation split.
+    # The base model is trained on this: wider canvases and one to five signs. Not an evaluation split.
     "pretrain": Look(aspects=(1.0, 1.0, 4 / 3, 3 / 4, 7 / 5, 5 / 7, 1.7, 0.6), signs=(1, 5), side=(0.182, 0.235)),
 }
 EVAL_SPLITS = ("test", "ood_fonts", "ood_texture", "ood_crowded", "ood_small", "ood_shapes")
@@ -71,7 +71,7 @@ IN_THE_OVERVIEW = {
 
 @dataclass(frozen=True)
 class Sign:
-    """One plate: `box_px_original` is its (x1, y1, x2, y2), `print_px` the centre of its fine print, in canvas pixels."""
+    """One plate: `box_px_original` is its (x1, y1, x2, y2), `print_px` the centre of its print, in canvas pixels."""
 
     colour: str
     kind: str
@@ -127,7 +127,7 @@ def sample_scene(split: str, seed: int, index: int, look: Look | None = None) ->
 
 
 def _place(rng: np.random.Generator, look: Look, size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
-    """Boxes that do not touch, by rejection; starts over when a layout does not come together."""
+    """Boxes that do not touch, by rejection sampling; starts over when a layout cannot be completed."""
     unit = math.sqrt(size[0] * size[1])
     gap = 0.03 * unit
     wanted = int(rng.integers(look.signs[0], look.signs[1] + 1))

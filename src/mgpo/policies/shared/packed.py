@@ -1,11 +1,11 @@
-"""Attention over a packed row: many conversations in one sequence, each shared beginning held once.
+"""Attention over a packed row: many conversations in one sequence, with each shared prefix held once.
 
-The rollouts of a question share their prompt. Packed, the prompt stands once, each rollout after it, and a rollout's
-tokens see the prompt and their own rollout, nothing else. Every linear layer then works on unique tokens only, without
-padding. The attention is computed part by part, so it costs what it must and no mask of row x row is ever made.
+The rollouts of a question share their prompt. A packed row holds the prompt once, followed by the rollouts, and a
+rollout's tokens attend to the prompt and to their own rollout only. Every linear layer then works on unique tokens,
+without padding. Attention is computed part by part, so there is no wasted work and no mask of row x row.
 
-`use_packed_attention` puts a function in front of a model's SDPA that understands a `Packed` layout in place of the mask and
-passes everything else on.
+`use_packed_attention(model)` replaces a model's SDPA by a function that accepts a `Packed` layout as its mask; other
+masks are passed on to SDPA.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ Layers = list[tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Part:
-    """Tokens `start` to `stop` (exclusive) of the row: each sees those before it in the part, and all of `prefix`."""
+    """Tokens `start` to `stop` (exclusive) of the row.
+
+    Each token attends to itself, to the tokens before it in the part, and to all of `prefix`.
+    """
 
     start: int
     stop: int
@@ -36,11 +39,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Packed:
-    """Who sees whom in a packed row (1, tokens).
+    """Which tokens attend to which in a packed row (1, tokens).
 
     Args:
         parts: in the order of the row, which they cover without gaps; a prefix is another part's span.
-        past: for each part what it sees of before the row, or None; empty if no part does.
+        past: for each part, cached keys and values before the row that it attends to, or None; empty if no part has
+            any.
     """
 
     parts: tuple[Part, ...]
@@ -57,7 +61,7 @@ def packed_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """SDPA as transformers has it; part by part if the mask is a `Packed` layout.
+    """SDPA as in transformers; computed part by part if the mask is a `Packed` layout.
 
     Args:
         query: (1, heads, tokens, head size); key and value have the key-value heads.
@@ -89,15 +93,15 @@ def packed_attention(
 
 
 def _sees(own: int, length: int, device: torch.device) -> torch.Tensor:
-    """(own, length): the last `own` of `length` tokens see all that came before, and themselves."""
+    """Mask (own, length): each of the last `own` of `length` tokens attends to itself and to all tokens before it."""
     return torch.ones(own, length, dtype=torch.bool, device=device).tril(length - own)
 
 
 def use_packed_attention(model: Any) -> None:
-    """Let a model's language half understand a `Packed` layout.
+    """Make a model's language half accept a `Packed` layout as attention mask.
 
     Raises:
-        ValueError: the model cannot; the message says why.
+        ValueError: the model does not support it; the message says why.
     """
     if not shares_well(model):
         raise ValueError(f"it is written for Qwen2-VL and Qwen2.5-VL, not for {model.config.model_type}")
@@ -112,11 +116,11 @@ def use_packed_attention(model: Any) -> None:
 
 
 def shares_well(model: Any) -> bool:
-    """Whether a model's tower and masks are of the kind that this package's sharing was written for."""
+    """Whether a model is of a family for whose vision tower and masks this package's sharing was written."""
     return model.config.model_type in FAMILIES
 
 
 def base_of(model: Any) -> Any:
-    """The part of a conditional generation model that holds tower and language model, LoRA or not."""
+    """The part of a conditional generation model that holds vision tower and language model, with or without LoRA."""
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     return getattr(model, "model", model)

@@ -1,8 +1,8 @@
-"""Sampling with every prompt token computed once: rollouts share a question's prompt, later turns go on from earlier ones.
+"""Sampling with every prompt token computed once: rollouts share a prompt, and later turns reuse earlier ones' cache.
 
-Sampling itself is `model.generate`, as on the plain path, so settings and distribution are the same; it only finds its
-key-value cache filled. The cache is filled by one packed forward (`mgpo.policies.shared.packed`) per turn: over the unique prompts
-in the first, over what the environment added in the later ones.
+Sampling itself is `model.generate`, as on the plain path, so settings and distribution are the same; it only starts
+from a filled key-value cache. Packed forwards (`mgpo.policies.shared.packed`) fill the cache: in the first turn over
+the unique prompts, in later turns over what the environment added.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mgpo.policies.tokens import TurnTokens
 
 @dataclass(frozen=True)
 class Kept:
-    """What the model has computed of a conversation: its first tokens, images, and keys and values by layer."""
+    """The cached part of a conversation: its first tokens, its images, and its keys and values by layer."""
 
     ids: list[int]
     images: list[Image.Image]
@@ -30,7 +30,7 @@ class Kept:
 
 
 class _Recorder:
-    """Stands in for a cache during a packed forward: hands keys and values back and writes them down."""
+    """Takes the place of a cache during a packed forward: records keys and values, and returns them unchanged."""
 
     def __init__(self) -> None:
         self.layers: Layers = []
@@ -44,11 +44,11 @@ class _Recorder:
 
 
 class SharedRollout:
-    """Samples turns for a batch of conversations and remembers what it computed of them.
+    """Samples turns for a batch of conversations and caches what it computed of them.
 
     Args:
         tokens: turns images of final size into pixel values and grids.
-        pad_id: token that fills a batch.
+        pad_id: padding token of a batch.
         end_ids: tokens that end a turn.
         row_tokens: a packed forward takes at most about this many tokens, which bounds its memory.
     """
@@ -58,7 +58,7 @@ class SharedRollout:
         self._kept: list[Kept | None] = []
 
     def forget(self) -> None:
-        """Drop what is remembered: the weights have changed, or the episodes are over."""
+        """Drop the cache, because the weights have changed or the episodes are over."""
         self._kept = []
 
     @torch.no_grad()
@@ -73,19 +73,20 @@ class SharedRollout:
         """The model's next turn in each conversation.
 
         Args:
-            ids: conversations as token ids; those that go on from the last call are recognised by their beginning.
-            images: the images behind their placeholders.
+            ids: conversations as token ids; one that continues a conversation of the last call is recognised by its
+                prefix.
+            images: the images of their placeholders.
             config: how to sample.
-            last: nothing follows, so nothing is remembered.
+            last: this is the last turn, so nothing is cached.
 
         Returns:
-            New token ids of each, up to and including its end-of-turn token, if it said one.
+            New token ids of each, up to and including its end-of-turn token, if it sampled one.
         """
         positions, deltas = self._positions(model, ids, images)
         before = [self._known(i, row, images[i]) for i, row in enumerate(ids)]
         filled = self._fill_all(model, ids, images, before, positions)
         before.clear()
-        self.forget()  # the padded cache of the turn before is freed before the next one is made
+        self.forget()  # frees the padded cache of the previous turn before the next one is made
         said, layers = self._sample(model, ids, filled, deltas, config)
         if last:
             return said
@@ -95,7 +96,7 @@ class SharedRollout:
     def _keep(
         self, ids: list[list[int]], images: list[list[Image.Image]], said: list[list[int]], layers: Layers
     ) -> None:
-        """Remember each conversation but for its last token, which was sampled and not yet computed."""
+        """Cache each conversation except its last token, which was sampled but not yet computed."""
         width = max(map(len, ids))
         for i, (row, spoken, shown) in enumerate(zip(ids, said, images, strict=True)):
             computed = slice(width - len(row), width + len(spoken) - 1)
@@ -104,7 +105,7 @@ class SharedRollout:
             )
 
     def _known(self, i: int, ids: list[int], images: list[Image.Image]) -> Kept | None:
-        """What is remembered of a conversation, up to its last token: sampling begins there."""
+        """The cached part of a conversation, without its last token, because sampling begins there."""
         kept = self._kept[i] if i < len(self._kept) else None
         if kept is None:
             return None
@@ -122,7 +123,7 @@ class SharedRollout:
         before: list[Kept | None],
         positions: torch.Tensor,
     ) -> list[Layers]:
-        """Keys and values of each conversation without its last token; equal ones are computed once."""
+        """Keys and values of each conversation without its last token; equal conversations are computed once."""
         unique: dict[Any, list[int]] = {}
         for i, row in enumerate(ids):
             key = (tuple(row), tuple(map(id, images[i]))) if before[i] is None else i
@@ -139,7 +140,7 @@ class SharedRollout:
     def _chunks(
         self, groups: Iterable[list[int]], ids: list[list[int]], before: list[Kept | None]
     ) -> list[list[list[int]]]:
-        """Groups of equal conversations, as many at a time as have `row_tokens` new tokens."""
+        """Groups of equal conversations, split into chunks of at most `row_tokens` new tokens where possible."""
         chunks: list[list[list[int]]] = [[]]
         size = 0
         for members in groups:
@@ -155,7 +156,7 @@ class SharedRollout:
     def _positions(
         self, model: Any, ids: list[list[int]], images: list[list[Image.Image]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """M-RoPE positions (3, rows, longest), padded right, and how far each row's next one is from its length."""
+        """M-RoPE positions (3, rows, longest), padded right, and each row's next position minus its length."""
         base = base_of(model)
         width = max(map(len, ids))
         padded = torch.full((len(ids), width), self.pad_id)
@@ -172,7 +173,7 @@ class SharedRollout:
         return positions, deltas
 
     def _fill(self, model: Any, rows: list[tuple[list[int], list, Kept | None, torch.Tensor]]) -> list[Layers]:
-        """Keys and values of each conversation without its last token, in one packed forward over what is new."""
+        """Keys and values of each conversation without its last token, in one packed forward over its new tokens."""
         new_ids, positions, images, parts, past = [], [], [], [], []
         for ids, shown, kept, position in rows:
             known = len(kept.ids) if kept else 0
@@ -204,7 +205,7 @@ class SharedRollout:
     def _sample(
         self, model: Any, ids: list[list[int]], filled: list[Layers], deltas: torch.Tensor, config: GenerationConfig
     ) -> tuple[list[list[int]], Layers]:
-        """`generate` over a filled cache; returns what was said, and keys and values (rows, heads, columns, size)."""
+        """Run `generate` on a filled cache; returns sampled ids, and keys and values (rows, heads, columns, size)."""
         width, device = max(map(len, ids)), model.device
         padded = torch.full((len(ids), width), self.pad_id)
         mask = torch.zeros_like(padded)

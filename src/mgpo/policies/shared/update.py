@@ -1,9 +1,10 @@
-"""The update's forward with every token once: prompts shared by rollouts, no padding, each unique image encoded once.
+"""The update's forward pass with every token computed once: shared prompts, no padding, each image encoded once.
 
-TRL pads G copies of prompt + rollout into a batch. Here the batch becomes one packed row (`mgpo.policies.shared.packed`): a prompt
-without its last token, then for each of its rollouts that last token (each rollout's first token is predicted from it)
-and the rollout without its own last token (which predicts nothing). What is scored, where and at which positions is the
-same; `tests/policies/shared/test_shared_update.py` compares loss and gradients with TRL's own.
+TRL pads G copies of prompt + rollout into a batch. Here the batch becomes one packed row
+(`mgpo.policies.shared.packed`): a prompt without its last token, then for each of its rollouts that last token (each
+rollout's first token is predicted from it) and the rollout without its own last token (which predicts nothing). The
+same tokens are scored at the same positions; `tests/policies/shared/test_shared_update.py` compares loss and gradients with
+TRL's own.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from mgpo.policies.shared.vision_cache import image_key
 
 @dataclass(frozen=True)
 class Batch:
-    """A padded batch as TRL makes it: prompts end and completions begin at column `split` of every row.
+    """A padded batch as TRL makes it: in every row, the prompt ends and the completion begins at column `split`.
 
     Args:
         input_ids: (rows, columns); prompts padded left, completions right.
         attention_mask: the same shape, 1 where a token is.
         pixel_values: patches of all images in order, or None.
         image_grid_thw: (images, 3).
-        num_images: images of each row.
+        num_images: number of images of each row.
     """
 
     input_ids: torch.Tensor
@@ -39,7 +40,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """A batch as one row. `where[i]` is (row of the batch, first and last token of its completion in the packed row)."""
+    """A batch as one row. `where` holds (row of the batch, start, stop) of each completion's span in the packed row."""
 
     inputs: dict[str, Any]
     where: list[tuple[int, int, int]]
@@ -50,8 +51,9 @@ def pack(model: Any, batch: Batch, rows: list[int]) -> PackedBatch:
 
     Args:
         model: gives the M-RoPE positions; may be a LoRA model.
-        rows: those to score, each with a completion; the others are left out. If none has one (all were cut off and
-            masked), a single row's prompt is packed, so that there is a forward pass to take part in, and `where` is empty.
+        rows: rows to score, each with a completion; the others are left out. If none has one (all were cut off and
+            masked), a single row's prompt is packed and `where` is empty, so that this process still has a forward
+            pass.
     """
     device, columns = batch.input_ids.device, batch.input_ids.shape[1]
     image_id = base_of(model).config.image_token_id
@@ -94,7 +96,7 @@ def pack(model: Any, batch: Batch, rows: list[int]) -> PackedBatch:
         "input_ids": batch.input_ids.flatten()[taken][None],
         "attention_mask": {"full_attention": Packed(tuple(parts))},
         "position_ids": positions.flatten(1)[:, taken][:, None],
-        # What the environment shows is never scored; its text is masked by the loss.
+        # Image tokens of the environment are never scored; the loss masks its text.
         "shift_labels": targets.masked_fill(targets == image_id, -100)[None],
         "pixel_values": torch.cat([pixels[row][i] for row, i in order]),
         "image_grid_thw": torch.stack([grids[row][i] for row, i in order]),
@@ -103,7 +105,7 @@ def pack(model: Any, batch: Batch, rows: list[int]) -> PackedBatch:
 
 
 def unpack(values: torch.Tensor, packed: PackedBatch, like: torch.Tensor) -> torch.Tensor:
-    """Scores (1, tokens) of a packed row back in a batch of the shape of `like`; rows left out keep its values."""
+    """Put scores (1, tokens) of a packed row back into a batch of the shape of `like`, whose values other rows keep."""
     out = like.clone().to(values.dtype)
     for row, start, stop in packed.where:
         out[row, : stop - start] = values[0, start:stop]
@@ -111,7 +113,7 @@ def unpack(values: torch.Tensor, packed: PackedBatch, like: torch.Tensor) -> tor
 
 
 def _images_in_prompt(model: Any, batch: Batch, grids: list[torch.Tensor], row: int) -> int:
-    """How many of a row's images stand before its completion."""
+    """How many of a row's images come before its completion."""
     config = base_of(model).config
     tokens, count = int((batch.input_ids[row, : batch.split] == config.image_token_id).sum()), 0
     while tokens > 0:

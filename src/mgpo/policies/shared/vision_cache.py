@@ -1,9 +1,10 @@
-"""A vision tower sees each image once.
+"""Makes a vision tower encode each image once.
 
-In a step, the overview of a question stands in every one of its G rollouts, in both turns and in the update.
-`remember_images` makes the tower tell images apart by the hash of their pixels. While it is frozen, features are kept from
-call to call and only what is new is encoded; memory is bounded, the least recently used images are forgotten. While it is
-trained, each unique image of a call is encoded once, and its gradient is the sum over the places where it stands.
+In a step, the overview of a question occurs in every one of its G rollouts, in both turns and in the update.
+`remember_images(tower)` makes the tower identify images by the hash of their pixels. A frozen tower caches features
+from call to call and encodes only new images; the cache is bounded, and the least recently used images are dropped. A
+tower that is trained encodes each unique image of a call once, and the image's gradient is the sum over its
+occurrences.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from mgpo.policies.shared.packed import shares_well
 
 MEMORY_TOKENS = 200_000
-"""Visual tokens kept at most: 0.13 GB for `mgpo-tiny`, 1.4 GB in bfloat16 for a hidden size of 3584."""
+"""Largest number of cached visual tokens: 0.13 GB for `mgpo-tiny`, 1.4 GB in bfloat16 for a hidden size of 3584."""
 
 
 def towers(model: Any) -> list[torch.nn.Module]:
@@ -27,18 +28,20 @@ def towers(model: Any) -> list[torch.nn.Module]:
 
 
 def remember_towers(model: Any) -> None:
-    """`remember_images` for every tower of a model, if it is of a family whose tower gives features alone."""
+    """Apply `remember_images` to every tower of a model, if it is of a family whose tower returns features only."""
     if shares_well(model):
         for tower in towers(model):
             remember_images(tower)
 
 
 def remember_images(visual: torch.nn.Module, memory_tokens: int = MEMORY_TOKENS) -> None:
-    """Make a Qwen2.5-VL vision tower encode each unique image once: per call while it is trained, for good while frozen.
+    """Make a Qwen2.5-VL vision tower encode each unique image once.
+
+    That is once per call while the tower is trained, and once in all, within the memory bound, while it is frozen.
 
     Args:
         visual: the tower; its forward takes patches (sum of patches, values) and `grid_thw` (images, 3).
-        memory_tokens: bound of the memory, in merged tokens.
+        memory_tokens: bound of the cache, in merged tokens.
     """
     if getattr(visual, "remembers_images", False):
         return
@@ -89,6 +92,6 @@ def _encode_unique(encode: Any, images: Any, grid_thw: torch.Tensor, merge: int,
 
 
 def image_key(patches: torch.Tensor, grid: list[int]) -> bytes:
-    """Identity of an image's pixels and grid. What depends on a tower must add the state of its weights."""
+    """Identity of an image's pixels and grid. A key for the output of a tower must add the state of its weights."""
     data = patches.detach().to("cpu", torch.float32).contiguous().numpy()
     return xxhash.xxh3_128_digest(data) + repr(grid).encode()
