@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 from support import make_trainer
 
-from mgpo.runs import resuming
-from mgpo.runs import folder as run_folder
-from mgpo.training import run as training
-from mgpo.runs.checkpoints import seal
 from mgpo.errors import CheckpointError
-from mgpo.training.run import parse, train
+from mgpo.runs import folder as run_folder
+from mgpo.runs import resuming
+from mgpo.runs.checkpoints import seal
 from mgpo.runs.tree import load_tree
+from mgpo.training import run as training
+from mgpo.training.run import parse, train
 
 TIMES = ("time", "runtime", "per_second")
 

@@ -18,10 +18,10 @@ from typing import Any
 import xxhash
 import yaml
 
-from mgpo.runs.checkpoints import last_complete
 from mgpo.config import MGPOConfig
-from mgpo.runs.environment import describe_environment
 from mgpo.files import write_whole
+from mgpo.runs.checkpoints import last_complete
+from mgpo.runs.environment import describe_environment
 
 MAY_CHANGE = re.compile(
     r"output_dir|max_steps|num_train_epochs|(logging|save|eval|log|report|trajectories|disable|run|hub|push|dataset_test|dataloader)_.*"

@@ -7,11 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mgpo.runs.card import model_card
 from mgpo.config import SFT
-from mgpo.policies.loading import TINY, resolve
 from mgpo.files import write_whole
 from mgpo.jsonl import read_jsonl
+from mgpo.policies.loading import TINY, resolve
+from mgpo.runs.card import model_card
 
 
 class RunLog:

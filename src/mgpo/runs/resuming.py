@@ -28,9 +28,9 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 from trl.trainer.utils import RepeatSampler, strip_images_from_messages
 
-from mgpo.runs.checkpoints import ASIDE, cannot_write, flaw, is_about_the_disk, move_into_place, replace_files, seal
 from mgpo.errors import CheckpointError
 from mgpo.jsonl import read_jsonl
+from mgpo.runs.checkpoints import ASIDE, cannot_write, flaw, is_about_the_disk, move_into_place, replace_files, seal
 from mgpo.runs.stopping import Stopping
 from mgpo.runs.tree import load_tree, save_tree
 
