@@ -85,7 +85,7 @@ def unread_note(columns: Sequence[str], name: str) -> str:
     return f"{name}: nothing reads {', '.join(map(repr, columns))} (docs/data.md lists the columns)." if columns else ""
 
 
-class _Noting(dict):
+class _Noting(dict[str, Any]):
     """A row that notes which of its columns were asked for."""
 
     def __init__(self, row: Mapping[str, Any]) -> None:

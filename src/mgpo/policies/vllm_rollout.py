@@ -57,8 +57,9 @@ def engine_settings(budget: PixelBudget) -> Iterator[None]:
     """While TRL builds a colocated engine: the run's pixel budget for vLLM's own image processor, and safetensors only."""
     from trl.generation import vllm_generation
 
-    stock = getattr(vllm_generation, "LLM", None)  # missing where vLLM is: TRL says so itself
-    vllm_generation.LLM = stock and partial(
+    module: Any = vllm_generation  # LLM is no public name of it
+    stock = getattr(module, "LLM", None)  # missing where vLLM is: TRL says so itself
+    module.LLM = stock and partial(
         stock,
         load_format="safetensors",
         mm_processor_kwargs={"min_pixels": budget.min_pixels, "max_pixels": budget.max_pixels},
@@ -67,7 +68,7 @@ def engine_settings(budget: PixelBudget) -> Iterator[None]:
     try:
         yield
     finally:
-        vllm_generation.LLM = stock
+        module.LLM = stock
 
 
 class VLLMRollout:
