@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -123,7 +123,7 @@ def _look(loaded: Loaded, numbers: Sequence[int], admission: Admission) -> list[
         return None
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        looked = pool.map(why, numbers)
+        looked: Iterable[tuple[int, str] | None] = pool.map(why, numbers)
         if len(numbers) > MANY:
             looked = track(looked, "checking rows", total=len(numbers), transient=True)
         return [found for found in looked if found is not None]

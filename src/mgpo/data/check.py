@@ -40,9 +40,9 @@ class Found:
 
     rows: int = 0
     bad: list[BadRow] = field(default_factory=list)
-    categories: Counter = field(default_factory=Counter)
-    answers: Counter = field(default_factory=Counter)
-    choices: Counter = field(default_factory=Counter)
+    categories: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
+    choices: Counter[int] = field(default_factory=Counter)
     with_boxes: int = 0
     sizes: list[tuple[int, int]] = field(default_factory=list)
     question_lengths: list[int] = field(default_factory=list)

@@ -81,9 +81,13 @@ def load_rows(
     if not files and not path.exists() and path.suffix == "" and not name.startswith((".", "/", "~")):
         refuse_typo(name)
         return _mapped(datasets.load_dataset(name, split=split), name, Path())
-    rows, bad = [], []
+    rows: list[dict[str, Any]] = []
+    bad: list[BadRow] = []
     for row in read_questions(name, split):
-        (bad if isinstance(row, BadRow) else rows).append(row)
+        if isinstance(row, BadRow):
+            bad.append(row)
+        else:
+            rows.append(row)
     if not rows:
         raise refused(bad, 0, name) if bad else ValueError(f"{name} holds no rows.")
     return _in_memory(rows, bad, name)
@@ -188,8 +192,10 @@ class _ReadRows:
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         raws = [dict(zip(batch, values)) for values in zip(*batch.values())]
-        rows = [question_row(RawRow(raw, self.name, self.root)) for raw in raws]
-        for row in rows:
+        rows = []
+        for raw in raws:
+            row = question_row(RawRow(raw, self.name, self.root))
             if isinstance(row, BadRow):
                 raise ValueError(str(row))
+            rows.append(row)
         return {column: [row.get(column) for row in rows] for column in rows[0]}

@@ -86,7 +86,7 @@ def unread_note(columns: Sequence[str], name: str) -> str:
     return f"{name}: nothing reads {', '.join(map(repr, columns))} (docs/data.md lists the columns)." if columns else ""
 
 
-class _Noting(dict):
+class _Noting(dict[str, Any]):
     """A row that records which of its columns were read."""
 
     def __init__(self, row: Mapping[str, Any]) -> None:

@@ -56,10 +56,12 @@ class Task:
             from huggingface_hub import snapshot_download
 
             data = snapshot_download(self.hub, repo_type="dataset", allow_patterns=list(self.files))
-        for suffix in SUFFIXES if data and self.stem else ():
+        if not data:
+            return self.hub
+        for suffix in SUFFIXES if self.stem else ():
             file = Path(data) / (self.stem + suffix)
             data = str(file) if file.is_file() else data
-        return data or self.hub
+        return data
 
 
 def by_columns(records: Records) -> dict[str, float]:

@@ -98,7 +98,7 @@ def letter_choices(options: Sequence[str], gold: str) -> tuple[list[str], str]:
     labels = [label or "" for label, _ in labelled]
     if not _are_labels(labels):  # bare options, or text that begins like a label ("C. elegans")
         labelled = [(letter, one_line(option)) for letter, option in zip(ASCII, options)]
-        labels = [letter for letter, _ in labelled]
+        labels = [letter or "" for letter, _ in labelled]
     gold = str(gold).strip()
     bare = _BARE.fullmatch(unicodedata.normalize("NFKC", gold))
     wanted = bare.group(1).upper() if bare else take_label(gold)[0]

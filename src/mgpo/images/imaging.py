@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -225,7 +225,7 @@ def _within_limit(image: Image.Image, name: str, max_image_pixels: int) -> Image
 
 def _lies_on_its_side(image: Image.Image) -> bool:
     """Whether EXIF says that the width of the file is the height of the upright image."""
-    return image.getexif().get(ORIENTATION_TAG, 1) >= 5
+    return bool(image.getexif().get(ORIENTATION_TAG, 1) >= 5)
 
 
 def _name_of(source: Any) -> str:
@@ -281,7 +281,8 @@ def _without_pillow_limit() -> Iterator[None]:
                 Image.MAX_IMAGE_PIXELS = _pillow_limit
 
 
-_pillow_lock, _inside, _pillow_limit = threading.Lock(), 0, None
+_pillow_lock, _inside = threading.Lock(), 0
+_pillow_limit: int | None = None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -290,7 +291,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image.load()
         return image
     if image.mode.startswith(("I;16", "I", "F")):
-        low, high = image.getextrema()
+        low, high = cast(tuple[float, float], image.getextrema())  # one band
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ImageError("An image holds values that are not finite. Write it as 8-bit values, 0 to 255.")
         unit = image.mode == "F" and high <= 2  # floats in 0..1 are shares of white; a filter may overshoot

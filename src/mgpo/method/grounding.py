@@ -20,6 +20,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
+from typing import Any
 
 MAX_JSON_CHARS = 4_000
 """A longer JSON block is rejected."""
@@ -218,7 +219,7 @@ def _read_block(block: str, frame: Frame, rules: BoxRules) -> Grounding:
     return next((grounding for grounding in read if grounding.status is BoxStatus.VALID), read[0])
 
 
-def _read_object(item: dict, frame: Frame, rules: BoxRules) -> Grounding:
+def _read_object(item: dict[str, Any], frame: Frame, rules: BoxRules) -> Grounding:
     numbers = item.get("bbox_2d")
     if not isinstance(numbers, list) or len(numbers) != 4:
         return Grounding(BoxStatus.NO_BOX)

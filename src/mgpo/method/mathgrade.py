@@ -66,7 +66,7 @@ class _Grader:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._child: subprocess.Popen | None = None
+        self._child: subprocess.Popen[str] | None = None
 
     def same(self, given: str, gold: str) -> bool:
         with self._lock:
@@ -84,7 +84,7 @@ class _Grader:
             self._stop()
             return False
 
-    def _start(self) -> subprocess.Popen:
+    def _start(self) -> subprocess.Popen[str]:
         self._child = subprocess.Popen(
             [sys.executable, "-m", "mgpo.method.mathgrade"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, bufsize=1,

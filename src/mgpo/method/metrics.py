@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from mgpo.method.grounding import BoxStatus, holds_centre, iou
 from mgpo.method.protocol import Episode
+from mgpo.method.question import Box
 
 
-def hit_and_iou(box_px_original: tuple | None, gold_boxes: tuple) -> tuple[float, float]:
+def hit_and_iou(box_px_original: Box | None, gold_boxes: tuple[Box, ...]) -> tuple[float, float]:
     """Whether a box contains the centre of a gold box (1 or 0), and its best IoU; both are 0 without a valid box."""
     if box_px_original is None:
         return 0.0, 0.0
@@ -26,16 +27,16 @@ def episode_metrics(episode: Episode) -> dict[str, float]:
     metrics: dict[str, float] = {}
     grounding = episode.first_grounding
     if grounding is not None:
-        valid = grounding.status is BoxStatus.VALID
+        valid, box = grounding.status is BoxStatus.VALID, grounding.box_px_original
         metrics["grounding/valid_share"] = float(valid)
         for status in BoxStatus:
             if status is not BoxStatus.VALID:
                 metrics[f"grounding/rejected_{status}"] = float(grounding.status is status)
-        if valid:
-            x1, y1, x2, y2 = grounding.box_px_original
+        if valid and box is not None:
+            x1, y1, x2, y2 = box
             metrics["grounding/crop_area"] = (x2 - x1) * (y2 - y1) / (episode.original.width * episode.original.height)
         if episode.question.gold_boxes_px_original:
-            hit, overlap = hit_and_iou(grounding.box_px_original, episode.question.gold_boxes_px_original)
+            hit, overlap = hit_and_iou(box, episode.question.gold_boxes_px_original)
             metrics["grounding/hit_rate"], metrics["grounding/iou"] = hit, overlap
             if valid:
                 metrics["grounding/hit_given_valid"] = hit

@@ -115,7 +115,7 @@ def load_model(name_or_path: str, dtype: str | torch.dtype = "auto", device: str
     path = resolve(name_or_path)
     adapter = Path(path) / "adapter_config.json"
     base = resolve(json.loads(adapter.read_text())["base_model_name_or_path"]) if adapter.is_file() else path
-    model = AutoModelForImageTextToText.from_pretrained(
+    model: Any = AutoModelForImageTextToText.from_pretrained(
         base, dtype=dtype, use_safetensors=True, trust_remote_code=False
     )
     if adapter.is_file():
@@ -124,7 +124,8 @@ def load_model(name_or_path: str, dtype: str | torch.dtype = "auto", device: str
         if not adapter.with_name("adapter_model.safetensors").is_file():  # peft would fall back to a pickle
             raise OSError(f"{path} has no adapter_model.safetensors. Only safetensors are read; convert what is there.")
         model = PeftModel.from_pretrained(model, path, use_safetensors=True).merge_and_unload()
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    placed: PreTrainedModel = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    return placed
 
 
 def trained_with(name_or_path: str) -> dict[str, Any]:
@@ -164,6 +165,7 @@ def set_budget(processor: Any, budget: PixelBudget) -> None:
 
 def model_type_of(model: Any) -> str:
     """Model type of a loaded model, a folder or a hub id."""
-    if not isinstance(model, str):
-        return model.config.model_type
-    return AutoConfig.from_pretrained(resolve(model), trust_remote_code=False).model_type
+    by_name = isinstance(model, str)
+    config = AutoConfig.from_pretrained(resolve(model), trust_remote_code=False) if by_name else model.config
+    model_type: str = config.model_type
+    return model_type

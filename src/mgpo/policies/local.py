@@ -45,6 +45,10 @@ class TokenPolicy:
         if turn.image is not None:
             conversation.images.append(turn.image)
 
+    def say(self, conversations: Sequence[Conversation], max_new_tokens: int, temperature: float = 0.0) -> list[Said]:
+        """The model's next turn in each conversation."""
+        raise NotImplementedError
+
     def go_on(self, conversations: Sequence[Conversation], begun: str, max_new_tokens: int) -> list[Said]:
         """The model's next turn in each conversation, decoded greedily as a continuation of the text `begun`."""
         ids = self.tokens.tokenizer(begun, add_special_tokens=False)["input_ids"]

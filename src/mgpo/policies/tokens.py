@@ -100,7 +100,7 @@ class TurnTokens:
         if tokens != features:
             raise RuntimeError(f"Sample {name!r} holds {tokens} image tokens for {features} image features.")
 
-    def _ids(self, messages: list[dict], turn: UserTurn | None, generate: bool = True) -> list[int]:
+    def _ids(self, messages: list[dict[str, Any]], turn: UserTurn | None, generate: bool = True) -> list[int]:
         text = self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=generate, chat_template=self.processor.chat_template
         )
@@ -109,7 +109,8 @@ class TurnTokens:
             if not found:
                 raise RuntimeError("The chat template wrote no image placeholder.")
             text = head + self.image_token * self.image_tokens(turn.image) + tail
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
 
 def _message(turn: UserTurn) -> dict[str, Any]:

@@ -57,8 +57,9 @@ def engine_settings(budget: PixelBudget) -> Iterator[None]:
     """Within this context, an engine that TRL colocates gets the run's pixel budget and loads safetensors only."""
     from trl.generation import vllm_generation
 
-    stock = getattr(vllm_generation, "LLM", None)  # missing where vLLM is not installed; TRL raises its own error
-    vllm_generation.LLM = stock and partial(
+    module: Any = vllm_generation  # LLM is no public name of it
+    stock = getattr(module, "LLM", None)  # missing where vLLM is not installed; TRL raises its own error
+    module.LLM = stock and partial(
         stock,
         load_format="safetensors",
         mm_processor_kwargs={"min_pixels": budget.min_pixels, "max_pixels": budget.max_pixels},
@@ -67,7 +68,7 @@ def engine_settings(budget: PixelBudget) -> Iterator[None]:
     try:
         yield
     finally:
-        vllm_generation.LLM = stock
+        module.LLM = stock
 
 
 class VLLMRollout:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mgpo.method.question import LETTERS, Question
+from mgpo.method.question import LETTERS, Box, Question
 from mgpo.worlds.render import render
 from mgpo.worlds.scene import COLOURS, DIRECTIONS, LOOKS, PRINT, Look, Scene, Sign, neighbour, sample_scene
 
@@ -64,7 +64,9 @@ def _pick_sign(rng: np.random.Generator, scene: Scene) -> tuple[Sign, str, str]:
     return sign, f"{sign.colour} sign", "by_colour"
 
 
-def about_overview_only(rng: np.random.Generator, scene: Scene) -> tuple[str, str, tuple[str, ...], str, tuple]:
+def about_overview_only(
+    rng: np.random.Generator, scene: Scene
+) -> tuple[str, str, tuple[str, ...], str, tuple[Box, ...]]:
     """A question that the overview answers. It has no gold box, because there is no one region to look at."""
     if rng.uniform() < 0.5:
         count = len(scene.signs)

@@ -155,8 +155,8 @@ def panel(
     sheet.paste(mask, inner)
     if look.print_style == "fine":
         cells = max(3, round(size / (FINE_CELL * height)))
-        grain = Image.fromarray(rng.integers(0, 256, (cells, cells)).astype(np.uint8))
-        grain = np.asarray(grain.resize((size, size), Image.Resampling.BICUBIC), float) / 255
+        cell = Image.fromarray(rng.integers(0, 256, (cells, cells)).astype(np.uint8))
+        grain = np.asarray(cell.resize((size, size), Image.Resampling.BICUBIC), float) / 255
         ink_in = np.asarray(sheet, float) / 255
         outline = ink_in - np.asarray(sheet.filter(ImageFilter.GaussianBlur(FINE_BLUR * height)), float) / 255
         tone = np.clip(0.5 + FINE_GAIN * outline + FINE_GRAIN * (grain - 0.5), 0, 1)
@@ -173,7 +173,8 @@ def _plate_colour(rng: np.random.Generator, name: str) -> tuple[int, int, int]:
     if name == "black":
         return (int(rng.integers(0, 22)),) * 3
     hue = HUES[name] + rng.uniform(-0.014, 0.014)
-    return tuple(int(v) for v in _rgb(hue % 1.0, rng.uniform(0.82, 1.0), rng.uniform(0.8, 1.0)))
+    red, green, blue = _rgb(hue % 1.0, rng.uniform(0.82, 1.0), rng.uniform(0.8, 1.0))
+    return int(red), int(green), int(blue)
 
 
 def print_mask(rng: np.random.Generator, fonts: tuple[str, ...], kind: str, value: str, height: float) -> Image.Image:
@@ -221,7 +222,7 @@ def _shape(draw: ImageDraw.ImageDraw, c: float, radius: float, name: str) -> Non
         draw.rectangle((c - 1.5 * a, c - a / 2, c + 1.5 * a, c + a / 2), fill=255)
         draw.rectangle((c - a / 2, c - 1.5 * a, c + a / 2, c + 1.5 * a), fill=255)
     else:
-        corners = {
+        polygons: dict[str, list[tuple[float, float]]] = {
             "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
             "diamond": [(0, -1.25), (0.9, 0), (0, 1.25), (-0.9, 0)],
             "triangle": [(0, -1.1), (1.15, 0.9), (-1.15, 0.9)],
@@ -230,7 +231,8 @@ def _shape(draw: ImageDraw.ImageDraw, c: float, radius: float, name: str) -> Non
                 (math.sin(i * math.pi / 5) * (1.3 if i % 2 == 0 else 0.55), -math.cos(i * math.pi / 5) * (1.3 if i % 2 == 0 else 0.55))
                 for i in range(10)
             ],
-        }[name]  # fmt: skip
+        }  # fmt: skip
+        corners = polygons[name]
         own = 0.5 * abs(sum(a[0] * b[1] - b[0] * a[1] for a, b in zip(corners, corners[1:] + corners[:1])))
         scale = math.sqrt(area / own)
         draw.polygon([(c + x * scale, c + y * scale) for x, y in corners], fill=255)

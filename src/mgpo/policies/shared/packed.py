@@ -11,7 +11,7 @@ masks are passed on to SDPA.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +80,8 @@ def packed_attention(
             first, last = part.prefix
             seen.insert(0, (key[:, :, first:last], value[:, :, first:last]))
         if attention_mask.past and (layers := attention_mask.past[number]) is not None:
-            seen.insert(0, tuple(repeat_kv(kept[None], groups) for kept in layers[module.layer_idx]))
+            past_key, past_value = layers[cast(int, module.layer_idx)]
+            seen.insert(0, (repeat_kv(past_key[None], groups), repeat_kv(past_value[None], groups)))
         keys, values = (torch.cat(kept, 2) if len(kept) > 1 else kept[0] for kept in zip(*seen))
         own, length = part.stop - part.start, keys.shape[2]
         mask = None if own == length else _sees(own, length, query.device)

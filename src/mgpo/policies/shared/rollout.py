@@ -172,9 +172,13 @@ class SharedRollout:
         )
         return positions, deltas
 
-    def _fill(self, model: Any, rows: list[tuple[list[int], list, Kept | None, torch.Tensor]]) -> list[Layers]:
+    def _fill(
+        self, model: Any, rows: list[tuple[list[int], list[Image.Image], Kept | None, torch.Tensor]]
+    ) -> list[Layers]:
         """Keys and values of each conversation without its last token, in one packed forward over its new tokens."""
-        new_ids, positions, images, parts, past = [], [], [], [], []
+        new_ids: list[int] = []
+        images: list[Image.Image] = []
+        positions, parts, past = [], [], []
         for ids, shown, kept, position in rows:
             known = len(kept.ids) if kept else 0
             parts.append(Part(len(new_ids), len(new_ids) + len(ids) - 1 - known))

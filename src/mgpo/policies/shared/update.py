@@ -144,6 +144,6 @@ def _positions(
         image_grid_thw=torch.stack([grid for row in rows for grid in grids[row]]),
         attention_mask=batch.attention_mask[rows],
     )
-    positions = found.new_zeros(3, *batch.input_ids.shape)
+    positions: torch.Tensor = found.new_zeros(3, *batch.input_ids.shape)
     positions[:, rows] = found
     return positions

@@ -34,10 +34,8 @@ def remember_towers(model: Any) -> None:
             remember_images(tower)
 
 
-def remember_images(visual: torch.nn.Module, memory_tokens: int = MEMORY_TOKENS) -> None:
-    """Make a Qwen2.5-VL vision tower encode each unique image once.
-
-    That is once per call while the tower is trained, and once in all, within the memory bound, while it is frozen.
+def remember_images(visual: Any, memory_tokens: int = MEMORY_TOKENS) -> None:
+    """Make a Qwen2.5-VL vision tower encode each unique image once: per call while it is trained, for good while frozen.
 
     Args:
         visual: the tower; its forward takes patches (sum of patches, values) and `grid_thw` (images, 3).
@@ -94,4 +92,4 @@ def _encode_unique(encode: Any, images: Any, grid_thw: torch.Tensor, merge: int,
 def image_key(patches: torch.Tensor, grid: list[int]) -> bytes:
     """Identity of an image's pixels and grid. A key for the output of a tower must add the state of its weights."""
     data = patches.detach().to("cpu", torch.float32).contiguous().numpy()
-    return xxhash.xxh3_128_digest(data) + repr(grid).encode()
+    return xxhash.xxh3_128_digest(data.data) + repr(grid).encode()
