@@ -68,12 +68,15 @@ class LocalPolicy(TokenPolicy):
     Args:
         model: a loaded vision-language model.
         processor: its processor.
+
+    Attributes:
+        banned_ids: tokens that are never sampled; more may be added.
     """
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
         self.tokens = TurnTokens(processor)
-        self._banned = self.tokens.banned_ids()
+        self.banned_ids = self.tokens.banned_ids()
         own = model.generation_config.eos_token_id
         own = own if isinstance(own, list) else [] if own is None else [own]
         self._ends = sorted({self.tokens.eos_id, *own})
@@ -122,7 +125,7 @@ class LocalPolicy(TokenPolicy):
             sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": None}
         config = GenerationConfig(
             max_new_tokens=max_new_tokens,
-            suppress_tokens=self._banned,
+            suppress_tokens=self.banned_ids,
             eos_token_id=self._ends,
             pad_token_id=self.tokens.tokenizer.pad_token_id,
             **sampling,

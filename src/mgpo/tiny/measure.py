@@ -96,12 +96,12 @@ def likeliest_first_tokens(policy: LocalPolicy, episodes: Sequence[Episode], cou
 def _run_without(policy: LocalPolicy, episodes: list[Episode], token: int) -> None:
     """Greedy episodes in whose first turn one token may not be said."""
     conversations = [policy.open(episode.opening()) for episode in episodes]
-    allowed = policy._banned
-    policy._banned = [*allowed, token]
+    allowed = policy.banned_ids
+    policy.banned_ids = [*allowed, token]
     try:
         first = policy.say(conversations, LIMITS.grounding)
     finally:
-        policy._banned = allowed
+        policy.banned_ids = allowed
     for conversation, episode, turn in zip(conversations, episodes, first):
         policy.follow(conversation, turn, episode.reply(turn.text, turn.truncated))
     for episode, turn in zip(episodes, policy.say(conversations, LIMITS.answer)):
