@@ -86,11 +86,15 @@ def test_losses_and_gradients_are_the_same(case, runs):
 
 @pytest.mark.parametrize("case", CASES)
 def test_weights_are_the_same(case, runs, random_tiny):
-    """Per tensor; AdamW divides by the root of tiny second moments, so single entries may differ by more."""
+    """Per tensor; AdamW divides by the root of tiny second moments, so single entries may differ by more.
+
+    Biases begin at zero and stay small, and attention's keys have biases whose gradient is nothing but rounding: so a hundred
+    millionth per entry is allowed besides, a tenth of what float32 resolves at 1.
+    """
     one, two = (load_file(folder / case / "model.safetensors") for folder in runs)
     began = load_file(random_tiny / "model.safetensors")
-    apart = {name: ((two[name] - weight).norm() / weight.norm()).item() for name, weight in one.items()}
-    assert max(apart.values()) < EXACT, max(apart, key=apart.get)
+    for name, weight in one.items():
+        assert (two[name] - weight).norm() < EXACT * weight.norm() + 1e-8 * weight.numel() ** 0.5, name
     assert sum(not torch.equal(weight, began[name]) for name, weight in one.items()) > 20
 
 
