@@ -24,7 +24,7 @@ from mgpo.asking.settings import protocol_for
 from mgpo.evaluation.evaluate import Result, evaluate_batches
 from mgpo.method.question import Question
 from mgpo.policies.local import LocalPolicy
-from mgpo.policies.rollout import TurnLimits
+from mgpo.policies.turn_loop import TurnLimits
 from mgpo.worlds.needle import needle_rows
 
 LIMITS = TurnLimits(28, 12)

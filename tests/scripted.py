@@ -4,8 +4,8 @@ from support import TALL, WIDE, box
 
 from mgpo.method.protocol import ASK_REGION, SHOW_AGAIN, SHOW_CROP, Protocol
 from mgpo.policies.local import TokenPolicy
-from mgpo.policies.rollout import Said
 from mgpo.policies.tokens import TurnTokens
+from mgpo.policies.turn_loop import Said
 from mgpo.tiny.views import BUDGET
 
 PROTOCOL = Protocol(budget=BUDGET)

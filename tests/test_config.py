@@ -8,7 +8,7 @@ from support import CUT, Script, box, make_trainer, rollouts
 from mgpo.config import MGPOConfig
 from mgpo.images.imaging import PixelBudget
 from mgpo.method.grounding import Coordinates
-from mgpo.policies.rollout import limit_of
+from mgpo.policies.turn_loop import limit_of
 
 
 def test_max_completion_length_is_computed_or_refused(random_tiny, tmp_path, rows):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from hostile_texts import FRAME, RULES, SECONDS, assert_total, least_seconds, texts
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from support import Script, box, make_trainer, rollouts
 
 from mgpo.method.grounding import BoxStatus, read_grounding
@@ -21,6 +21,7 @@ def test_ten_thousand_hostile_texts():
 
     @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(text=texts)
+    @example(text='[{"bbox_2d": [true, 0, 100, 100], "label": "a"}]')  # the rarest reason: ten thousand may miss it
     def read(text):
         seen[assert_total(text, RULES[len(text) % 2])] += 1
 

@@ -9,14 +9,14 @@ import mgpo
 from mgpo.asking.grounded import GroundedVQA
 from mgpo.images.imaging import ImageError, crop, open_image
 from mgpo.method.question import Question
-from mgpo.policies.rollout import TurnLimits
+from mgpo.policies.turn_loop import TurnLimits
 
 
 class Fixed(Scripted):
     """Names the same box, and answers B."""
 
     def _one(self, conversation, temperature):
-        from mgpo.policies.rollout import Said
+        from mgpo.policies.turn_loop import Said
 
         said = box(WIDE) if len(conversation.images) == 1 else "Look. \\boxed{B}"
         return Said(

@@ -14,7 +14,7 @@ from mgpo.images.imaging import PixelBudget
 from mgpo.method.grounding import BoxRules, BoxStatus, Coordinates, Frame, box_as_json, holds_centre, read_grounding
 from mgpo.method.protocol import EXAMPLE, Episode, Method, Protocol
 from mgpo.method.question import Question
-from mgpo.policies.rollout import Said, TurnLimits, run_episodes
+from mgpo.policies.turn_loop import Said, TurnLimits, run_episodes
 
 BUDGET = PixelBudget(28 * 28 * 16, 28 * 28 * 64)
 PROTOCOL = Protocol(budget=BUDGET)

@@ -10,7 +10,7 @@ from mgpo.method.grounding import BoxStatus
 from mgpo.method.protocol import Method, Protocol
 from mgpo.method.question import Question
 from mgpo.policies.local import LocalPolicy
-from mgpo.policies.rollout import Said, TurnLimits
+from mgpo.policies.turn_loop import Said, TurnLimits
 from mgpo.tiny.views import BUDGET
 
 

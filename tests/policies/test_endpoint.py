@@ -16,7 +16,7 @@ from mgpo.asking.settings import load_policy  # noqa: E402
 from mgpo.method.protocol import Protocol, UserTurn  # noqa: E402
 from mgpo.policies.endpoint import EndpointPolicy  # noqa: E402
 from mgpo.policies.local import LocalPolicy  # noqa: E402
-from mgpo.policies.rollout import TurnLimits  # noqa: E402
+from mgpo.policies.turn_loop import TurnLimits  # noqa: E402
 from mgpo.tiny.views import BUDGET  # noqa: E402
 
 

@@ -8,7 +8,7 @@ from support import SIZES
 from mgpo.method.protocol import Episode, Protocol
 from mgpo.method.question import Question
 from mgpo.policies.local import Conversation, LocalPolicy
-from mgpo.policies.rollout import TurnLimits, run_episodes
+from mgpo.policies.turn_loop import TurnLimits, run_episodes
 from mgpo.tiny.views import BUDGET
 
 

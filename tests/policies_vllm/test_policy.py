@@ -9,7 +9,7 @@ from PIL import Image
 from mgpo.asking.grounded import GroundedVQA
 from mgpo.method.protocol import Protocol, UserTurn
 from mgpo.policies.local import Conversation, LocalPolicy
-from mgpo.policies.rollout import TurnLimits
+from mgpo.policies.turn_loop import TurnLimits
 from mgpo.policies.vllm_policy import VLLMPolicy
 from mgpo.policies.vllm_rollout import banned_words, check_prompts, one_placeholder
 from mgpo.tiny.views import BUDGET

@@ -16,7 +16,7 @@ from mgpo.asking.grounded import GroundedVQA  # noqa: E402
 from mgpo.images.imaging import PixelBudget  # noqa: E402
 from mgpo.method.grounding import Coordinates, box_as_json  # noqa: E402
 from mgpo.method.protocol import Protocol  # noqa: E402
-from mgpo.policies.rollout import Said, TurnLimits  # noqa: E402
+from mgpo.policies.turn_loop import Said, TurnLimits  # noqa: E402
 from mgpo.serving.app import create_app  # noqa: E402
 from mgpo.serving.limits import Limits  # noqa: E402
 from mgpo.serving.page import mount_page  # noqa: E402

@@ -7,7 +7,7 @@ import pytest
 
 from mgpo.asking.grounded import GroundedVQA
 from mgpo.method.protocol import Protocol
-from mgpo.policies.rollout import TurnLimits
+from mgpo.policies.turn_loop import TurnLimits
 from mgpo.serving.app import create_app
 from mgpo.serving.limits import BodyLimit, Limits
 from mgpo.serving.page import mount_page

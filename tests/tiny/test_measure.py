@@ -5,7 +5,7 @@ import pytest
 from mgpo.method.protocol import Episode, Protocol
 from mgpo.policies.loading import budget_of
 from mgpo.policies.local import LocalPolicy
-from mgpo.policies.rollout import run_episodes
+from mgpo.policies.turn_loop import run_episodes
 from mgpo.tiny.measure import LIMITS, _right, _run_without, ban_gains, likeliest_first_tokens
 from mgpo.worlds.needle import make_question
 from mgpo.worlds.render import render

@@ -357,7 +357,7 @@ def test_evaluation_during_training_decodes_greedily(random_tiny, tmp_path, rows
     from mgpo.method.protocol import Episode
     from mgpo.method.question import Question
     from mgpo.policies.local import LocalPolicy
-    from mgpo.policies.rollout import TurnLimits, run_episodes
+    from mgpo.policies.turn_loop import TurnLimits, run_episodes
 
     trainer = make_trainer(
         random_tiny, tmp_path / "run", rows, eval_dataset=datasets.Dataset.from_list(rows[:2]), shared_prefix=shared,

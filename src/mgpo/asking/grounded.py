@@ -22,7 +22,7 @@ from mgpo.images.photograph import Photograph
 from mgpo.method.protocol import Episode, Protocol
 from mgpo.method.question import LETTERS, Question
 from mgpo.method.rewards import boxed, chosen_letter
-from mgpo.policies.rollout import Policy, TurnLimits, run_episodes
+from mgpo.policies.turn_loop import Policy, TurnLimits, run_episodes
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class GroundedVQA:
     """A policy with its turn protocol.
 
     Args:
-        policy: the policy that answers (see `mgpo.policies.rollout.Policy`).
+        policy: the policy that answers (see `mgpo.policies.turn_loop.Policy`).
         protocol: how it is asked.
         limits: token limits of its turns.
         max_image_pixels: larger photographs are refused.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mgpo.method.protocol import Protocol
-from mgpo.policies.rollout import Policy, TurnLimits
+from mgpo.policies.turn_loop import Policy, TurnLimits
 
 ENGINES = ("transformers", "vllm")
 

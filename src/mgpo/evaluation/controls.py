@@ -41,7 +41,7 @@ from mgpo.evaluation.comparing import bootstrap_interval, drawn_together, mcnema
 from mgpo.method.grounding import BoxRules, BoxStatus, Coordinates, Frame, box_as_json, read_grounding
 from mgpo.method.protocol import EXAMPLE, Episode, Method, Protocol, UserTurn
 from mgpo.method.rewards import is_correct
-from mgpo.policies.rollout import Policy, Said, TurnLimits, run_episodes
+from mgpo.policies.turn_loop import Policy, Said, TurnLimits, run_episodes
 
 TRIES = 16
 """Largest number of tries of `resampled_box`."""

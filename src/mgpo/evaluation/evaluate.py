@@ -25,7 +25,7 @@ from mgpo.method.metrics import episode_metrics
 from mgpo.method.protocol import Episode, Method, Protocol
 from mgpo.method.question import Question
 from mgpo.method.rewards import is_correct
-from mgpo.policies.rollout import Policy, TurnLimits, run_episodes
+from mgpo.policies.turn_loop import Policy, TurnLimits, run_episodes
 from mgpo.runs.trajectories import trajectory
 
 BOX_SHARES = ("grounding/valid_share", "grounding/hit_rate")

@@ -25,7 +25,7 @@ from mgpo.method.question import LETTERS, Question
 from mgpo.method.rewards import boxed, chosen_letter
 from mgpo.policies.loading import trained_with
 from mgpo.policies.local import LocalPolicy
-from mgpo.policies.rollout import run_episodes
+from mgpo.policies.turn_loop import run_episodes
 
 
 class MGPO(lmms):

@@ -18,7 +18,7 @@ from mgpo.images.imaging import PixelBudget
 from mgpo.method.protocol import UserTurn
 from mgpo.policies.client import openai_client
 from mgpo.policies.families import coordinates_of_name
-from mgpo.policies.rollout import Said
+from mgpo.policies.turn_loop import Said
 
 KEY = "MGPO_ENDPOINT_KEY"
 SECONDS = 300.0

@@ -15,11 +15,11 @@ from mgpo.method.grounding import Coordinates
 from mgpo.method.protocol import UserTurn
 from mgpo.policies.families import default_coordinates
 from mgpo.policies.loading import budget_of, load_model, load_processor, set_budget
-from mgpo.policies.rollout import Said
 from mgpo.policies.shared.packed import use_packed_attention
 from mgpo.policies.shared.rollout import SharedRollout
 from mgpo.policies.shared.vision_cache import remember_towers
 from mgpo.policies.tokens import TurnTokens
+from mgpo.policies.turn_loop import Said
 
 
 @dataclass

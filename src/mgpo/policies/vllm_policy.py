@@ -12,8 +12,8 @@ from mgpo.method.grounding import Coordinates
 from mgpo.policies.families import default_coordinates
 from mgpo.policies.loading import budget_of, load_processor, resolve, set_budget
 from mgpo.policies.local import Conversation, TokenPolicy
-from mgpo.policies.rollout import Said
 from mgpo.policies.tokens import TurnTokens
+from mgpo.policies.turn_loop import Said
 from mgpo.policies.vllm_rollout import IMAGES_PER_PROMPT, banned_words, check_prompts, one_placeholder
 
 

@@ -28,7 +28,7 @@ from mgpo.method.question import Question
 from mgpo.method.rewards import is_correct
 from mgpo.policies.loading import TINY, budget_of
 from mgpo.policies.local import Conversation, LocalPolicy
-from mgpo.policies.rollout import TurnLimits, run_episodes
+from mgpo.policies.turn_loop import TurnLimits, run_episodes
 from mgpo.tiny.tokenizer import PLAIN_BOX
 from mgpo.worlds.needle import make_question, references
 from mgpo.worlds.render import render

@@ -2,8 +2,8 @@
 
     python -m mgpo train --config recipes/tiny_mgpo.yaml
 
-The class is thin on purpose: TRL samples, scores, normalises and updates, and this class defines the turns. Above all,
-it overrides four methods of TRL 1.16 (`tests/test_seam.py` fails loudly if an upgrade changes them):
+The class is thin on purpose: TRL samples, scores, normalises and updates, and this class defines the turns. `README.md`
+beside this file lists all that is overridden. These four matter most (`tests/test_seam.py` fails if an upgrade changes them):
 
 - `_generate_and_score_completions`: opens an `Episode` per rollout; each image is opened once per question.
 - `_tokenize_prompts`: the first user turn as token ids.
@@ -38,8 +38,8 @@ from mgpo.method.rewards import accuracy_reward
 from mgpo.policies.families import default_coordinates
 from mgpo.policies.loading import load_processor, model_type_of, own_budget, resolve, set_budget
 from mgpo.policies.pixel_memory import pixels_once
-from mgpo.policies.rollout import TurnLimits, limit_of, run_episodes
 from mgpo.policies.tokens import TurnTokens
+from mgpo.policies.turn_loop import TurnLimits, limit_of, run_episodes
 from mgpo.policies.vllm_rollout import banned_words, engine_settings
 from mgpo.runs.finite import FiniteSteps
 from mgpo.runs.folder import keep_settings

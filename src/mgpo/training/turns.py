@@ -1,4 +1,4 @@
-"""The model in training as a `Policy`, so that the turn loop (`mgpo.policies.rollout`) drives it like any other.
+"""The model in training as a `Policy`, so that the turn loop (`mgpo.policies.turn_loop`) drives it like any other.
 
 TRL samples the first turns itself. This module also records what TRL trains on: which tokens of a rollout the model
 sampled, their log-probabilities, and the images of later turns. Token ids are appended to token ids; nothing is
@@ -13,8 +13,8 @@ from typing import Any
 
 from mgpo.images.imaging import PixelBudget
 from mgpo.method.protocol import UserTurn
-from mgpo.policies.rollout import Said
 from mgpo.policies.tokens import TurnTokens
+from mgpo.policies.turn_loop import Said
 
 Speak = Callable[[list[list[int]], list[list[Any]], int, bool], tuple[list[list[int]], list[list[float]] | None]]
 """Token ids, images, the limit of new tokens and whether it is the last turn -> new ids and, from some engines, their

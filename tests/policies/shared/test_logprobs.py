@@ -95,7 +95,7 @@ def test_the_sample_is_what_the_test_needs(sampled):
 def test_recomputed_logprobs_equal_the_sampled_ones(sampled):
     trainer, output, turns = sampled
     found = difference(recomputed(trainer, output), at_sampling(turns))
-    assert found < TOLERANCE, f"sampled and recomputed logprobs differ by {found}: see trl_seam.md, pitfalls 1 to 5"
+    assert found < TOLERANCE, f"sampled and recomputed logprobs differ by {found}"
 
 
 def test_recomputing_in_chunks_changes_nothing(sampled):
