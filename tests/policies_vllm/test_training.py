@@ -20,8 +20,9 @@ SAMPLED = {
     "per_device_train_batch_size": 8, "learning_rate": 1e-4, "extra_reward_funcs": ["support.even_ids"],
     "reward_weights": [0.0, 1.0],
 }  # fmt: skip
-SMALL = 3e-3
-"""Sampling renormalises over the tokens that are not banned, recomputing does not: their share at a token is what may differ."""
+SMALL = 6e-3
+"""Sampling renormalises over the tokens that are not banned, so log-probabilities differ by the share of the banned ones:
+up to 0.003 in these runs, and 0.004 in the batches of `gap`."""
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +50,9 @@ def logged(trainer):
 
 def same_policy(steps, turns=2):
     for step in steps:
-        assert step["sampling/sampling_logp_difference/max"] < 1e-3
-        assert abs(step["sampling/importance_sampling_ratio/min"] - 1) < 1e-3
-        assert abs(step["sampling/importance_sampling_ratio/max"] - 1) < 1e-3
+        assert step["sampling/sampling_logp_difference/max"] < SMALL
+        assert abs(step["sampling/importance_sampling_ratio/min"] - 1) < SMALL
+        assert abs(step["sampling/importance_sampling_ratio/max"] - 1) < SMALL
         for turn in range(1, turns + 1):
             assert step[f"sampling/turn_{turn}_logp_difference"] < 1e-3
 
