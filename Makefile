@@ -5,7 +5,7 @@ VENV := .venv
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=68719476736
 RUN := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(KEEP_MEMORY) $(VENV)/bin/python
 
-.PHONY: setup demo test test-fast test-slow test-lmms test-vllm reproduce-tiny sweep-tiny lint clean
+.PHONY: setup demo test test-fast coverage test-slow test-lmms test-vllm reproduce-tiny sweep-tiny lint clean
 
 setup: $(VENV)/.ready
 
@@ -25,6 +25,10 @@ test: setup
 test-fast: setup
 	$(RUN) -m pytest -m "not slow" tests/method tests/images tests/data tests/worlds tests/evaluation tests/pages tests/asking \
 	  tests/policies/test_families.py tests/policies/test_tokens.py tests/test_seam.py -k "not probe and not interval_covers"
+
+# Which lines the tests run, of this process only; printed, not enforced.
+coverage: setup
+	$(RUN) -m pytest -m "not slow" --cov=mgpo --cov-report=term:skip-covered
 
 test-slow: setup
 	$(RUN) -m pytest -m slow
