@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mgpo.evaluation.controls import Control, GivenFirst, beside, box_opening, chosen_controls, naming, run_control
+from mgpo.evaluation.controls import Control, beside, box_opening, chosen_controls, naming, run_control
 from mgpo.evaluation.evaluate import evaluate_batches
 from mgpo.images.imaging import PixelBudget
 from mgpo.method.grounding import BoxRules, BoxStatus, Coordinates, Frame, box_as_json, holds_centre, read_grounding
 from mgpo.method.protocol import EXAMPLE, Episode, Method, Protocol
 from mgpo.method.question import Question
-from mgpo.policies.turn_loop import Said, TurnLimits, run_episodes
+from mgpo.policies.turn_loop import GivenFirst, Said, TurnLimits, run_episodes
 
 BUDGET = PixelBudget(28 * 28 * 16, 28 * 28 * 64)
 PROTOCOL = Protocol(budget=BUDGET)

@@ -41,7 +41,7 @@ from mgpo.evaluation.comparing import bootstrap_interval, drawn_together, mcnema
 from mgpo.method.grounding import BoxRules, BoxStatus, Coordinates, Frame, box_as_json, read_grounding
 from mgpo.method.protocol import EXAMPLE, Episode, Method, Protocol, UserTurn
 from mgpo.method.rewards import is_correct
-from mgpo.policies.turn_loop import Policy, Said, TurnLimits, run_episodes
+from mgpo.policies.turn_loop import GivenFirst, Policy, Said, TurnLimits, run_episodes
 
 TRIES = 16
 """Largest number of tries of `resampled_box`."""
@@ -155,21 +155,6 @@ def box_opening(texts: Sequence[str]) -> str:
 
 def _valid(episode: Episode) -> bool:
     return episode.first_grounding is not None and episode.first_grounding.status is BoxStatus.VALID
-
-
-class GivenFirst:
-    """A policy whose first turn is given; the later turns are its own."""
-
-    def __init__(self, policy: Policy, first: Sequence[Said]) -> None:
-        self.policy, self._first = policy, list(first)
-        self.open, self.follow = policy.open, policy.follow
-
-    def say(self, conversations: Sequence[Any], max_new_tokens: int, temperature: float = 0.0) -> list[Said]:
-        """The given turns in the first call, the policy's own turns afterwards."""
-        if self._first:
-            first, self._first = self._first, []
-            return first
-        return self.policy.say(conversations, max_new_tokens, temperature)
 
 
 def naming(box_px_original: Box, frame: Frame, rules: BoxRules) -> str | None:

@@ -26,8 +26,21 @@ class Said:
     truncated: bool
 
 
-class Policy(Protocol):
-    """Interface of a policy. Its conversations are opaque to callers.
+class Speaker(Protocol):
+    """What the turn loop needs of a policy. Its conversations are opaque to callers."""
+
+    def open(self, turn: UserTurn) -> Any:
+        """A conversation that consists of one user turn."""
+
+    def follow(self, conversation: Any, said: Said, turn: UserTurn) -> None:
+        """Append what the model said and the next user turn."""
+
+    def say(self, conversations: Sequence[Any], max_new_tokens: int, temperature: float = 0.0) -> list[Said]:
+        """The model's next turn in each conversation."""
+
+
+class Policy(Speaker, Protocol):
+    """Interface of a policy that is asked questions.
 
     `budget` and `coordinates` are those that its model is used to; `coordinates` is None if that is not known.
     """
@@ -43,22 +56,26 @@ class Policy(Protocol):
     def set_budget(self, budget: PixelBudget) -> None:
         """Set the pixel budget that every image will be within."""
 
-    def open(self, turn: UserTurn) -> Any:
-        """A conversation that consists of one user turn."""
-
-    def follow(self, conversation: Any, said: Said, turn: UserTurn) -> None:
-        """Append what the model said and the next user turn."""
-
-    def say(self, conversations: Sequence[Any], max_new_tokens: int, temperature: float = 0.0) -> list[Said]:
-        """The model's next turn in each conversation."""
-
-    # If a policy sets `collective`, every call of `say` gets all conversations, ended ones too, up to the last turn:
-    # every process must make the same calls to a model whose weights are sharded.
     # A policy whose model runs in this process also has `go_on(conversations, begun, max_new_tokens)`: see
     # `mgpo.policies.local`.
 
     def write(self, text: str) -> Said:
         """A turn with this text, as if the model had said it. Controls use it in place of the model's own turn."""
+
+
+class GivenFirst:
+    """A policy whose first turn is given; the later turns are its own."""
+
+    def __init__(self, policy: Speaker, first: Sequence[Said]) -> None:
+        self.policy, self._first = policy, list(first)
+        self.open, self.follow = policy.open, policy.follow
+
+    def say(self, conversations: Sequence[Any], max_new_tokens: int, temperature: float = 0.0) -> list[Said]:
+        """The given turns in the first call, the policy's own turns afterwards."""
+        if self._first:
+            first, self._first = self._first, []
+            return first
+        return self.policy.say(conversations, max_new_tokens, temperature)
 
 
 @dataclass(frozen=True)
@@ -70,12 +87,13 @@ class TurnLimits:
 
 
 def run_episodes(
-    policy: Policy,
+    policy: Speaker,
     episodes: Sequence[Episode],
     limits: TurnLimits,
     temperature: float = 0.0,
     turns: int | None = None,
     on_turn: Callable[[int], None] | None = None,
+    collective: bool = False,
 ) -> list[list[Said]]:
     """Run episodes to their end, all of them as one batch per turn.
 
@@ -87,13 +105,14 @@ def run_episodes(
         temperature: 0 decodes greedily.
         turns: stop after this many turns of the model, even if an episode has not ended.
         on_turn: called with the index of each episode as soon as its turn was read.
+        collective: ask all conversations in every turn, ended ones too, up to the last turn, and discard what ended ones
+            say: every process must make the same calls to a model whose weights are sharded.
 
     Returns:
         The model's turns of each episode, in order.
     """
     heard: list[list[Said]] = [[] for _ in episodes]
     conversations = [policy.open(e.user_turns[0] if e.user_turns else e.opening()) for e in episodes]
-    collective = getattr(policy, "collective", False)
     running = list(range(len(episodes)))
     for number in range(1, (turns or episodes[0].protocol.turns) + 1):
         limit = limit_of(episodes[0].protocol, number, limits)

@@ -28,7 +28,7 @@ from mgpo.method.question import Question
 from mgpo.method.rewards import is_correct
 from mgpo.policies.loading import TINY, budget_of
 from mgpo.policies.local import Conversation, LocalPolicy
-from mgpo.policies.turn_loop import TurnLimits, run_episodes
+from mgpo.policies.turn_loop import GivenFirst, TurnLimits, run_episodes
 from mgpo.tiny.tokenizer import PLAIN_BOX
 from mgpo.worlds.needle import make_question, references
 from mgpo.worlds.render import render
@@ -95,17 +95,13 @@ def likeliest_first_tokens(policy: LocalPolicy, episodes: Sequence[Episode], cou
 
 def _run_without(policy: LocalPolicy, episodes: list[Episode], token: int) -> None:
     """Greedy episodes in whose first turn one token may not be said."""
-    conversations = [policy.open(episode.opening()) for episode in episodes]
     allowed = policy.banned_ids
     policy.banned_ids = [*allowed, token]
     try:
-        first = policy.say(conversations, LIMITS.grounding)
+        first = policy.say([policy.open(episode.opening()) for episode in episodes], LIMITS.grounding)
     finally:
         policy.banned_ids = allowed
-    for conversation, episode, turn in zip(conversations, episodes, first):
-        policy.follow(conversation, turn, episode.reply(turn.text, turn.truncated))
-    for episode, turn in zip(episodes, policy.say(conversations, LIMITS.answer)):
-        episode.reply(turn.text, turn.truncated)
+    run_episodes(GivenFirst(policy, first), episodes, LIMITS)
 
 
 def _right(episode: Episode) -> bool:

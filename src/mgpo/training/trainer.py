@@ -39,7 +39,7 @@ from mgpo.policies.families import default_coordinates
 from mgpo.policies.loading import load_processor, model_type_of, own_budget, resolve, set_budget
 from mgpo.policies.pixel_memory import pixels_once
 from mgpo.policies.tokens import TurnTokens
-from mgpo.policies.turn_loop import TurnLimits, limit_of, run_episodes
+from mgpo.policies.turn_loop import GivenFirst, TurnLimits, limit_of, run_episodes
 from mgpo.policies.vllm_rollout import banned_words, engine_settings
 from mgpo.runs.finite import FiniteSteps
 from mgpo.runs.folder import keep_settings
@@ -245,12 +245,13 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, GRPOTrainer):
             rollouts, self.turn_tokens, self.eos_token_ids, self._speak_again, self.protocol.turns,
             self.args.max_reply_tokens,
         )  # fmt: skip
-        for said in run_episodes(policy, self._episodes, self.turn_limits):
+        first = GivenFirst(policy, policy.first)
+        for said in run_episodes(first, self._episodes, self.turn_limits, collective=True):
             for number, turn in enumerate(said, 1):
                 self._log_metric(f"turns/{number}_tokens", len(turn.ids))
-        shown = [rollout.later for rollout in rollouts]
+        shown = [rollout.images[1:] for rollout in rollouts]
         for rollout in rollouts:
-            self.turn_tokens.check(rollout.prompt_ids + rollout.ids, rollout.image + rollout.later, rollout.name)
+            self.turn_tokens.check(rollout.prompt_ids + rollout.ids, rollout.images, rollout.name)
         failures = sum(1 for episode in self._episodes if episode.first_grounding.box_px_original is None)
         masks = [rollout.mask for rollout in rollouts]
         return masks, completions, completion_ids, logprobs, len(completions), failures, shown

@@ -1,6 +1,6 @@
-"""The model in training as a `Policy`, so that the turn loop (`mgpo.policies.turn_loop`) drives it like any other.
+"""The model in training, so that the turn loop (`mgpo.policies.turn_loop`) drives it like any other policy.
 
-TRL samples the first turns itself. This module also records what TRL trains on: which tokens of a rollout the model
+TRL samples the first turns itself. This module records what TRL trains on: which tokens of a rollout the model
 sampled, their log-probabilities, and the images of later turns. Token ids are appended to token ids; nothing is
 tokenised again.
 """
@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mgpo.images.imaging import PixelBudget
 from mgpo.method.protocol import UserTurn
 from mgpo.policies.tokens import TurnTokens
 from mgpo.policies.turn_loop import Said
@@ -41,9 +40,8 @@ class Rollout:
         mask: 1 for tokens of the model, 0 for tokens of the environment; as long as `ids`.
         logprobs: log-probabilities of the model's tokens, 0 elsewhere; None where the engine gives none.
         messages: the same as `ids`, in TRL's message form.
-        image: the image of the first user turn, in a list.
-        later: the images of the other user turns.
-        speaks: whether the model's next turn is added to it; False once its episode has ended.
+        images: of all user turns so far.
+        speaks: whether the model's next turn is added to it: not after a turn of its own, so not once its episode has ended.
     """
 
     name: str
@@ -51,17 +49,20 @@ class Rollout:
     ids: list[int]
     logprobs: list[float] | None
     messages: list[dict[str, Any]]
-    image: list[Any]
-    mask: list[int] = field(default_factory=list)
-    later: list[Any] = field(default_factory=list)
-    speaks: bool = True
+    images: list[Any]
+    mask: list[int] = field(init=False)
+    speaks: bool = False
+
+    def __post_init__(self) -> None:
+        self.images = list(self.images)  # TRL appends later images to its own list
+        self.mask = [1] * len(self.ids)
 
 
 class PolicyInTraining:
-    """Continues the rollouts of one batch. It is `collective`, as calls to the model are under ZeRO-3 and FSDP.
+    """Continues the rollouts of one batch after their first turns, which TRL has sampled.
 
     Args:
-        rollouts: in the order of the episodes; their first turns are already sampled.
+        rollouts: in the order of the episodes.
         tokens: how turns become token ids.
         ends: ids that end a turn.
         speak: generates one more turn of the model for all rollouts.
@@ -69,20 +70,15 @@ class PolicyInTraining:
         most_text_tokens: limit of the text of one user turn.
     """
 
-    collective = True
-
     def __init__(
         self, rollouts: Sequence[Rollout], tokens: TurnTokens, ends: Sequence[int], speak: Speak, turns: int,
         most_text_tokens: int,
     ) -> None:  # fmt: skip
         self.tokens, self.ends, self._speak = tokens, ends, speak
         self.turns, self.most_text_tokens = turns, most_text_tokens
+        self.first = [self._said(list(rollout.ids)) for rollout in rollouts]
         self._unopened = iter(rollouts)
-        self._number = 0
-        self.budget, self.coordinates = None, None
-
-    def set_budget(self, budget: PixelBudget) -> None:
-        """Do nothing: the trainer's processor is already set to the budget."""
+        self._number = 1
 
     def open(self, turn: UserTurn) -> Rollout:
         """The next rollout of the batch, which TRL has opened with this turn."""
@@ -100,7 +96,7 @@ class PolicyInTraining:
         conversation.mask += [0] * len(ids)
         if conversation.logprobs is not None:
             conversation.logprobs += [0.0] * len(ids)
-        conversation.later.append(turn.image)
+        conversation.images.append(turn.image)
         conversation.messages.append(
             {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": turn.text}]}
         )
@@ -109,28 +105,21 @@ class PolicyInTraining:
     def say(self, conversations: Sequence[Rollout], max_new_tokens: int, temperature: float = 1.0) -> list[Said]:
         """The next turn of all rollouts, sampled with the trainer's settings; turns of ended rollouts are discarded."""
         self._number += 1
-        if self._number == 1:
-            new_ids, new_logprobs = [list(rollout.ids) for rollout in conversations], None
-        else:
-            ids = [rollout.prompt_ids + rollout.ids for rollout in conversations]
-            images = [rollout.image + rollout.later for rollout in conversations]
-            new_ids, new_logprobs = self._speak(ids, images, max_new_tokens, self._number == self.turns)
-        texts = [self.tokens.tokenizer.decode(ids, skip_special_tokens=True) for ids in new_ids]
-        for i, rollout in enumerate(conversations):
-            if rollout.speaks:
-                self._keep(rollout, new_ids[i], new_logprobs[i] if new_logprobs else None, texts[i])
-        return [Said(ids, text, not ids or ids[-1] not in self.ends) for ids, text in zip(new_ids, texts)]
+        ids = [rollout.prompt_ids + rollout.ids for rollout in conversations]
+        images = [list(rollout.images) for rollout in conversations]
+        new_ids, new_logprobs = self._speak(ids, images, max_new_tokens, self._number == self.turns)
+        turns = [self._said(ids) for ids in new_ids]
+        for i, (rollout, turn) in enumerate(zip(conversations, turns, strict=True)):
+            if not rollout.speaks:
+                continue
+            rollout.ids += turn.ids
+            rollout.mask += [1] * len(turn.ids)
+            if rollout.logprobs is not None and new_logprobs is not None:
+                rollout.logprobs += new_logprobs[i]
+            rollout.messages.append({"role": "assistant", "content": turn.text})
+            rollout.speaks = False
+        return turns
 
-    def _keep(self, rollout: Rollout, ids: list[int], logprobs: list[float] | None, text: str) -> None:
-        rollout.mask += [1] * len(ids)
-        if self._number > 1:
-            rollout.ids += ids
-            if rollout.logprobs is not None:
-                rollout.logprobs += logprobs or []
-        if rollout.messages[-1]["role"] != "assistant":
-            rollout.messages.append({"role": "assistant", "content": text})
-        rollout.speaks = False
-
-    def write(self, text: str) -> Said:
-        """Refused: controls are for evaluation."""
-        raise NotImplementedError("A rollout that is trained on holds only what the model sampled.")
+    def _said(self, ids: list[int]) -> Said:
+        text = self.tokens.tokenizer.decode(ids, skip_special_tokens=True)
+        return Said(ids, text, not ids or ids[-1] not in self.ends)
