@@ -231,7 +231,7 @@ def sweep_rates(
     methods: Annotated[
         str, typer.Option(help="Which of mgpo, grpo, direct, sft; comma-separated.")
     ] = "grpo,direct,sft",
-    steps: int = 120,
+    steps: int = 200,
     validation: Annotated[int, typer.Option(help="Validation questions per checkpoint.")] = 300,
 ) -> None:
     """Learning rates of the methods on needle, chosen on validation questions; goes on where it was stopped."""
@@ -245,7 +245,7 @@ def sweep_rates(
 def reproduce(
     out: Path = Path("runs/reproduce-tiny"),
     seeds: Annotated[str, typer.Option(help="Training seeds, comma-separated.")] = "0,1,2",
-    steps: int = 120,
+    steps: int = 200,
     n: int = 1000,
 ) -> None:
     """Every method with several training seeds, and 1,000 questions per split; goes on where it was stopped."""

@@ -31,7 +31,7 @@ from mgpo.pages.tables import print_controls, print_results
 from mgpo.worlds.scene import EVAL_SPLITS
 
 SWEPT = {
-    "mgpo": (7e-5, 1e-4, 1.5e-4, 2.5e-4),
+    "mgpo": (1e-4, 1.5e-4, 2e-4, 3e-4),
     "grpo": (2e-5, 6e-5, 1.25e-4, 2.5e-4),
     "direct": (2e-5, 6e-5, 1.25e-4, 2.5e-4),
     "sft": (1e-5, 3e-5, 1e-4, 3e-4),
