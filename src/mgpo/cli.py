@@ -231,7 +231,7 @@ def sweep_rates(
     methods: Annotated[
         str, typer.Option(help="Which of mgpo, grpo, direct, sft; comma-separated.")
     ] = "grpo,direct,sft",
-    steps: int = 200,
+    steps: int = 120,
     validation: Annotated[int, typer.Option(help="Validation questions per checkpoint.")] = 300,
 ) -> None:
     """Learning rates of the methods on needle, chosen on validation questions; goes on where it was stopped."""
