@@ -48,7 +48,7 @@ def write_by_hand():
         at = trainer.accelerator.process_index * len(ids)
         return [Script.ids(trainer._tokenizer, said[(at + i) % len(said)]) for i in range(len(ids))]
 
-    SharedPrefix._shared_turn = say
+    SharedPrefix.next_turn = lambda sharing, *rest: say(sharing.trainer, *rest)
     from trl import GRPOTrainer
 
     GRPOTrainer._generate_single_turn = lambda *args, **kwargs: (say(*args[:3]), None)

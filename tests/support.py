@@ -104,7 +104,9 @@ class Script:
             return [script.ids(trainer._tokenizer, said[i % len(said)]) for i in range(len(prompt_ids))], None
 
         monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", say)
-        monkeypatch.setattr(SharedPrefix, "_shared_turn", lambda t, ids, images, last: say(t, ids, images, None)[0])
+        monkeypatch.setattr(
+            SharedPrefix, "next_turn", lambda sharing, ids, images, last: say(sharing.trainer, ids, images, None)[0]
+        )
         return self
 
     @staticmethod

@@ -126,4 +126,4 @@ def test_rollouts_are_shuffled_and_split_as_in_the_copy_that_keeps_questions_tog
         "inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]",
         "else:",
         "inputs = self._generate_and_score_completions(generation_batch)",
-    ], f"TRL splits a batch of rollouts in another way: compare with SharedPrefix._prepare_inputs. {LOOK}"
+    ], f"TRL splits a batch of rollouts in another way: compare with SharedPrefix.part. {LOOK}"

@@ -11,10 +11,10 @@ import time
 import pytest
 import torch
 from support import even_ids, make_trainer
+from trl import GRPOTrainer
 
 from mgpo.errors import NumbersError, RunError
 from mgpo.runs.finite import replay, within
-from mgpo.training.sharing import SharedPrefix
 
 
 def infinite_in_the_second_step(completion_ids, trainer_state, **_):
@@ -37,9 +37,9 @@ def in_second_step(trainer):
 
 
 def poison_loss(trainer, monkeypatch):
-    compute = SharedPrefix._compute_loss
+    compute = GRPOTrainer._compute_loss
     loss = lambda self, model, inputs: compute(self, model, inputs) * (math.inf if in_second_step(self) else 1)  # noqa: E731
-    monkeypatch.setattr(SharedPrefix, "_compute_loss", loss)
+    monkeypatch.setattr(GRPOTrainer, "_compute_loss", loss)
 
 
 def poison_gradient(trainer, monkeypatch):
@@ -60,7 +60,7 @@ def poison_logprobs(trainer, monkeypatch):
             logps[0, 0] = math.nan
         return logps, *rest
 
-    monkeypatch.setattr(SharedPrefix, "_get_per_token_logps_and_entropies", spoilt)
+    monkeypatch.setattr(type(trainer), "_get_per_token_logps_and_entropies", spoilt)
 
 
 CASES = {

@@ -126,7 +126,7 @@ def test_a_pickled_checkpoint_is_refused_and_never_read(name, runs, random_tiny,
     with open(run / "checkpoint-4" / name, "wb") as out:
         pickle.dump(Exploit(tmp_path / "owned"), out)
     trainer = make_trainer(random_tiny, run, rows, max_steps=8)
-    with pytest.raises(CheckpointError, match=f"{name}, a pickle, .* is refused"):
+    with pytest.raises(CheckpointError, match=f"{name}, a pickle. It is refused"):
         trainer.train(resume_from_checkpoint=str(run / "checkpoint-4"))
     assert not (tmp_path / "owned").exists()
 

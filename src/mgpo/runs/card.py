@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+from mgpo.config import SFT
+from mgpo.files import write_whole
+from mgpo.policies.loading import TINY, resolve
+
 _CARD = """---
 base_model: {base}
 library_name: transformers
@@ -10,8 +17,8 @@ tags: [mgpo, grpo, trl]
 ---
 # {name}
 
-Trained from `{base}` by {way}, with [mgpo](https://arxiv.org/abs/2507.05920). The only reward is whether the answer is right; the
-settings are in `config.yaml`, what was measured in `metrics.jsonl`.
+Trained from `{base}` by {way}, with [mgpo](https://arxiv.org/abs/2507.05920). The settings
+are in `config.yaml`, what was measured in `metrics.jsonl`.
 
 ```python
 from mgpo import GroundedVQA
@@ -21,7 +28,8 @@ print(found.answer, found.box_px_original)
 ```
 """
 WAYS = {
-    "mgpo": "MGPO: it names the region that it needs to see, gets it back from the original pixels, and then answers",
+    "mgpo": "MGPO: it names the region that it needs to see, gets it back from the original pixels, and then answers. "
+    "The only reward is whether the answer is right",
     "grpo": "single-turn GRPO: it names a region and answers in one turn",
     "direct": "single-turn GRPO: it answers from the image as it is shown",
     "sft": "supervised training on short answers",
@@ -37,3 +45,11 @@ def model_card(name: str, base: str, method: str) -> str:
         method: `mgpo`, `grpo`, `direct` or `sft`.
     """
     return _CARD.format(name=name, base=base, way=WAYS[method])
+
+
+def write_card(trainer: Any) -> None:
+    """Write the `README.md` of a trainer's run folder."""
+    base = trainer.accelerator.unwrap_model(trainer.model).config._name_or_path
+    base = TINY if base == resolve(TINY) else base
+    folder, method = Path(trainer.args.output_dir), getattr(trainer.args, "method", SFT)
+    write_whole(folder / "README.md", model_card(trainer.hub_model_id or str(folder), base, method))

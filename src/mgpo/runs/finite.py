@@ -42,20 +42,31 @@ SCORES = ("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logp
 
 
 class FiniteSteps:
-    """Mixin of `MGPOTrainer` that lets only finite updates reach the optimizer."""
+    """Lets only finite updates of a trainer reach the optimizer.
 
-    _nonfinite_in_a_row = 0
-    _parts: list[dict[str, Any]]
-    """Inputs from which the losses of this step were computed."""
-    _reasons: list[str]
-    """Reasons why this step is not finite."""
-    _distrusted: dict[int, str]
-    """Rows of the batch in progress whose rollouts have a number that is not finite, with the reason."""
+    It serves `_generate_and_score_completions` (`sampling`, `check`), `_compute_loss` (`see_loss`) and `_get_grad_norm`
+    (`before_optimizer`).
 
-    def _begin_step(self) -> None:
-        self._parts, self._reasons = [], []
+    Args:
+        trainer: an `MGPOTrainer`, which TRL need not have built yet.
 
-    def _watched(self, reward: Callable, seconds: float) -> Callable:
+    Attributes:
+        in_a_row: number of steps that were skipped one after another until now.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.in_a_row = 0
+        self._distrusted: dict[int, str] = {}
+        """Rows of the batch in progress whose rollouts have a number that is not finite, with the reason."""
+        self.begin_step()
+
+    def begin_step(self) -> None:
+        """Forget the inputs from which this step's losses were computed, and why they are not finite."""
+        self._parts: list[dict[str, Any]] = []
+        self._reasons: list[str] = []
+
+    def watched(self, reward: Callable, seconds: float) -> Callable:
         """A reward function with a time limit and a check of its numbers."""
 
         def distrust(row: int, why: str) -> None:
@@ -63,19 +74,27 @@ class FiniteSteps:
 
         return within(reward, seconds, distrust)
 
-    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        """As TRL's, but a question with a non-finite number gets NaN as advantages, so that its step is skipped."""
-        self._distrusted = {}
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """While TRL samples and scores a batch.
+
+        Raises:
+            NumbersError: the model's probabilities are not finite, so nothing can be sampled.
+        """
+        self._distrusted.clear()
         try:
-            output = super()._generate_and_score_completions(inputs)
+            yield
         except RuntimeError as error:
             if "probability tensor" not in str(error):
                 raise
             raise NumbersError(
-                f"Step {self.state.global_step + 1}: the model cannot be sampled from any more, its probabilities are not finite: "
-                "training has diverged. Begin a run in a folder of its own with a lower learning_rate."
+                f"Step {self.trainer.state.global_step + 1}: the model cannot be sampled from any more, because its "
+                "probabilities are not finite: training has diverged. Begin a run in a new folder with a lower learning_rate."
             ) from error
-        output["question_ids"] = [episode.question.id for episode in self._episodes]
+
+    def check(self, output: dict[str, Any], episodes: Sequence[Any]) -> None:
+        """Give a question with a number that is not finite NaN as advantages, so that its step is skipped."""
+        output["question_ids"] = [episode.question.id for episode in episodes]
         said = output["completion_mask"].bool()
         if "tool_mask" in output:
             said = said & output["tool_mask"].bool()
@@ -84,55 +103,66 @@ class FiniteSteps:
                 for row in (~output[name].isfinite() & said).any(1).nonzero().flatten().tolist():
                     self._distrusted[row] = f"{name} is not finite"
         # TRL used this rollout's numbers for the advantages of its question's other rollouts, on all processes.
-        asked = [f"{episode.question.id} {episode.question.question}" for episode in self._episodes]
+        asked = [f"{episode.question.id} {episode.question.question}" for episode in episodes]
         doubted = set(gather_object([asked[row] for row in self._distrusted]))
         rows = [row for row, question in enumerate(asked) if question in doubted]
         output["advantages"] = output["advantages"].clone()
         output["advantages"][rows] = math.nan
         output["doubts"] = [self._distrusted.get(row, "") for row in range(len(said))]
-        return output
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        loss = super()._compute_loss(model, inputs)
-        if self.model.training:
-            self._parts.append(inputs)
-            if not loss.isfinite().all():
-                self._reasons += [*filter(None, inputs["doubts"]), "the loss is not finite"]
-                if self.is_deepspeed_enabled:  # its backward pass applies the gradients by itself
-                    self._keep_step()
-                    raise NumbersError(self._told("DeepSpeed cannot skip a step"))
-        return loss
+    def see_loss(self, inputs: dict[str, Any], loss: torch.Tensor) -> None:
+        """Take note of a loss and of the inputs that it was computed from.
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Called by `Trainer` when the gradients of a step are complete, right before the optimizer applies them."""
-        norm = super()._get_grad_norm(model, grad_norm)
-        # fp16: the gradient scaler finds its scale by infinite gradients, and skips those steps itself
-        if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
-            self._reasons.append("the gradient is not finite")
-            if self.is_deepspeed_enabled:
+        Raises:
+            NumbersError: it is not finite, and DeepSpeed's backward pass would apply the gradients by itself.
+        """
+        if not self.trainer.model.training:
+            return
+        self._parts.append(inputs)
+        if not loss.isfinite().all():
+            self._reasons += [*filter(None, inputs["doubts"]), "the loss is not finite"]
+            if self.trainer.is_deepspeed_enabled:
                 self._keep_step()
-                raise NumbersError(self._told("DeepSpeed has applied it, so go on from the last checkpoint"))
-        doubt = torch.tensor(float(bool(self._reasons)), device=self.args.device)
-        skip = bool(self.accelerator.reduce(doubt, "sum").item())
-        self._metrics["train"]["update/nonfinite_steps"].append(float(skip))
-        self._nonfinite_in_a_row = self._nonfinite_in_a_row + 1 if skip else 0
+                raise NumbersError(self._message("DeepSpeed cannot skip a step"))
+
+    def before_optimizer(self, model: Any, norm: Any) -> None:
+        """Drop the gradients of a step that is not finite on any process.
+
+        Args:
+            model: the wrapped model, whose gradients of this step are complete.
+            norm: their norm; None where DeepSpeed gives none.
+
+        Raises:
+            NumbersError: too many steps in a row were skipped, or DeepSpeed has applied what is not finite.
+        """
+        trainer = self.trainer
+        # fp16: the gradient scaler finds its scale by infinite gradients, and skips those steps itself
+        if norm is not None and not trainer.args.fp16 and not math.isfinite(float(norm)):
+            self._reasons.append("the gradient is not finite")
+            if trainer.is_deepspeed_enabled:
+                self._keep_step()
+                raise NumbersError(self._message("DeepSpeed has applied it, so resume from the last checkpoint"))
+        doubt = torch.tensor(float(bool(self._reasons)), device=trainer.args.device)
+        skip = bool(trainer.accelerator.reduce(doubt, "sum").item())
+        trainer._metrics["train"]["update/nonfinite_steps"].append(float(skip))
+        self.in_a_row = self.in_a_row + 1 if skip else 0
         if skip:
             for parameter in model.parameters():
                 parameter.grad = None
             self._keep_step()
-            if self._nonfinite_in_a_row >= self.args.max_nonfinite_steps:
-                raise NumbersError(self._told(f"{self._nonfinite_in_a_row} steps in a row were skipped"))
-            print(self._told("skipped"))
-        self._begin_step()
-        return norm
+            if self.in_a_row >= trainer.args.max_nonfinite_steps:
+                raise NumbersError(self._message(f"{self.in_a_row} steps in a row were skipped"))
+            print(self._message("skipped"))
+        self.begin_step()
 
     def _keep_step(self) -> None:
         """Save this process's reasons, question ids and batch."""
-        folder = Path(self.args.output_dir) / FOLDER
-        stem = f"step_{self.state.global_step + 1:06d}_process_{self.args.process_index}"
+        args, step = self.trainer.args, self.trainer.state.global_step + 1
+        folder = Path(args.output_dir) / FOLDER
+        stem = f"step_{step:06d}_process_{args.process_index}"
         folder.mkdir(parents=True, exist_ok=True)
         asked = list(dict.fromkeys(name for part in self._parts for name in part["question_ids"]))
-        about = {"step": self.state.global_step + 1, "why": self._why(), "question_ids": asked}
+        about = {"step": step, "why": self._why(), "question_ids": asked}
         write_whole(folder / f"{stem}.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
         if len(list(folder.glob("*.safetensors"))) < BATCHES_KEPT:
             with whole(folder / f"{stem}.safetensors") as aside:
@@ -141,12 +171,13 @@ class FiniteSteps:
     def _why(self) -> list[str]:
         return list(dict.fromkeys(self._reasons)) or ["another process has numbers that are not finite"]
 
-    def _told(self, what: str) -> str:
+    def _message(self, what: str) -> str:
+        args = self.trainer.args
         return (
-            f"Step {self.state.global_step + 1}: {what}: {'; '.join(self._why())}. The batch is in "
-            f"{self.args.output_dir}/{FOLDER}: mgpo.runs.finite.replay computes it again. Look at the rewards, or begin a run in a "
-            "folder of its own with a lower learning_rate and --resume_from_checkpoint; max_nonfinite_steps="
-            f"{self.args.max_nonfinite_steps} may be raised in this one."
+            f"Step {self.trainer.state.global_step + 1}: {what}: {'; '.join(self._why())}. The batch was saved in "
+            f"{args.output_dir}/{FOLDER}; mgpo.runs.finite.replay computes its losses again. Look at the rewards, or begin a "
+            "run in a new folder from the last checkpoint (--resume_from_checkpoint) with a lower learning_rate. In this run, "
+            f"max_nonfinite_steps={args.max_nonfinite_steps} may be raised."
         )
 
 
@@ -161,7 +192,7 @@ def replay(trainer: Any, file: Path) -> list[float]:
     for part in load_tree(file)["parts"]:
         inputs = {k: v.to(trainer.args.device) if isinstance(v, torch.Tensor) else v for k, v in part.items()}
         losses.append(trainer._compute_loss(trainer.model, inputs).item())
-    trainer._begin_step()
+    trainer.finite.begin_step()
     return losses
 
 

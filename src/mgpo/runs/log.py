@@ -1,4 +1,4 @@
-"""Writes `metrics.jsonl` of a run folder (one line per log, in step order, each step once) and its `README.md`."""
+"""Writes `metrics.jsonl` of a run folder: one line per log, in step order, each step once."""
 
 from __future__ import annotations
 
@@ -7,38 +7,34 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mgpo.config import SFT
+from transformers import TrainerCallback
+
 from mgpo.files import write_whole
 from mgpo.jsonl import read_jsonl
-from mgpo.policies.loading import TINY, resolve
-from mgpo.runs.card import model_card
 
 
-class RunLog:
-    """Mixin for a `transformers.Trainer`: put it before the trainer's class."""
+class RunLog(TrainerCallback):
+    """Writes `metrics.jsonl` of the run folder."""
 
-    _log_begun = False
+    def __init__(self) -> None:
+        self._begun = False
+        self._first_step: int | None = None
 
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """The trainer's own log, and one line in `metrics.jsonl`."""
-        super().log(logs, *args, **kwargs)
-        if not self.accelerator.is_main_process or not self.state.log_history:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take note of the step from which the run starts or resumes."""
+        self._first_step = state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write what was logged last. The first time, drop lines of steps that a resumed run repeats."""
+        if not state.is_world_process_zero:
             return
-        file = Path(self.args.output_dir) / "metrics.jsonl"
+        file = Path(args.output_dir) / "metrics.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
-        if not self._log_begun:
-            self._log_begun = True
-            _forget_after(file, getattr(self, "_initial_global_step", self.state.global_step))
+        if not self._begun:
+            self._begun = True
+            _forget_after(file, state.global_step if self._first_step is None else self._first_step)
         with file.open("a") as out:
-            out.write(json.dumps(_finite(self.state.log_history[-1])) + "\n")
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write `README.md` of the run folder: what this model is, and how to ask it."""
-        if self.is_world_process_zero():
-            base = self.accelerator.unwrap_model(self.model).config._name_or_path
-            base = TINY if base == resolve(TINY) else base
-            folder, method = Path(self.args.output_dir), getattr(self.args, "method", SFT)
-            write_whole(folder / "README.md", model_card(self.hub_model_id or str(folder), base, method))
+            out.write(json.dumps(_finite(state.log_history[-1])) + "\n")
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:

@@ -26,35 +26,38 @@ from transformers import PreTrainedModel
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import rotate_checkpoints
-from trl.trainer.utils import RepeatSampler, strip_images_from_messages
+from trl.trainer.utils import RepeatSampler
 
 from mgpo.errors import CheckpointError
 from mgpo.jsonl import read_jsonl
+from mgpo.runs.card import write_card
 from mgpo.runs.checkpoints import ASIDE, cannot_write, flaw, is_about_the_disk, move_into_place, replace_files, seal
-from mgpo.runs.stopping import Stopping
+from mgpo.runs.in_progress import begun, restore
+from mgpo.runs.stopping import stopping_on_sigterm
 from mgpo.runs.tree import load_tree, save_tree
 
 STATE = "optimizer.safetensors"
 REFERENCE = "reference.safetensors"
-COUNTERS = (
-    "_step",
-    "_tr_loss",
-    "_total_loss_scalar",
-    "_globalstep_last_logged",
-    "_total_train_tokens",
-    "_nonfinite_in_a_row",
-)
-"""Attributes of transformers' and TRL's trainers that a checkpoint must hold for the next log to be the same."""
 PICKLES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "pytorch_model.bin", "adapter_model.bin")
 PRIVATE = [".lock", f"{ASIDE}/*", "checkpoint-*/*", "nonfinite/*", "trajectories/*", "skipped_*"]
 """Files of a run folder that are not pushed to the hub."""
 
 
-class Resuming(Stopping):
-    """Mixin for a `transformers.Trainer`: put it before the trainer's class."""
+class Resuming:
+    """Base of our trainers, before TRL's class: all that it overrides, TRL and transformers call on their own trainer."""
 
+    stopped = False
+    """Whether the run ended early because of a SIGTERM."""
     _written_aside = False
     _epoch_sampler: Any = None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train. A first SIGTERM ends the run after its current step, with a checkpoint; a second one at once."""
+        with stopping_on_sigterm(self) as request:
+            try:
+                return super().train(*args, **kwargs)
+            finally:
+                self.stopped = request.heeded
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         """Upstream's sampler; TRL's own becomes an `EpochSampler`, whose order does not depend on interruptions."""
@@ -182,7 +185,7 @@ class Resuming(Stopping):
             return
         if not (Path(checkpoint) / STATE).is_file():
             raise CheckpointError(
-                f"{checkpoint} holds no optimizer (save_only_model), so a run cannot go on from it. Begin a new run with its "
+                f"{checkpoint} holds no optimizer (save_only_model), so it cannot be resumed. Begin a new run with its "
                 "weights as --model_name_or_path."
             )
         state = _read(Path(checkpoint) / STATE)
@@ -210,7 +213,7 @@ class Resuming(Stopping):
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
             "processes": self.args.world_size,
-            "begun": self._begun(),
+            "begun": begun(self),
         }
         Path(output_dir).mkdir(
             parents=True, exist_ok=True
@@ -226,8 +229,9 @@ class Resuming(Stopping):
         if state is None or state["processes"] != self.args.world_size:
             if self.accelerator.is_main_process:
                 print(
-                    f"{checkpoint} was written by another number of processes than the {self.args.world_size} of now: weights, "
-                    "optimizer and data go on, random numbers and rollouts that waited for their update do not."
+                    f"{checkpoint} was written by another number of processes than the {self.args.world_size} of this run: "
+                    "weights, optimizer and the order of the data are resumed; random numbers, and rollouts that waited for "
+                    "their update, are not."
                 )
             return
         version, internal, gauss = state["python"]
@@ -236,34 +240,12 @@ class Resuming(Stopping):
         torch.set_rng_state(state["torch"])
         if state["cuda"] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda"])
-        self._go_on_with(state["begun"])
+        restore(self, state["begun"])
 
-    def _begun(self) -> dict[str, Any]:
-        """Metrics since the last log, and rollouts that wait for their update."""
-        begun = {name: getattr(self, name) for name in COUNTERS if hasattr(self, name)}
-        begun["metrics"] = {mode: dict(values) for mode, values in getattr(self, "_metrics", {}).items()}
-        if getattr(self, "_buffered_inputs", None) is not None:
-            waiting = self._step % (self.args.steps_per_generation * self.num_iterations)
-            begun["rollouts"] = self._buffered_inputs if waiting else None
-            begun["table"] = _texts(self._logs) if self.log_completions else {}
-        return begun
-
-    def _go_on_with(self, begun: dict[str, Any]) -> None:
-        for name in COUNTERS:
-            if name in begun:
-                value = begun[name]
-                setattr(self, name, value.to(self.args.device) if isinstance(value, torch.Tensor) else value)
-        for mode, values in begun["metrics"].items():
-            self._metrics[mode].clear()
-            self._metrics[mode].update(values)
-        if begun.get("rollouts") is not None:
-            self._buffered_inputs = [_on(part, self.args.device) for part in begun["rollouts"]]
-        for column, values in begun.get("table", {}).items():
-            if isinstance(values, dict):
-                for name, inner in values.items():
-                    self._logs[column][name].extend(inner)
-            else:
-                self._logs[column].extend(values)
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write `README.md` of the run folder: what this model is, and how to ask it."""
+        if self.is_world_process_zero():
+            write_card(self)
 
     def log_end(self, checkpoint: str) -> None:
         """Write the last line of a run's log, if the run was killed between its last checkpoint and that line."""
@@ -273,7 +255,7 @@ class Resuming(Stopping):
         self.model.train()  # TRL logs the metrics of the mode that the model is in
         self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
         if self._process_file(checkpoint).is_file():
-            self._go_on_with(load_tree(self._process_file(checkpoint))["begun"])
+            restore(self, load_tree(self._process_file(checkpoint))["begun"])
             self._total_loss_scalar += self._tr_loss.item()
         self.log({"total_flos": self.state.total_flos, "train_loss": 0.0})
 
@@ -291,7 +273,7 @@ class Resuming(Stopping):
         pickles = [name for name in PICKLES if (Path(checkpoint) / name).exists()]
         if pickles and not self._keeps_own_shards():
             raise CheckpointError(
-                f"{checkpoint} holds {pickles[0]}, a pickle, which can run code when it is read: it is refused. Begin a new "
+                f"{checkpoint} holds {pickles[0]}, a pickle. It is refused, because reading it can run code. Begin a new "
                 "run with a model in safetensors as --model_name_or_path."
             )
 
@@ -315,21 +297,8 @@ def _read(file: Path) -> Any:
         return load_tree(file)
     except (SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{file} is damaged ({error}). Delete {file.parent}, and the run goes on from the checkpoint before it."
+            f"{file} is damaged ({error}). Delete {file.parent}, and the run resumes from the checkpoint before it."
         ) from error
-
-
-def _texts(table: dict[str, Any]) -> dict[str, Any]:
-    """TRL's table of rollouts as plain data, without images and without columns that a reward function adds."""
-    told = {name: [strip_images_from_messages(m) for m in table[name]] for name in ("prompt", "completion")}
-    rewards = {name: list(values) for name, values in table["rewards"].items()}
-    return told | {"rewards": rewards, "advantages": list(table["advantages"])}
-
-
-def _on(value: Any, device: torch.device) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    return {key: _on(inner, device) for key, inner in value.items()} if isinstance(value, dict) else value
 
 
 class EpochSampler(RepeatSampler):

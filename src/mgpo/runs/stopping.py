@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,33 +19,34 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 
-class Stopping:
-    """Mixin for a `transformers.Trainer`: put it before the trainer's class."""
+@contextmanager
+def stopping_on_sigterm(trainer: Any) -> Iterator[SaveAndStop]:
+    """While the trainer trains: a first SIGTERM ends the run after its step, with a checkpoint; a second one at once.
 
-    stopped = False
-    """Whether the run ended early because of a SIGTERM."""
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train. A first SIGTERM ends the run after its current step, with a checkpoint; a second one at once."""
-        if threading.current_thread() is not threading.main_thread():
-            return super().train(*args, **kwargs)  # only a main thread may handle signals
-        request = _SaveAndStop(self)
-        self.add_callback(request)
-        before = signal.signal(signal.SIGTERM, request.take)
-        try:
-            return super().train(*args, **kwargs)
-        finally:
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: it was not set by Python code
-            self.remove_callback(request)
-            self.stopped = request.heeded
+    Only a main thread may handle signals; in another thread, SIGTERM does what it did before.
+    """
+    request = SaveAndStop(trainer)
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    trainer.add_callback(request)
+    before = signal.signal(signal.SIGTERM, request.take)
+    try:
+        yield request
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: it was not set by Python code
+        trainer.remove_callback(request)
 
 
-class _SaveAndStop(TrainerCallback):
+class SaveAndStop(TrainerCallback):
+    """Asks a trainer to save and stop after its step; `heeded` says whether it did."""
+
     def __init__(self, trainer: Any) -> None:
         self.accelerator = trainer.accelerator
         self.asked = self.heeded = False
 
     def take(self, number: int, frame: Any) -> None:
+        """Handle the signal."""
         self.asked = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.write(2, b"SIGTERM: this step is finished and saved, then the run stops.\n")

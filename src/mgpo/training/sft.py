@@ -49,7 +49,7 @@ def _target(question: Question) -> str:
     return question.answer.split("|")[0] if question.choices else question.answer
 
 
-class ShortAnswerTrainer(RunLog, Resuming, SFTTrainer):
+class ShortAnswerTrainer(Resuming, SFTTrainer):
     """TRL's `SFTTrainer` with the resuming and the log of a run folder."""
 
 
@@ -74,6 +74,7 @@ def build_sft_trainer(data: DataArguments, config: MGPOConfig, questions: Any, a
         processing_class=processor,
         peft_config=peft_config(data),
     )
+    trainer.add_callback(RunLog())
     if config.freeze_vision_tower:
         freeze_vision_tower(trainer.model)
         remember_towers(trainer.model)

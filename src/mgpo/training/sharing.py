@@ -1,14 +1,16 @@
 """`shared_prefix`: computes each image and prompt token once per turn when sampling, and once per batch in the update.
 
-A mixin over TRL's `GRPOTrainer`. It replaces how tokens are sampled (`mgpo.policies.shared.rollout`) and how their
-log-probabilities are computed (`mgpo.policies.shared.update`). It skips rollouts that carry no gradient, unless a KL or
-entropy term needs them, but always computes at least one per batch. Loss, advantages and everything else stay TRL's, so
-with `shared_prefix: false` the same trainer is the reference that tests compare with.
+`trainer.sharing` replaces how tokens are sampled (`mgpo.policies.shared.rollout`) and how their log-probabilities are
+computed (`mgpo.policies.shared.update`). It skips rollouts that carry no gradient, unless a KL or entropy term needs
+them, but always computes at least one per batch. Loss, advantages and everything else stay TRL's, so with
+`shared_prefix: false` the same trainer is the reference that tests compare with.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import gcd
 from typing import Any
 
@@ -30,18 +32,30 @@ logger = logging.getLogger(__name__)
 
 
 class SharedPrefix:
-    """Mixin of `MGPOTrainer`; call `_share` once the trainer is built."""
+    """The shared path of a trainer, where model and settings allow it; else the reason is logged and TRL's path is used.
 
-    _shares: bool = False
-    """Whether the update shares prompts."""
-    _rollout: SharedRollout | None = None
-    """Samples with shared prompts; None where sampling does not share them, or where vLLM samples."""
-    _scored_with: dict[str, Any] | None = None
+    It serves `_prepare_inputs` (`part`), `_generate_single_turn` (`next_turn`), `_get_per_token_logps_and_entropies`
+    (`log_probs`) and `_compute_loss` (`updating`).
 
-    def _share(self) -> None:
-        """Use the shared path if model and settings allow it; else log the reason and keep TRL's own path."""
-        reason = self._why_not()
-        models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
+    Args:
+        trainer: an `MGPOTrainer` that TRL has built.
+
+    Attributes:
+        on: whether the update shares prompts.
+        rollout: samples with shared prompts; None where sampling does not share them, or where vLLM samples.
+
+    Raises:
+        ValueError: `mask_truncated_completions` is set, which TRL's path cannot do with crops.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.on = False
+        self.rollout: SharedRollout | None = None
+        self._updating: dict[str, Any] | None = None
+        reason, args = self._why_not(), trainer.args
+        unwrap = trainer.accelerator.unwrap_model
+        models = [unwrap(m) for m in (trainer.model, trainer.ref_model) if m is not None]
         if reason is None:
             try:
                 for model in models:
@@ -49,74 +63,88 @@ class SharedPrefix:
             except ValueError as error:
                 reason = str(error)
         if reason is not None:
-            if self.args.mask_truncated_completions and self.protocol.turns > 1:
+            if args.mask_truncated_completions and trainer.protocol.turns > 1:
                 raise ValueError(
                     "mask_truncated_completions needs shared_prefix: TRL hides the crop of a masked rollout and then gives the "
                     f"next rollout its position. shared_prefix is not used because {reason}."
                 )
-            if self.args.shared_prefix:
+            if args.shared_prefix:
                 logger.warning("shared_prefix: %s; every prompt is computed once per rollout instead.", reason)
             return
-        if self.ref_model is not None and not self.args.sync_ref_model:
-            self.ref_model.requires_grad_(False)  # it never changes, so its tower may cache features
+        if trainer.ref_model is not None and not args.sync_ref_model:
+            trainer.ref_model.requires_grad_(False)  # it never changes, so its tower may cache features
         for model in models:
             remember_towers(model)
-        self._shares = True
-        if self.use_vllm:
-            return
-        self._rollout = SharedRollout(self.turn_tokens, self._tokenizer.pad_token_id, self.eos_token_ids)
+        self.on = True
+        if not trainer.use_vllm:
+            pad = trainer.processing_class.tokenizer.pad_token_id
+            self.rollout = SharedRollout(trainer.turn_tokens, pad, trainer.eos_token_ids)
 
     def _why_not(self) -> str | None:
-        if not self.args.shared_prefix:
+        trainer = self.trainer
+        if not trainer.args.shared_prefix:
             return "it is switched off"
-        plugin = self.accelerator.state.deepspeed_plugin
-        if self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
+        plugin = trainer.accelerator.state.deepspeed_plugin
+        if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
             return "weights are sharded over processes (FSDP or ZeRO-3), whose forwards must be the same on each"
-        if self.use_transformers_continuous_batching:
+        if trainer.use_transformers_continuous_batching:
             return "use_transformers_continuous_batching samples by itself"
-        sampling = {} if self.use_vllm else vars(self.generation_config) | (self.generation_kwargs or {})
+        sampling = {} if trainer.use_vllm else vars(trainer.generation_config) | (trainer.generation_kwargs or {})
         if (
             (sampling.get("num_beams") or 1) > 1
             or sampling.get("cache_implementation")
             or sampling.get("use_cache") is False
         ):
             return "it fills the cache of plain sampling: leave num_beams, cache_implementation and use_cache alone"
-        if self.aux_loss_enabled:
+        if trainer.aux_loss_enabled:
             return "the router's loss of a mixture of experts counts tokens as often as they are repeated"
         return None
 
-    def _shared_turn(self, ids: list[list[int]], images: list[list[Any]], last: bool) -> list[list[int]]:
+    def next_turn(self, ids: list[list[int]], images: list[list[Any]], last: bool) -> list[list[int]]:
         """The next turn of all rollouts. With `last`, nothing of them is cached for a further turn."""
-        assert self._rollout is not None
+        assert self.rollout is not None
+        trainer = self.trainer
         with (
             unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                generation_kwargs=self.generation_kwargs,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+                trainer.model_wrapped,
+                trainer.accelerator,
+                generation_kwargs=trainer.generation_kwargs,
+                gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
             ) as model,
             torch.no_grad(),
-            self.accelerator.autocast(),
+            trainer.accelerator.autocast(),
         ):
-            return self._rollout.speak(model, ids, images, self.generation_config, last)
+            return self.rollout.speak(model, ids, images, trainer.generation_config, last)
 
-    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        """As TRL's, but a batch of rollouts that is updated in parts is split between questions, not across them.
+    def forget(self) -> None:
+        """Free the caches of the batch that was sampled."""
+        if self.rollout is not None:
+            self.rollout.forget()
+
+    @property
+    def splits(self) -> bool:
+        """Whether `part` must stand in for TRL's splitting of a batch of rollouts that is updated in parts."""
+        trainer = self.trainer
+        return self.on and trainer.args.steps_per_generation > 1 and trainer.model.training
+
+    def part(self, generation_batch: Any) -> dict[str, Any]:
+        """As TRL's `_prepare_inputs`, but the batch is split between questions, not across them.
 
         TRL shuffles single rollouts before it splits, so every part would hold nearly every prompt. The sum over the
         parts is the same for all losses but `bnpo`, which divides by the tokens of each part.
         """
-        parts = self.args.steps_per_generation
-        if not self._shares or parts == 1 or not self.model.training:
-            return super()._prepare_inputs(generation_batch)
-        if self._step % (parts * self.num_iterations) == 0 or self._buffered_inputs is None:
-            whole = split_pixel_values_by_grid(self._generate_and_score_completions(generation_batch))
-            together = gcd(len(whole["prompt_ids"]), self.num_generations)  # this process may hold a part of a group
+        trainer = self.trainer
+        parts = trainer.args.steps_per_generation
+        if trainer._step % (parts * trainer.num_iterations) == 0 or trainer._buffered_inputs is None:
+            whole = split_pixel_values_by_grid(trainer._generate_and_score_completions(generation_batch))
+            # This process may hold a part of a group.
+            together = gcd(len(whole["prompt_ids"]), trainer.num_generations)
             shuffled = shuffle_together(whole, together)
-            self._buffered_inputs = [unsplit_pixel_values_by_grid(part) for part in split_tensor_dict(shuffled, parts)]
-        return self._buffered_inputs[self._step % parts]
+            split = split_tensor_dict(shuffled, parts)
+            trainer._buffered_inputs = [unsplit_pixel_values_by_grid(part) for part in split]
+        return trainer._buffered_inputs[trainer._step % parts]
 
-    def _get_per_token_logps_and_entropies(
+    def log_probs(
         self,
         model: Any,
         input_ids: torch.Tensor,
@@ -127,22 +155,18 @@ class SharedPrefix:
         **rest: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Log-probabilities (rows, `logits_to_keep`) and entropies of the completions' tokens, as TRL's own."""
-        if not self._shares or rest.get("pixel_values") is None:
-            return super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **rest
-            )
         split = input_ids.shape[1] - logits_to_keep
         batch = Batch(
             input_ids, attention_mask, split, rest["pixel_values"], rest["image_grid_thw"], rest["num_images"]
         )
         rows = self._rows_with_signal(attention_mask[:, split:])
-        old = (self._scored_with or {}).get("old_per_token_logps")
+        old = (self._updating or {}).get("old_per_token_logps")
         logps = torch.zeros_like(input_ids[:, split:], dtype=torch.float32) if old is None else old
         entropies = torch.zeros_like(logps)
         size = batch_size or len(rows)
         for first in range(0, len(rows), size):
-            packed = pack(self.accelerator.unwrap_model(model), batch, rows[first : first + size])
-            with self.accelerator.autocast():
+            packed = pack(self.trainer.accelerator.unwrap_model(model), batch, rows[first : first + size])
+            with self.trainer.accelerator.autocast():
                 out = model(**packed.inputs, fused_lm_head=True)
             logps = unpack(out.log_probs, packed, logps)
             if not packed.where:  # every rollout was cut off and masked: the pass must run, but its values do not count
@@ -152,13 +176,14 @@ class SharedPrefix:
             entropies = self._like_the_scored(entropies, rows)
         return logps, entropies if compute_entropy else None, None
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """TRL's loss. Its inputs are stored meanwhile, so that rollouts without a gradient can be recognised."""
-        self._scored_with = inputs
+    @contextmanager
+    def updating(self, inputs: dict[str, Any]) -> Iterator[None]:
+        """While TRL computes a loss from `inputs`, so that rollouts without a gradient can be recognised by them."""
+        self._updating = inputs
         try:
-            return super()._compute_loss(model, inputs)
+            yield
         finally:
-            self._scored_with = None
+            self._updating = None
 
     def _rows_with_signal(self, completion_mask: torch.Tensor) -> list[int]:
         """Rows to score: in an update, those whose advantage is not zero, unless KL or entropy terms need all rows.
@@ -167,21 +192,21 @@ class SharedPrefix:
         """
         lengths = completion_mask.sum(1)
         rows = [row for row, length in enumerate(lengths.tolist()) if length] or [0]
-        inputs = self._scored_with
-        if inputs is None or not self.model.training or self.beta != 0 or self._entropy_bonus_enabled:
+        inputs, trainer = self._updating, self.trainer
+        if inputs is None or not trainer.model.training or trainer.beta != 0 or trainer._entropy_bonus_enabled:
             return rows
-        if self.top_entropy_quantile < 1 or self.off_policy_mask_threshold is not None:
+        if trainer.top_entropy_quantile < 1 or trainer.off_policy_mask_threshold is not None:
             return rows
         advantages = inputs["advantages"]
         signal = (advantages if advantages.dim() == 1 else advantages.abs().sum(1)) != 0
         kept = [row for row in rows if signal[row]] or [min(rows, key=lengths.tolist().__getitem__)]
         share = torch.tensor(1 - len(kept) / len(rows), device=completion_mask.device)
-        self._metrics["train"]["update/rollouts_skipped"].append(self.accelerator.reduce(share, "mean").item())
+        trainer._metrics["train"]["update/rollouts_skipped"].append(trainer.accelerator.reduce(share, "mean").item())
         return kept
 
     def _like_the_scored(self, entropies: torch.Tensor, rows: list[int]) -> torch.Tensor:
         """Give unscored rows the mean entropy of the scored ones, so that a mean over all rows equals theirs."""
-        inputs = self._scored_with or {}
+        inputs = self._updating or {}
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
         scored = torch.zeros_like(mask[:, :1])
         scored[rows] = 1

@@ -63,7 +63,7 @@ def _environment() -> None:
     """Marks the trainer as multi-turn for TRL; it is never called and never shown to the model."""
 
 
-class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, GRPOTrainer):
+class MGPOTrainer(Resuming, GRPOTrainer):
     """Trains a policy to look twice.
 
     Args:
@@ -99,8 +99,8 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, GRPOTrainer):
         )
         args.model_init_kwargs = {"use_safetensors": True} | (args.model_init_kwargs or {})
         args.generation_kwargs = banned | (args.generation_kwargs or {})
-        extra = [self._watched(load_dotted(path), args.reward_seconds) for path in args.extra_reward_funcs]
-        self._begin_step()
+        self.finite = FiniteSteps(self)
+        extra = [self.finite.watched(load_dotted(path), args.reward_seconds) for path in args.extra_reward_funcs]
         self._episodes: list[Episode] = []
         self.turn_limits = TurnLimits(args.max_grounding_tokens, args.max_answer_tokens)
         self._turn_limit, self._is_last_turn = args.max_grounding_tokens, False
@@ -121,7 +121,8 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, GRPOTrainer):
         refuse_rounded_weights(self, args.allow_low_precision_weights)
         # dr_grpo divides by this. TRL also counts the crop and the environment's texts, which are not sampled.
         self.max_completion_length = args.spoken_tokens(self.protocol)
-        self._share()
+        self.sharing = SharedPrefix(self)
+        self.add_callback(RunLog())
         self.vllm_sampling = VLLMSampling(self) if self.use_vllm else None
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -149,8 +150,9 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, GRPOTrainer):
                 }
                 | {"prompt": [{"role": "user", "content": turn.text}], "images": [shown]}
             )
-        with pixels_once(self.processing_class) if self.args.shared_prefix else nullcontext():
+        with pixels_once(self.processing_class) if self.args.shared_prefix else nullcontext(), self.finite.sampling():
             output = super()._generate_and_score_completions(rows)
+        self.finite.check(output, self._episodes)
         self._check_images(output)
         if self.vllm_sampling is not None and self.model.training:  # for vLLM, a greedy token's probability is 1
             self.vllm_sampling.compare(output)
@@ -208,8 +210,8 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, GRPOTrainer):
         if greedy:
             self.generation_config.do_sample = False
         try:
-            if self._rollout is not None:
-                return self._shared_turn(prompt_ids, images, self._is_last_turn), None
+            if self.sharing.rollout is not None:
+                return self.sharing.next_turn(prompt_ids, images, self._is_last_turn), None
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images=has_tool_images
             )
@@ -223,8 +225,7 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, GRPOTrainer):
             with self.vllm_sampling.engine.awake() if self.vllm_sampling is not None else nullcontext():
                 return super()._generate(prompts)
         finally:
-            if self._rollout is not None:
-                self._rollout.forget()
+            self.sharing.forget()
 
     def _tool_call_loop(
         self,
@@ -263,7 +264,7 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, GRPOTrainer):
 
     def _vision_fields(self, ids: list[list[int]], images: list[list[Any]]) -> dict[str, Any]:
         """Pixel values of all images in order, and the token types; empty for engines that take images."""
-        if self._rollout is not None or self.vllm_sampling is not None:
+        if self.sharing.rollout is not None or self.vllm_sampling is not None:
             return {}
         flat = [image for row in images for image in row]
         image_id = self.turn_tokens.image_token_id
@@ -271,6 +272,26 @@ class MGPOTrainer(RunLog, Resuming, FiniteSteps, SharedPrefix, GRPOTrainer):
             **self.turn_tokens.pixels(flat),
             "mm_token_type_ids": [[int(token == image_id) for token in row] for row in ids],
         }
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        return self.sharing.part(generation_batch) if self.sharing.splits else super()._prepare_inputs(generation_batch)
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple:
+        share = self.sharing.on and kwargs.get("pixel_values") is not None
+        compute = self.sharing.log_probs if share else super()._get_per_token_logps_and_entropies
+        return compute(*args, **kwargs)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        with self.sharing.updating(inputs):
+            loss = super()._compute_loss(model, inputs)
+        self.finite.see_loss(inputs, loss)
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Called by `Trainer` when the gradients of a step are complete, right before the optimizer applies them."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.finite.before_optimizer(model, norm)
+        return norm
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save as TRL does, and write the settings that the model is to be asked with beside the weights.

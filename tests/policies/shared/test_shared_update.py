@@ -75,7 +75,7 @@ CASES = {
 def test_loss_and_gradients_are_those_of_the_plain_path(random_tiny, tmp_path, rows, monkeypatch, case):
     plain = update(random_tiny, tmp_path / "plain", rows, monkeypatch, shared=False, **CASES[case])
     shared = update(random_tiny, tmp_path / "shared", rows, monkeypatch, shared=True, **CASES[case])
-    assert shared[2]._rollout is not None and plain[2]._rollout is None
+    assert shared[2].sharing.on and not plain[2].sharing.on
     same(plain, shared)
 
 
@@ -171,7 +171,7 @@ def test_entropy_is_the_mean_of_what_was_computed(random_tiny, tmp_path, rows, m
 def test_every_token_and_image_is_computed_once(random_tiny, tmp_path, rows, monkeypatch):
     """Tokens of the update: prompts once, rollouts once, no padding. Images: overviews once, equal crops once."""
     seen, encoded = [], []
-    forward = SharedPrefix._get_per_token_logps_and_entropies
+    forward = SharedPrefix.log_probs
 
     def counting(self, model, input_ids, attention_mask, keep, *args, **kwargs):
         prompt, completion = attention_mask[:, :-keep].sum(1), attention_mask[:, -keep:].sum(1)
@@ -190,7 +190,7 @@ def test_every_token_and_image_is_computed_once(random_tiny, tmp_path, rows, mon
     def watching(encode, *args):
         return encode_unique(lambda x, grid, **kw: (encoded.append(len(grid)), encode(x, grid, **kw))[1], *args)
 
-    monkeypatch.setattr(SharedPrefix, "_get_per_token_logps_and_entropies", counting)
+    monkeypatch.setattr(SharedPrefix, "log_probs", counting)
     monkeypatch.setattr(vision_cache, "_encode_unique", watching)
     update(random_tiny, tmp_path, rows, monkeypatch, shared=True, beta=0.1)
     (prompt, completion, _), (shape, layout) = seen[0], seen[1]
