@@ -62,7 +62,7 @@ def test_the_smallest_change_fits_and_no_smaller_one_does(changes, most, tmp_pat
         return config.fit_context(protocol, most)
     fitting = config.changes_that_fit(protocol, most)
     with pytest.raises(
-        ValueError, match=f"takes {needed} tokens .* but the model holds {most}, {needed - most} fewer"
+        ValueError, match=f"takes {needed} tokens .* but the model's context is {most} tokens, {needed - most} too few"
     ) as told:
         config.fit_context(protocol, most)
     for number, (name, value) in enumerate(fitting.items()):
@@ -71,7 +71,7 @@ def test_the_smallest_change_fits_and_no_smaller_one_does(changes, most, tmp_pat
         other, way = built(**{name: value})
         other.fit_context(way, most)
         other, way = built(**{name: value + unit})
-        with pytest.raises(ValueError, match="but the model holds"):
+        with pytest.raises(ValueError, match="but the model's context is"):
             other.fit_context(way, most)
         if number == 0:
             assert all(value / changes[name] >= v / changes[k] for k, v in fitting.items())
@@ -103,7 +103,8 @@ def test_the_longest_episode_takes_exactly_what_was_proved(random_tiny, tmp_path
 
 def test_a_context_too_small_is_refused_when_the_trainer_is_built(random_tiny, tmp_path, rows):
     with pytest.raises(
-        ValueError, match=r"but the model holds 2048, \d+ fewer. The smallest change that fits: max_answer"
+        ValueError,
+        match=r"but the model's context is 2048 tokens, \d+ too few. The smallest change that fits: max_answer",
     ):
         make_trainer(random_tiny, tmp_path, rows, max_answer_tokens=1900)
 

@@ -146,5 +146,5 @@ def test_a_pickled_adapter_is_refused(random_tiny, tmp_path):
     ],
 )
 def test_code_of_a_checkpoint_cannot_be_asked_for(given, tmp_path):
-    with pytest.raises(ValueError, match="a checkpoint that runs code is refused"):
+    with pytest.raises(ValueError, match="checkpoints that can run code are not loaded"):
         MGPOConfig(str(tmp_path), use_cpu=True, **given)

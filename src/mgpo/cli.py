@@ -1,4 +1,4 @@
-"""The command line: `mgpo COMMAND --help` says what each one takes."""
+"""Train, evaluate, ask and serve. `mgpo COMMAND --help` lists the options of a command."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 console = Console()
 data_app = typer.Typer(no_args_is_help=True, help="Check and convert training and evaluation data.")
 app.add_typer(data_app, name="data")
-MIN_PIXELS = "Smaller images are enlarged to so many pixels. As it was trained if not set, else 256 visual tokens."
-MAX_PIXELS = "Larger images are shrunk to so many pixels. As it was trained if not set, else 1280 visual tokens."
-COORDINATES = "How boxes are written: absolute or relative_1000. For models of an unknown family."
+MIN_PIXELS = "Enlarge smaller images to this many pixels. Default: as in training, else 256 visual tokens."
+MAX_PIXELS = "Shrink larger images to this many pixels. Default: as in training, else 1280 visual tokens."
+COORDINATES = "How the model writes boxes: absolute or relative_1000. Needed only for an unknown model family."
 OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 @app.command(context_settings=OPEN)
 def train(context: typer.Context) -> None:
-    """Train by a recipe: mgpo train --config recipes/tiny_mgpo.yaml [--learning_rate 1e-6 ...]."""
+    """Train from a recipe: mgpo train --config recipes/tiny_mgpo.yaml [--learning_rate 1e-6 ...]."""
     from mgpo.training.run import parse
     from mgpo.training.run import train as run
 
@@ -39,7 +39,7 @@ def train(context: typer.Context) -> None:
 
 @app.command(context_settings=OPEN)
 def validate(context: typer.Context, recipe: Path) -> None:
-    """Check a recipe without running it, for so many GPUs: mgpo validate RECIPE [--num_gpus 8] [--max_steps 10 ...]."""
+    """Check a recipe for a number of GPUs without running it: mgpo validate RECIPE [--num_gpus 8] [--max_steps 10 ...]."""
     from mgpo.planning.validate import validate_recipe
 
     for line in validate_recipe(recipe, context.args):
@@ -55,36 +55,48 @@ def evaluate_command(
     data: Annotated[
         list[str] | None, typer.Option(help="Where a task's data is: PATH, or TASK=PATH with several tasks.")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="needle: test or ood_...; else the task's own.")] = None,
+    split: Annotated[str | None, typer.Option(help="needle: test or ood_.... Default: the task's own split.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the questions (needle) and of sampling.")] = 1,
-    n: Annotated[int | None, typer.Option(min=1, help="Questions per task at most; needle: 500.")] = None,
-    protocol: Annotated[
-        str | None, typer.Option(help="mgpo, grpo, direct or adaptive; as it was trained if not set.")
+    n: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of questions per task. Default: 500 for needle, else all.")
     ] = None,
-    max_turns: Annotated[int | None, typer.Option(help="As it was trained if not set, else 2.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="mgpo, grpo, direct or adaptive. Default: as in training.")
+    ] = None,
+    max_turns: Annotated[
+        int | None, typer.Option(help="Maximum number of turns. Default: as in training, else 2.")
+    ] = None,
     min_pixels: Annotated[int | None, typer.Option(help=MIN_PIXELS)] = None,
     max_pixels: Annotated[int | None, typer.Option("--max-pixels", "--pixel-budget", help=MAX_PIXELS)] = None,
     coordinates: Annotated[str | None, typer.Option(help=COORDINATES)] = None,
-    grounding_tokens: Annotated[int | None, typer.Option(help="As it was trained if not set, else 128.")] = None,
-    answer_tokens: Annotated[int | None, typer.Option(help="As it was trained if not set, else 512.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions that are asked together.")] = 16,
+    grounding_tokens: Annotated[
+        int | None, typer.Option(help="Token limit of a grounding turn. Default: as in training, else 128.")
+    ] = None,
+    answer_tokens: Annotated[
+        int | None, typer.Option(help="Token limit of the answer. Default: as in training, else 512.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions per batch.")] = 16,
     sampled: Annotated[bool, typer.Option(help="Measure boxes in a first turn sampled at temperature 1.")] = False,
-    megapixels: Annotated[float | None, typer.Option(help="needle: canvas area, if not the split's (8K: 33).")] = None,
+    megapixels: Annotated[
+        float | None, typer.Option(help="needle: canvas area (8K: 33). Default: the split's own.")
+    ] = None,
     backgrounds: Annotated[str | None, typer.Option(help="needle: a folder of photographs to draw on.")] = None,
-    pictures: Annotated[int, typer.Option(help="Questions per task whose pictures are kept for mgpo view.")] = 24,
+    pictures: Annotated[int, typer.Option(help="Questions per task whose pictures are saved for mgpo view.")] = 24,
     engine: Annotated[str, typer.Option(help="transformers, or vllm.")] = "transformers",
     endpoint: Annotated[str | None, typer.Option(help="OpenAI-compatible server that runs the model.")] = None,
     controls: Annotated[
         str,
         typer.Option(
-            help="Ask again under: direct, random_crop, black_crop, gold_crop, resampled_box, forced_box, crop_only; comma-separated."
+            help="Controls to run as well, comma-separated: direct, random_crop, black_crop, gold_crop, resampled_box, forced_box, crop_only."
         ),
     ] = "",
     judge: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint that judges open answers.")] = None,
-    judge_model: Annotated[str, typer.Option(help="The judge's model.")] = "",
-    out: Annotated[Path | None, typer.Option(help="Folder of the results; a stopped evaluation goes on there.")] = None,
+    judge_model: Annotated[str, typer.Option(help="Name of the judge's model.")] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results. A stopped evaluation resumes from it.")
+    ] = None,
 ) -> None:
-    """Evaluate a policy: accuracy, valid boxes, hits, crop-only accuracy. Run it again to go on where it was stopped."""
+    """Evaluate a policy: accuracy, valid boxes, hits, crop-only accuracy. Run it again to resume where it stopped."""
     from mgpo.evaluation.run import EvaluationRequest, run_evaluation
 
     if out is None:
@@ -125,13 +137,17 @@ def compare_command(a: Path, b: Path) -> None:
 
 @app.command()
 def ask(
-    asked: Annotated[list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Photographs (- is standard input).")],
-    choice: Annotated[list[str] | None, typer.Option(help="A choice; give it again for each one.")] = None,
+    asked: Annotated[
+        list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Photographs (- reads standard input).")
+    ],
+    choice: Annotated[list[str] | None, typer.Option(help="A choice. Repeat the option for each choice.")] = None,
     model: str = "mgpo-tiny",
     endpoint: Annotated[str | None, typer.Option(help="OpenAI-compatible server that runs the model.")] = None,
     engine: Annotated[str, typer.Option(help="transformers, or vllm.")] = "transformers",
     protocol: Annotated[str, typer.Option(help="mgpo, adaptive, grpo or direct.")] = "mgpo",
-    max_turns: Annotated[int | None, typer.Option(help="As it was trained if not set, else 2.")] = None,
+    max_turns: Annotated[
+        int | None, typer.Option(help="Maximum number of turns. Default: as in training, else 2.")
+    ] = None,
     min_pixels: Annotated[int | None, typer.Option(help=MIN_PIXELS)] = None,
     max_pixels: Annotated[int | None, typer.Option("--max-pixels", "--pixel-budget", help=MAX_PIXELS)] = None,
     coordinates: Annotated[str | None, typer.Option(help=COORDINATES)] = None,
@@ -159,7 +175,7 @@ def ask(
 @app.command()
 def view(
     run: Path,
-    out: Annotated[Path | None, typer.Option(help="Where to write the page; RUN/view.html if not set.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write the page. Default: RUN/view.html.")] = None,
     browser: Annotated[bool, typer.Option(help="Open it in the browser.")] = True,
 ) -> None:
     """Look at a training run or an evaluation: curves, results, and where the model looked."""
@@ -178,20 +194,30 @@ def serve(
     model: str = "mgpo-tiny",
     host: Annotated[str, typer.Option(help="A public address needs a key in MGPO_API_KEY.")] = "127.0.0.1",
     port: int = 8000,
-    name: Annotated[str, typer.Option(help="What clients call the model; its own name if not set.")] = "",
+    name: Annotated[str, typer.Option(help="Name by which clients request the model. Default: its own.")] = "",
     endpoint: Annotated[str | None, typer.Option(help="OpenAI-compatible server that runs the model.")] = None,
     engine: Annotated[str, typer.Option(help="transformers, or vllm.")] = "transformers",
     protocol: Annotated[str, typer.Option(help="mgpo, adaptive, grpo or direct.")] = "mgpo",
-    max_turns: Annotated[int | None, typer.Option(help="As it was trained if not set, else 2.")] = None,
+    max_turns: Annotated[
+        int | None, typer.Option(help="Maximum number of turns. Default: as in training, else 2.")
+    ] = None,
     min_pixels: Annotated[int | None, typer.Option(help=MIN_PIXELS)] = None,
     max_pixels: Annotated[int | None, typer.Option("--max-pixels", "--pixel-budget", help=MAX_PIXELS)] = None,
     coordinates: Annotated[str | None, typer.Option(help=COORDINATES)] = None,
-    answer_tokens: Annotated[int | None, typer.Option(help="As it was trained if not set, else 512.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Questions that are asked together.")] = 16,
-    waiting: Annotated[int, typer.Option(min=1, help="Requests inside at most; others get 429.")] = 256,
-    bodies_mb: Annotated[int, typer.Option(min=1, help="Of all requests together; others get 503.")] = 1024,
-    seconds: Annotated[float, typer.Option(help="For one request.")] = 120.0,
-    image_host: Annotated[list[str] | None, typer.Option(help="Fetch image URLs from this host.")] = None,
+    answer_tokens: Annotated[
+        int | None, typer.Option(help="Token limit of the answer. Default: as in training, else 512.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Maximum number of questions per batch.")] = 16,
+    waiting: Annotated[
+        int, typer.Option(min=1, help="Maximum number of requests in the queue or running; further ones get 429.")
+    ] = 256,
+    bodies_mb: Annotated[
+        int, typer.Option(min=1, help="Maximum size of all requests together, in MiB; further ones get 503.")
+    ] = 1024,
+    seconds: Annotated[float, typer.Option(help="Time limit of one request.")] = 120.0,
+    image_host: Annotated[
+        list[str] | None, typer.Option(help="Fetch image URLs from this host. Repeat the option for each host.")
+    ] = None,
     page: Annotated[bool, typer.Option(help="Serve the web page at /.")] = True,
 ) -> None:
     """Serve a policy: an OpenAI-compatible API and a web page."""
@@ -218,7 +244,7 @@ def demo(
     n: Annotated[int, typer.Option(help="Evaluation questions per split.")] = 150,
     seed: int = 0,
 ) -> None:
-    """See it work: train MGPO and GRPO from mgpo-tiny, evaluate both and the base with controls, write a report."""
+    """See it work: train MGPO and GRPO from mgpo-tiny, evaluate both and the base with controls, and write a report."""
     from mgpo.experiments.plan import Plan
     from mgpo.experiments.run import run_experiment
 
@@ -229,12 +255,12 @@ def demo(
 def sweep_rates(
     out: Path = Path("runs/sweep-tiny"),
     methods: Annotated[
-        str, typer.Option(help="Which of mgpo, grpo, direct, sft; comma-separated.")
+        str, typer.Option(help="Methods to sweep, comma-separated: mgpo, grpo, direct, sft.")
     ] = "grpo,direct,sft",
     steps: int = 120,
     validation: Annotated[int, typer.Option(help="Validation questions per checkpoint.")] = 300,
 ) -> None:
-    """Learning rates of the methods on needle, chosen on validation questions; goes on where it was stopped."""
+    """Choose each method's learning rate on validation questions of needle. Run it again to resume where it stopped."""
     from mgpo.experiments.plan import Plan
     from mgpo.experiments.run import SWEEP_SEED, sweep
 
@@ -248,7 +274,7 @@ def reproduce(
     steps: int = 200,
     n: int = 1000,
 ) -> None:
-    """Every method with several training seeds, and 1,000 questions per split; goes on where it was stopped."""
+    """Train every method with several seeds, and evaluate it on 1,000 questions per split. Run it again to resume where it stopped."""
     from mgpo.experiments.plan import Plan
     from mgpo.experiments.run import run_experiment
 
@@ -257,13 +283,15 @@ def reproduce(
 
 @data_app.command(name="check")
 def data_check(
-    path: Annotated[str, typer.Argument(help="A file, a folder, or a dataset of the hub.")],
+    path: Annotated[str, typer.Argument(help="A file, a folder, or a hub dataset.")],
     split: str = "train",
-    against: Annotated[str | None, typer.Option(help="A test set: report images that both hold.")] = None,
+    against: Annotated[str | None, typer.Option(help="A test set. Images that are in both sets are reported.")] = None,
     against_split: str = "test",
-    figure: Annotated[Path, typer.Option(help="Where to draw the images' sizes.")] = Path("runs/data_check.png"),
+    figure: Annotated[Path, typer.Option(help="Where to save the plot of the image sizes.")] = Path(
+        "runs/data_check.png"
+    ),
 ) -> None:
-    """Read every row, decode every image; exit with 1 if any row would be refused."""
+    """Read every row and decode every image. The exit status is 1 if any row cannot be used, or there are none."""
     from rich.progress import track
 
     from mgpo.data.check import check, draw_sizes, shared_images, show
@@ -275,7 +303,7 @@ def data_check(
     show(found, f"{path}, {split}", console)
     if found.sizes:
         draw_sizes(found, figure)
-        console.print(f"sizes: {figure}", markup=False, soft_wrap=True)
+        console.print(f"image sizes: {figure}", markup=False, soft_wrap=True)
     if against is not None:
         other = check(track(read_questions(against, against_split), "reading", console=console, transient=True))
         show(other, f"{against}, {against_split}", console)
@@ -290,14 +318,14 @@ def data_check(
 
 @data_app.command(name="convert")
 def data_convert(
-    path: Annotated[str, typer.Argument(help="needle, a file, a folder, or a dataset of the hub.")],
+    path: Annotated[str, typer.Argument(help="needle, a file, a folder, or a hub dataset.")],
     out: Annotated[Path, typer.Argument(help="Folder to write to.")],
     to: Annotated[str, typer.Option(help="jsonl, trl, verl (Parquet) or vstar (folders).")] = "jsonl",
     split: str = "train",
     n: Annotated[int, typer.Option(help="needle: number of questions.")] = 100,
     seed: Annotated[int, typer.Option(help="needle: seed of the questions.")] = 0,
 ) -> None:
-    """Write any layout that can be read as another one."""
+    """Convert a dataset from any readable layout to another one."""
     from mgpo.data.convert import convert
     from mgpo.data.loading import usable
     from mgpo.data.sources import read_questions
@@ -310,7 +338,7 @@ def data_convert(
 
 @app.command()
 def env() -> None:
-    """Versions and machine, for bug reports."""
+    """Print package versions and machine details for bug reports."""
     from mgpo.runs.environment import describe_environment
 
     console.print_json(data=describe_environment())

@@ -32,20 +32,24 @@ class DataArguments:
     dataset_seed: int = field(default=0, metadata={"help": "needle: seed of the questions."})
     dataset_size: int = field(default=2000, metadata={"help": "needle: number of questions."})
     dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on, with eval_strategy."})
-    dataset_test_size: int = field(default=100, metadata={"help": "Questions to evaluate on at most."})
-    needle_megapixels: float | None = field(default=None, metadata={"help": "needle: canvas area, if not the split's."})
+    dataset_test_size: int = field(default=100, metadata={"help": "Maximum number of questions to evaluate on."})
+    needle_megapixels: float | None = field(
+        default=None, metadata={"help": "needle: canvas area in megapixels, if not the split's own."}
+    )
     needle_backgrounds: str | None = field(default=None, metadata={"help": "needle: folder of photographs to draw on."})
     on_bad_row: str = field(
         default="fail",
-        metadata={"help": "Rows that cannot be trained on: fail before the first step, or skip and list."},
+        metadata={
+            "help": "What to do with rows that cannot be trained on: fail before the first step, or skip and list them."
+        },
     )
     check_images: bool = field(
         default=True, metadata={"help": "Decode every image before the first step; false: read headers only."}
     )
     use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters instead of all weights."})
-    lora_r: int = field(default=16, metadata={"help": "Rank of LoRA."})
-    lora_alpha: int = field(default=32, metadata={"help": "Scale of LoRA."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of LoRA."})
+    lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
+    lora_alpha: int = field(default=32, metadata={"help": "LoRA alpha."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "LoRA dropout."})
     lora_target_modules: str = field(
         default=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
         metadata={"help": "Regular expression of the modules that get adapters."},
@@ -68,43 +72,55 @@ class MGPOConfig(GRPOConfig):
         default="mgpo",
         metadata={"help": "mgpo (two turns), grpo (one turn: box and answer), direct (one turn: answer) or sft."},
     )
-    max_turns: int = field(default=2, metadata={"help": "K: the model's turns per rollout."})
-    crop_frame: str = field(default="latest", metadata={"help": "K > 2: a box refers to the latest or original image."})
+    max_turns: int = field(default=2, metadata={"help": "K: maximum number of model turns per rollout."})
+    crop_frame: str = field(
+        default="latest", metadata={"help": "K > 2: the image that a box refers to, latest or original."}
+    )
     min_pixels: int | None = field(default=None, metadata={"help": "Pixel budget: smaller images are enlarged."})
     max_pixels: int | None = field(default=None, metadata={"help": "Pixel budget: larger images are shrunk."})
-    min_box_side: float = field(default=28, metadata={"help": "A box's sides must be longer, in input pixels."})
-    max_box_aspect: float = field(default=100, metadata={"help": "A box's long side over its short side must be less."})
-    coordinates: str = field(default="auto", metadata={"help": "auto (by model family), absolute or relative_1000."})
-    max_grounding_tokens: int = field(default=128, metadata={"help": "Limit of a turn that names a region."})
-    max_answer_tokens: int = field(default=512, metadata={"help": "Limit of the last turn."})
-    max_reply_tokens: int = field(default=640, metadata={"help": "Limit of the text of one user turn."})
+    min_box_side: float = field(
+        default=28, metadata={"help": "Both sides of a box must be longer than this, in input pixels."}
+    )
+    max_box_aspect: float = field(
+        default=100, metadata={"help": "A box's aspect ratio (long side over short side) must be below this."}
+    )
+    coordinates: str = field(
+        default="auto", metadata={"help": "How boxes are written: auto (by model family), absolute or relative_1000."}
+    )
+    max_grounding_tokens: int = field(default=128, metadata={"help": "Token limit of a turn that names a region."})
+    max_answer_tokens: int = field(default=512, metadata={"help": "Token limit of the last turn."})
+    max_reply_tokens: int = field(default=640, metadata={"help": "Token limit of the text of one user turn."})
     freeze_vision_tower: bool = field(default=False, metadata={"help": "Train the language model only."})
     allow_low_precision_weights: bool = field(
         default=False,
-        metadata={"help": "Train bfloat16 weights without float32 copies, though small updates are rounded away."},
+        metadata={"help": "Train bfloat16 weights without float32 copies, even though small updates are rounded away."},
     )
     shared_prefix: bool = field(
         default=True,
-        metadata={"help": "Compute a prompt once for all its rollouts; false: once per rollout, TRL's own path."},
+        metadata={"help": "Compute a prompt once for all its rollouts; false: once per rollout, as TRL does."},
     )
     max_logprob_difference: float = field(
         default=0.2,
         metadata={
-            "help": "vLLM: stop if sampled and recomputed log-probabilities of a turn differ by more on average."
+            "help": "vLLM: stop if sampled and recomputed log-probabilities of a turn differ by more than this on average."
         },
     )
-    vllm_call_seconds: float = field(default=600.0, metadata={"help": "vLLM server: limit of one call."})
+    vllm_call_seconds: float = field(default=600.0, metadata={"help": "vLLM server: time limit of one call."})
     extra_reward_funcs: list[str] = field(
-        default_factory=list, metadata={"help": "Further rewards in TRL's convention, as dotted paths."}
+        default_factory=list, metadata={"help": "Additional reward functions in TRL's convention, as dotted paths."}
     )
-    reward_seconds: float = field(default=120.0, metadata={"help": "Limit of one call of an extra reward function."})
+    reward_seconds: float = field(
+        default=120.0, metadata={"help": "Time limit of one call of an extra reward function."}
+    )
     max_nonfinite_steps: int = field(
-        default=5, metadata={"help": "Stop after so many steps in a row with numbers that are not finite."}
+        default=5, metadata={"help": "Stop after this many consecutive steps with non-finite numbers."}
     )
-    trajectories_every: int = field(default=20, metadata={"help": "Save rollouts every so many steps; 0 never."})
-    trajectories_kept: int = field(default=8, metadata={"help": "Rollouts to save each time."})
+    trajectories_every: int = field(default=20, metadata={"help": "Save rollouts every N steps; 0: never."})
+    trajectories_kept: int = field(default=8, metadata={"help": "Number of rollouts to save each time."})
     log_multimodal: bool = field(default=False, metadata={"help": "Gather all images of a batch for TRL's log."})
-    max_completion_length: int | None = field(default=None, metadata={"help": "Computed unless it is set."})
+    max_completion_length: int | None = field(
+        default=None, metadata={"help": "Tokens after the first user turn; computed unless it is set."}
+    )
     report_to: None | str | list[str] = field(default="none", metadata={"help": "trackio, wandb, tensorboard or none."})
     bf16: bool | None = field(default=False, metadata={"help": "Autocast to bfloat16."})
 
@@ -113,11 +129,14 @@ class MGPOConfig(GRPOConfig):
             raise ValueError(f"method={self.method!r} is unknown. Choose one of: {', '.join(METHODS)}.")
         CropFrame(self.crop_frame)
         if not (self.reward_seconds > 0 and self.max_nonfinite_steps > 0):
-            raise ValueError("reward_seconds and max_nonfinite_steps must be more than 0.")
+            raise ValueError(
+                "reward_seconds and max_nonfinite_steps must be greater than 0, "
+                f"but they are {self.reward_seconds} and {self.max_nonfinite_steps}."
+            )
         loading = self.model_init_kwargs if isinstance(self.model_init_kwargs, dict) else {}
         if self.trust_remote_code or loading.get("trust_remote_code") or loading.get("use_safetensors") is False:
             raise ValueError(
-                "trust_remote_code stays off and use_safetensors on: a checkpoint that runs code is refused."
+                "Leave trust_remote_code off and use_safetensors on: checkpoints that can run code are not loaded."
             )
         if self.max_completion_length is None:
             self.max_completion_length = 0
@@ -159,9 +178,9 @@ class MGPOConfig(GRPOConfig):
             self.max_completion_length = needed
         elif self.max_completion_length < needed:
             parts = {k: v for k, v in self.episode_parts(protocol).items() if k not in ("question", "overview")}
-            told = " + ".join(f"{tokens} {name}" for name, tokens in parts.items())
+            terms = " + ".join(f"{tokens} {name}" for name, tokens in parts.items())
             raise ValueError(
-                f"max_completion_length={self.max_completion_length} cannot hold the longest episode: {told} = {needed} "
+                f"max_completion_length={self.max_completion_length} cannot hold the longest episode: {terms} = {needed} "
                 f"tokens. Set max_completion_length to {needed}, or leave it out to have it computed."
             )
 
@@ -179,11 +198,11 @@ class MGPOConfig(GRPOConfig):
         fitting = self.changes_that_fit(protocol, most)
         what = ", or ".join(f"{name}={value}" for name, value in fitting.items())
         raise ValueError(
-            f"The longest episode takes {needed} tokens ({words}), but the model holds {most}, {needed - most} fewer. "
+            f"The longest episode takes {needed} tokens ({words}), but the model's context is {most} tokens, {needed - most} too few. "
             + (
                 f"The smallest change that fits: {what}."
                 if what
-                else "No setting alone makes it fit: lower several of them."
+                else "No single setting can make it fit: lower several of them."
             )
         )
 

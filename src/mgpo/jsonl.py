@@ -20,5 +20,7 @@ def read_jsonl(path: Path) -> tuple[list[dict], list[str]]:
             rows.append(value)
         elif line.strip():
             bad.append(number)
-    lines = f"line {bad[0]}" if len(bad) == 1 else f"{len(bad)} lines, the first is line {bad[0]}" if bad else ""
+    lines = (
+        f"line {bad[0]}" if len(bad) == 1 else f"{len(bad)} lines, the first of which is line {bad[0]}" if bad else ""
+    )
     return rows, [f"{path}: skipped {lines} (half-written or not a JSON object)."] if bad else []

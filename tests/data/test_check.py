@@ -50,8 +50,8 @@ def test_images_in_both_sets_are_found_even_if_saved_again(folder):
     again = check(read_questions(rows(folder, "again.jpg")))
     copy = check(read_questions(rows(folder, "copy.jpg")))
     ((here, there, how),) = shared_images(train, again)
-    assert "a.jpg_b.jpg_flat.png.jsonl row 1" in here and "again" in there and how == "looks the same"
-    assert [how for _, _, how in shared_images(train, copy)] == ["the same file"]
+    assert "a.jpg_b.jpg_flat.png.jsonl row 1" in here and "again" in there and how == "they look the same"
+    assert [how for _, _, how in shared_images(train, copy)] == ["they are the same file"]
     assert shared_images(again, check(read_questions(rows(folder, "flat.png", "b.jpg")))) == []
 
 

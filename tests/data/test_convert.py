@@ -73,7 +73,7 @@ def test_a_bad_row_leaves_no_finished_file(rows, tmp_path):
     with pytest.raises(ValueError, match="1 of 2 rows"):
         convert(broken, "jsonl", tmp_path / "out", "train")
     assert not (tmp_path / "out/train.jsonl").exists()
-    with pytest.raises(ValueError, match="choose one of jsonl, trl, verl, vstar"):
+    with pytest.raises(ValueError, match="Choose one of: jsonl, trl, verl, vstar"):
         convert(iter(rows), "csv", tmp_path / "out", "train")
     with pytest.raises(ValueError, match="no single right choice"):
         convert(iter(rows), "vstar", tmp_path / "v", "test")
@@ -91,7 +91,7 @@ def test_several_right_choices_and_two_files_of_a_split_are_refused(rows, tmp_pa
     with pytest.raises(ValueError, match="several right choices"):
         convert(iter([both]), "verl", tmp_path / "v", "train")
     convert(iter(rows), "trl", tmp_path / "out", "train")
-    with pytest.raises(FileNotFoundError, match="which one is meant"):
+    with pytest.raises(FileNotFoundError, match="several files of train: .* Give the path of the one you mean"):
         list(read_questions(str(tmp_path / "out"), "train"))
 
 

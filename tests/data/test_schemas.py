@@ -192,15 +192,21 @@ def test_base64_and_data_uris_are_images(tmp_path):
 
 
 BAD = {
-    "two images": ({"images": ["a.png", "a.png"], "problem": "?", "answer": "x"}, "it has 2 images; one is supported"),
+    "two images": (
+        {"images": ["a.png", "a.png"], "problem": "?", "answer": "x"},
+        "it has 2 images, but only one is supported",
+    ),
     "no image": ({"images": [], "problem": "?", "answer": "x"}, "it has 0 images"),
     "url": ({"image": "https://example.org/a.png", "question": "?", "answer": "x"}, "is a URL"),
     "gone": ({"image": "gone.png", "question": "?", "answer": "x"}, "gone.png does not exist"),
     "no such letter": (
         {"image": "a.png", "question": "?", "answer": "E", "A": "x", "B": "y", "index": 1},
-        "its gold answer 'E' is none of its options A, B",
+        "its gold answer 'E' is not one of its options A, B",
     ),
-    "own letter": ({"image": "a.png", "question": "?", "choices": ["x", "y"], "answer": "C"}, "none of its letters AB"),
+    "own letter": (
+        {"image": "a.png", "question": "?", "choices": ["x", "y"], "answer": "C"},
+        "not one of its letters AB",
+    ),
     "no answer": ({"image": "a.png", "question": "?", "answer": None}, "it has no answer"),
     "neither": ({"question_id": 1, "image": "a.png", "text": "?", "label": "maybe"}, "'maybe', not yes or no"),
     "unknown": ({"picture": "a.png", "ask": "?"}, "it has no 'image' and no 'question' and no 'answer'"),
@@ -229,7 +235,7 @@ def test_a_task_reads_its_own_layouts_and_the_projects(tmp_path):
     assert len(read(own, among=("vstar",))) == 1
     file = write_parquet(tmp_path / "hr.parquet", hrbench())
     (first, *_) = read_questions(str(file), among=("vstar",))
-    assert "laid out as 'lettered columns', where 'vstar' is expected" in first.reason
+    assert "its layout is 'lettered columns', but 'vstar' is expected" in first.reason
     (bad,) = read_questions(str(write_json(tmp_path / "x.json", [{"images": ["a.png"], "problem": "?", "solution": "x"}])),
                             among=("pope",))  # fmt: skip
     assert isinstance(bad, BadRow)
@@ -296,7 +302,7 @@ def test_a_lone_file_of_another_split_is_not_used(tmp_path, file, split):
     write_image(tmp_path / "a.jpg")
     row = {"image": "a.jpg", "question": "Which?", "answer": "red"}
     write_jsonl(tmp_path / f"{file}.jsonl", [row])
-    with pytest.raises(FileNotFoundError, match=rf"has no {split}\.jsonl.*It holds {re.escape(file)}\.jsonl"):
+    with pytest.raises(FileNotFoundError, match=rf"has no {split}\.jsonl.*It contains {re.escape(file)}\.jsonl"):
         list(read_questions(str(tmp_path), split))
 
 

@@ -112,7 +112,7 @@ def test_a_too_small_max_completion_length_is_refused_with_what_fits(recipe):
 
 
 def test_an_episode_beyond_the_context_is_refused(recipe):
-    assert "but the model holds 2048" in refused(recipe(max_answer_tokens=2000))
+    assert "but the model's context is 2048 tokens" in refused(recipe(max_answer_tokens=2000))
     assert "takes 2204 tokens" in refused(recipe(max_reply_tokens=900, max_answer_tokens=200))
 
 

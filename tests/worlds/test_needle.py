@@ -197,7 +197,7 @@ def test_photographs_can_stand_behind(tmp_path):
     image = render(where, tmp_path)
     assert image.size == where.size_px and image.getpixel((0, 0)) == (1, 200, 3)
     (tmp_path / "green.png").unlink()
-    with pytest.raises(FileNotFoundError, match="No photographs"):
+    with pytest.raises(FileNotFoundError, match="has no photographs"):
         render(where, tmp_path)
 
 

@@ -68,8 +68,8 @@ class Admission:
             tokens = self.text_tokens(text, opening)
         if tokens > self.most:
             raise ValueError(
-                f"its text takes {tokens} tokens in a user turn, more than max_reply_tokens={self.most}: raise that, or "
-                "shorten the question"
+                f"its text takes {tokens} tokens in a user turn, more than max_reply_tokens={self.most}: raise the limit "
+                "or shorten the question"
             )
 
 
@@ -99,7 +99,9 @@ def admitted(
     if not left:
         raise refused(bad, left, name)
     if on_bad_row == "fail":
-        raise ValueError(f"{refused(bad, left, name)}\n--on_bad_row skip trains without them, and lists them.")
+        raise ValueError(
+            f"{refused(bad, left, name)}\nTo train without them, set --on_bad_row skip, which lists them in a file."
+        )
     kept = sorted(set(range(len(loaded.places))) - {number for number, _ in found})
     return loaded.questions.select(kept), bad
 

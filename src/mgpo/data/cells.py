@@ -25,7 +25,7 @@ def picture(value: Any, root: Path) -> Any:
     """
     if isinstance(value, (list, tuple)):
         if len(value) != 1:
-            raise ValueError(f"it has {len(value)} images; one is supported")
+            raise ValueError(f"it has {len(value)} images, but only one is supported")
         return picture(value[0], root)
     if isinstance(value, Mapping) and not value.get("bytes") and isinstance(value.get("path"), str):
         return picture(value["path"], root)
@@ -65,7 +65,7 @@ def _literal(text: str) -> Any:
     try:
         return literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise ValueError(f"{text[:60]!r} is no list") from error
+        raise ValueError(f"{text[:60]!r} is not a list") from error
 
 
 def as_options(value: Any) -> list[str]:
@@ -85,7 +85,7 @@ def as_options(value: Any) -> list[str]:
     elif isinstance(value, Mapping):
         value = [{"label": label, "text": text} for label, text in value.items() if text is not None]
     if not isinstance(value, (list, tuple)):
-        raise ValueError(f"its choices are no list, but {type(value).__name__}")
+        raise ValueError(f"its choices are not a list, but of type {type(value).__name__}")
     return spaced_labels(_texts(value))
 
 
@@ -99,7 +99,7 @@ def _texts(options: Sequence[Any]) -> list[str]:
         if isinstance(option, Mapping) and "text" in option:
             label, option = option.get("label"), option["text"]
         if isinstance(option, bool) or not isinstance(option, (str, int, float)) or option == "":
-            raise ValueError(f"its choice {number} is {option!r}, which is no text")
+            raise ValueError(f"its choice {number} is {option!r}, which is not text")
         letter = str(label or "").strip(" ().").upper()
         texts.append(f"({letter}) {option}" if len(letter) == 1 and letter.isalpha() else str(option))
     return texts

@@ -109,7 +109,9 @@ def _content(image: Any) -> str:
 
 def shared_images(one: Found, other: Found) -> list[tuple[str, str, str]]:
     """Images that both sets hold: the place in the one, the place in the other, and how they match."""
-    same = [(where, other.files[key], "the same file") for key, where in one.files.items() if key in other.files]
+    same = [
+        (where, other.files[key], "they are the same file") for key, where in one.files.items() if key in other.files
+    ]
     known, theirs = {where for where, _, _ in same}, [look for look in other.looks if _tells(look[2])]
     if not theirs:
         return same
@@ -120,7 +122,7 @@ def shared_images(one: Found, other: Found) -> list[tuple[str, str, str]]:
         apart = np.bitwise_count(bits ^ look).sum(1) + 256 * (abs(aspects / aspect - 1) > 0.02)
         nearest = int(apart.argmin())
         if apart[nearest] <= ALIKE_BITS:
-            same.append((where, theirs[nearest][0], "looks the same"))
+            same.append((where, theirs[nearest][0], "they look the same"))
     return same
 
 
@@ -129,7 +131,7 @@ def _tells(look: np.ndarray) -> bool:
     return ALIKE_BITS < int(np.bitwise_count(look).sum()) < 256 - ALIKE_BITS
 
 
-def show(found: Found, name: str, console: Console, told: int = 20) -> None:
+def show(found: Found, name: str, console: Console, most: int = 20) -> None:
     """Print counts, sizes, and the rows that cannot be used."""
     table = Table("", "", title=Text(name), show_header=False)
     total = found.rows + len(found.bad)
@@ -141,15 +143,15 @@ def show(found: Found, name: str, console: Console, told: int = 20) -> None:
         table.add_row("choices", ", ".join(f"{count} with {n or 'none'}" for n, count in sorted(found.choices.items())))
         table.add_row("categories", Text(", ".join(f"{c} {n}" for c, n in found.categories.most_common(12))))
         table.add_row("gold boxes", f"in {found.with_boxes} rows")
-        table.add_row("images", f"{len(found.files)} different ones")
+        table.add_row("images", f"{len(found.files)} distinct")
         middle = pixels[len(pixels) // 2]
-        table.add_row("megapixels", f"{pixels[0]:.2f} to {pixels[-1]:.2f}, half of them above {middle:.2f}")
+        table.add_row("megapixels", f"{pixels[0]:.2f} to {pixels[-1]:.2f}, median {middle:.2f}")
         table.add_row("question", f"up to {max(found.question_lengths)} characters")
     console.print(table)
-    for bad in found.bad[:told]:
+    for bad in found.bad[:most]:
         console.print(Text(f"  {bad}", "red"), soft_wrap=True)
-    if len(found.bad) > told:
-        console.print(f"  and {len(found.bad) - told} more")
+    if len(found.bad) > most:
+        console.print(f"  and {len(found.bad) - most} more")
 
 
 def draw_sizes(found: Found, file: Path) -> None:

@@ -38,7 +38,7 @@ def convert(rows: Rows, to: str, folder: Path, split: str) -> tuple[Path, int]:
         ValueError: the form is unknown, or cannot hold a question.
     """
     if to not in WRITERS:
-        raise ValueError(f"--to {to}: choose one of {', '.join(WRITERS)}.")
+        raise ValueError(f"--to {to!r} is unknown. Choose one of: {', '.join(WRITERS)}.")
     folder.mkdir(parents=True, exist_ok=True)
     return WRITERS[to](rows, folder, split)
 
@@ -108,7 +108,7 @@ def to_vstar(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
         for count, row in enumerate(rows, 1):
             question = Question.from_row(row)
             if not question.choices or question.answer not in LETTERS:
-                raise ValueError(f"Question {question.id!r} has no single right choice, which V*'s layout needs.")
+                raise ValueError(f"Question {question.id!r} has no single right choice, which V*'s layout requires.")
             category = question.category.replace("/", "_").lstrip(".") or "direct_attributes"
             stem = folder / category / f"sa_{count:05d}"
             stem.parent.mkdir(exist_ok=True)
@@ -137,7 +137,7 @@ WRITERS: dict[str, Callable[[Rows, Path, str], tuple[Path, int]]] = {
 def _with_choices(question: Question) -> str:
     if question.choices and question.answer not in LETTERS:
         raise ValueError(
-            f"Question {question.id!r} has several right choices ({question.answer}), which jsonl alone can hold."
+            f"Question {question.id!r} has several right choices ({question.answer}), which only the jsonl layout can store."
         )
     return "\n".join([question.question, *(f"{k}. {v}" for k, v in zip(LETTERS, question.choices))])
 

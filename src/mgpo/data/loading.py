@@ -19,7 +19,7 @@ from mgpo.data.schemas import PICTURE_COLUMNS
 from mgpo.data.sources import files_of, question_row, read_questions, refuse_typo, undecoded
 from mgpo.worlds.needle import load_needle, resized
 
-TOLD = 5
+LISTED = 5
 ARROW_ERRORS = (ValueError, TypeError, OverflowError, NotImplementedError)
 """pyarrow's own errors are kinds of these."""
 PLACEHOLDER = "data:image/png;base64,iVBORw0KGgo="
@@ -89,7 +89,7 @@ def load_rows(
         else:
             rows.append(row)
     if not rows:
-        raise refused(bad, 0, name) if bad else ValueError(f"{name} holds no rows.")
+        raise refused(bad, 0, name) if bad else ValueError(f"{name} has no rows.")
     return _in_memory(rows, bad, name)
 
 
@@ -108,7 +108,7 @@ def _in_memory(rows: list[dict[str, Any]], bad: list[BadRow], name: str) -> Load
     try:
         return Loaded(Dataset.from_list(rows), [row["source"] for row in rows], [*bad, *odd.values()])
     except ARROW_ERRORS as error:
-        raise ValueError(f"The rows of {name} hold values of different kinds in one column: {error}") from error
+        raise ValueError(f"The rows of {name} have values of different types in one column: {error}") from error
 
 
 def _of_another_kind(rows: Sequence[dict[str, Any]], columns: Iterable[str]) -> dict[int, BadRow]:
@@ -126,15 +126,15 @@ def _of_another_kind(rows: Sequence[dict[str, Any]], columns: Iterable[str]) -> 
                 held = [*held[:1], row[column]]
             except ARROW_ERRORS as error:
                 odd[number] = BadRow(
-                    row["source"], f"its column {column!r} is of another kind than in rows before: {error}"
+                    row["source"], f"its column {column!r} has a different type than in earlier rows: {error}"
                 )
     return odd
 
 
 def refused(bad: Sequence[BadRow], good: int, name: str) -> ValueError:
     """The error that names the first unusable rows and counts all of them."""
-    more = f"\n  and {len(bad) - TOLD} more" if len(bad) > TOLD else ""
-    listed = "\n".join(f"  {row}" for row in bad[:TOLD])
+    more = f"\n  and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
+    listed = "\n".join(f"  {row}" for row in bad[:LISTED])
     return ValueError(f"{len(bad)} of {len(bad) + good} rows of {name} cannot be used:\n{listed}{more}")
 
 
@@ -154,7 +154,7 @@ def usable(rows: Iterable[dict[str, Any] | BadRow], name: str) -> Iterator[dict[
     if bad:
         raise refused(bad, good, name)
     if not good:
-        raise ValueError(f"{name} holds no rows.")
+        raise ValueError(f"{name} has no rows.")
 
 
 def count_usable(rows: Iterable[dict[str, Any] | BadRow], name: str) -> int:
@@ -173,7 +173,7 @@ def _mapped(data: Any, name: str, root: Path) -> Loaded:
         read = question_row(RawRow(row | stand_in, f"{name} row {number + 1}", root))
         bad.append(read) if isinstance(read, BadRow) else good.append(number)
     if not good:
-        raise refused(bad, 0, name) if bad else ValueError(f"{name} holds no rows.")
+        raise refused(bad, 0, name) if bad else ValueError(f"{name} has no rows.")
     kept = data.select(good) if bad else data
     return Loaded(kept.with_transform(_ReadRows(name, root)), [f"{name} row {number + 1}" for number in good], bad)
 

@@ -47,7 +47,7 @@ def read_rows(file: Path) -> Iterator[RawRow | BadRow]:
     """
     readers = {".jsonl": _lines, ".json": _json_list, ".tsv": _tsv, ".parquet": _parquet}
     if file.suffix not in readers:
-        raise ValueError(f"{file} is of no kind that can be read. Known are: {', '.join(SUFFIXES)}.")
+        raise ValueError(f"{file} has an unsupported file type. Supported are: {', '.join(SUFFIXES)}.")
     try:
         yield from readers[file.suffix](file)
     except (OSError, ValueError, csv.Error) as error:
@@ -65,20 +65,20 @@ def _parsed(line: bytes, file: Path, number: int) -> RawRow | BadRow:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return BadRow(f"{file} row {number}", f"it is no JSON: {error}")
+        return BadRow(f"{file} row {number}", f"it is not JSON: {error}")
     return _object(row, file, number)
 
 
 def _object(row: Any, file: Path, number: int) -> RawRow | BadRow:
     if isinstance(row, dict):
         return RawRow(row, f"{file} row {number}", file.parent)
-    return BadRow(f"{file} row {number}", "it is no JSON object")
+    return BadRow(f"{file} row {number}", "it is not a JSON object")
 
 
 def _json_list(file: Path) -> Iterator[RawRow | BadRow]:
     rows = json.loads(file.read_bytes())
     if not isinstance(rows, list):
-        raise ValueError("it holds no list of rows")
+        raise ValueError("it does not contain a list of rows")
     for number, row in enumerate(rows, 1):
         yield _object(row, file, number)
 
@@ -91,7 +91,7 @@ def _tsv(file: Path) -> Iterator[RawRow | BadRow]:
         shared = {row["index"]: row["image"] for _, row in _table(file) if row.get("index") in wanted}
     for number, row in _table(file):
         if None in row or None in row.values():
-            yield BadRow(f"{file} row {number}", "it has another number of columns than the head of the table")
+            yield BadRow(f"{file} row {number}", "its number of columns differs from that of the table's header")
         else:
             image = row.get("image")
             row = row | {"image": shared.get(image, image)} if image else row

@@ -57,12 +57,12 @@ def schema_of(columns: Sequence[str], among: Sequence[str] | None = None) -> Sch
     if found is not None and (among is None or found.name in (*among, OWN)):
         return found
     if found is not None:
-        raise ValueError(f"it is laid out as {found.name!r}, where {' or '.join(map(repr, among or ()))} is expected")
+        raise ValueError(f"its layout is {found.name!r}, but {' or '.join(map(repr, among or ()))} is expected")
     missing = " and no ".join(repr(name) for name in ("image", "question", "answer") if name not in columns)
     known = ", ".join(dict.fromkeys(s.name for s in SCHEMAS if among is None or s.name in among))
     raise ValueError(
-        f"it has no {missing}: needed are image, question, choices, answer, or the columns of a known dataset ({known}). "
-        f"It has: {', '.join(map(str, columns))}."
+        f"it has no {missing}: a row needs image, question, answer and any choices, or the columns of a known dataset ({known}). "
+        f"Its columns are: {', '.join(map(str, columns))}."
     )
 
 
@@ -103,7 +103,7 @@ def _own(row: Row, root: Path) -> dict[str, Any]:
     if column is None or bare and not any(isinstance(choice, Mapping) for choice in row["choices"]):
         return found
     if not isinstance(row["answer"], str):
-        raise ValueError(f"its answer {row['answer']!r} is no text")
+        raise ValueError(f"its answer {row['answer']!r} is not text")
     choices, answer = letter_choices(as_options(row[column]), gold_answer(row["answer"]))
     return {name: value for name, value in found.items() if name != column} | {"choices": choices, "answer": answer}
 
@@ -111,7 +111,7 @@ def _own(row: Row, root: Path) -> dict[str, Any]:
 def _vstar_own(row: Row, root: Path) -> dict[str, Any]:
     """V*'s files beside the images: the right option first, boxes as x, y, width, height."""
     if not isinstance(row["options"], (list, tuple)):
-        raise ValueError("its options are no list with the right one first, and it has no answer")
+        raise ValueError("it has no answer, and its options are not a list with the right one first")
     options = list(dict.fromkeys(one_line(option) for option in row["options"]))
     seed = f"{Path(str(row.get('image', ''))).name}\n{row['question']}\n"
     mixed = sorted(options, key=lambda option: hashlib.sha256((seed + option).encode()).digest())

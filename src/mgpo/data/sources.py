@@ -83,7 +83,11 @@ def _unread(raw: RawRow, among: Sequence[str] | None) -> list[str]:
 
 def unread_note(columns: Sequence[str], name: str) -> str:
     """A line that names the columns; empty if there are none."""
-    return f"{name}: nothing reads {', '.join(map(repr, columns))} (docs/data.md lists the columns)." if columns else ""
+    return (
+        f"These columns of {name} are not used: {', '.join(map(repr, columns))} (docs/data.md lists those that are)."
+        if columns
+        else ""
+    )
 
 
 class _Noting(dict[str, Any]):
@@ -112,14 +116,14 @@ def _refuse_unread_choices(question: Question, columns: Mapping[str, Any]) -> No
         return
     if lettered(question.question) or _INLINE.search(question.question):
         raise ValueError(
-            f"its answer is the letter {question.answer!r} and its choices stand in its text: put them into a column "
+            f"its answer is the letter {question.answer!r} and its choices are part of its text: put them into a column "
             "named choices, as a list"
         )
     for column, value in columns.items():
         if column not in ("image", "images") and (lettered(value) or _several_texts(value)):
             raise ValueError(
                 f"its answer is the letter {question.answer!r}, and its column {column!r} looks like its choices, but "
-                "nothing reads it: name that column choices, or leave it out"
+                "that column is not read: rename it to choices, or remove it"
             )
     stems = {name[:-1] for name in columns if name[-1:] in ("a", "A")}
     if pair := next((name for name in columns if name[-1:] in ("b", "B") and name[:-1] in stems), None):
@@ -146,7 +150,9 @@ def question_row(raw: RawRow, among: Sequence[str] | None = None) -> dict[str, A
         _refuse_broken_text(question)
         _refuse_unread_choices(question, raw.columns)
         if taken := sorted(RESERVED & row.keys()):
-            raise ValueError(f"its column {taken[0]!r} has a name that reward functions are called with: rename it")
+            raise ValueError(
+                f"its column {taken[0]!r} has a name that TRL uses for an argument of reward functions: rename it"
+            )
         _refuse_no_image(question.image)
         row.pop("gold_boxes", None)
         return row | {
@@ -167,7 +173,7 @@ def _refuse_no_image(image: Any) -> None:
         if not isinstance(image.get("bytes"), bytes):
             raise ValueError("its image has neither bytes nor a path")
     elif not isinstance(image, (bytes, Image.Image)):
-        raise ValueError(f"its image is neither a path nor a picture, but {type(image).__name__}")
+        raise ValueError(f"its image is neither a path nor a picture, but of type {type(image).__name__}")
 
 
 def _refuse_broken_text(question: Question) -> None:
@@ -176,7 +182,7 @@ def _refuse_broken_text(question: Question) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ValueError("its text holds half of a character (a lone surrogate)") from error
+            raise ValueError("its text contains half of a character (a lone surrogate)") from error
 
 
 def shortened(text: str, most: int = 200) -> str:
@@ -213,8 +219,10 @@ def files_of(folder: Path, split: str) -> list[Path]:
     for name in {"test": ("test", "val", "validation")}.get(split, (split,)):
         named = [f for f in there if f.stem == name or f.name.startswith(f"{name}-")]
         if len({f.suffix for f in named}) > 1:
-            told = ", ".join(f.name for f in named)
-            raise FileNotFoundError(f"{folder} has {told}: which one is meant? Name the file itself.")
+            listed = ", ".join(f.name for f in named)
+            raise FileNotFoundError(
+                f"{folder} has several files of {split}: {listed}. Give the path of the one you mean."
+            )
         if named:
             return named
     if (folder / "test_questions.jsonl").is_file():
@@ -223,9 +231,9 @@ def files_of(folder: Path, split: str) -> list[Path]:
         return []
     if len(there) == 1 and not _names_another_split(there[0], split):
         return there
-    listed = ", ".join(str(f.relative_to(folder)) for f in there[:8]) or "no file of rows"
+    listed = ", ".join(str(f.relative_to(folder)) for f in there[:8]) or "no data file"
     raise FileNotFoundError(
-        f"{folder} has no {split}.jsonl, .json, .parquet or .tsv. It holds {listed}. Name the file itself, or the split."
+        f"{folder} has no {split}.jsonl, .json, .parquet or .tsv. It contains {listed}. Give the path of a file, or another split."
     )
 
 
@@ -243,9 +251,9 @@ def _vstar_folders(folder: Path) -> Iterator[RawRow | BadRow]:
             try:
                 row = json.loads(file.read_bytes())
                 if not isinstance(row, dict):
-                    raise ValueError("it is no JSON object")
+                    raise ValueError("it is not a JSON object")
                 if image is None:
-                    raise ValueError(f"no image lies beside it ({', '.join(PICTURES)})")
+                    raise ValueError(f"there is no image of the same name beside it ({', '.join(PICTURES)})")
             except ValueError as error:
                 yield BadRow(str(file), str(error))
                 continue
@@ -260,8 +268,8 @@ def refuse_typo(name: str) -> None:
     """
     if "/" not in name:
         raise FileNotFoundError(
-            f"{name!r} is no file or folder here, and no dataset of the hub (those are called owner/name). Tasks are listed in "
-            "docs/data.md: needle, vstar, hrbench4k, mme_realworld_lite, ..."
+            f"{name!r} is neither a file or folder here nor a hub dataset (those are named owner/name). docs/data.md lists the "
+            "tasks: needle, vstar, hrbench4k, mme_realworld_lite, ..."
         )
 
 

@@ -109,7 +109,7 @@ def letter_choices(options: Sequence[str], gold: str) -> tuple[list[str], str]:
     texts = list(dict.fromkeys(text for _, text in labelled))
     at = [i for i, text in enumerate(texts) if text in right]
     if not at or max(at) >= len(LETTERS):
-        raise ValueError(f"its gold answer {gold!r} is none of its options {', '.join(dict.fromkeys(labels))}")
+        raise ValueError(f"its gold answer {gold!r} is not one of its options {', '.join(dict.fromkeys(labels))}")
     return texts, "|".join(LETTERS[i] for i in at)
 
 

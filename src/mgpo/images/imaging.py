@@ -209,7 +209,7 @@ def _readable(source: Any) -> Iterator[str]:
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} could not be read as an image: it is in no format that is known.") from error
+        raise ImageError(f"{name} could not be read as an image: its format is unknown.") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"{name} could not be read as an image: {error}") from error
 
@@ -293,10 +293,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I;16", "I", "F")):
         low, high = cast(tuple[float, float], image.getextrema())  # one band
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise ImageError("An image holds values that are not finite. Write it as 8-bit values, 0 to 255.")
+            raise ImageError("An image has values that are not finite. Save it with 8-bit values, 0 to 255.")
         unit = image.mode == "F" and high <= 2  # floats in 0..1 are shares of white; a filter may overshoot
         if low < (-0.5 if unit else 0):
-            raise ImageError(f"An image holds values from {low} to {high}. Write it as 8-bit values, 0 to 255.")
+            raise ImageError(f"An image has values from {low} to {high}. Save it with 8-bit values, 0 to 255.")
         scale = 255.0 if unit else 255.0 / max(high, 255)
         return image.point(lambda value: value * scale).convert("L").convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

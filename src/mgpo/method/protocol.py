@@ -136,7 +136,7 @@ class Protocol:
         written = own_coordinates if unit == "auto" else Coordinates(unit)
         if written is None and method is not Method.DIRECT:
             raise ValueError(
-                "It is not known how this family of models writes boxes. Set coordinates (on the command line: --coordinates) "
+                "It is not known how this model family writes boxes. Set coordinates (on the command line: --coordinates) "
                 "to absolute, for pixels of the image that the model was given, or relative_1000, for thousandths of its sides."
             )
         return cls(

@@ -49,7 +49,7 @@ class Question:
             raise ValueError(f"{where} has {len(self.choices)} choices; 2 to {len(LETTERS)} are supported.")
         if self.choices and self.answer and not set(self.answer.split("|")) <= set(LETTERS[: len(self.choices)]):
             raise ValueError(
-                f"{where} has the answer {self.answer!r}, which is none of its letters {LETTERS[: len(self.choices)]}."
+                f"{where} has the answer {self.answer!r}, which is not one of its letters {LETTERS[: len(self.choices)]}."
             )
 
     @classmethod
@@ -63,17 +63,21 @@ class Question:
         name = _as_text(row.get("id"), "id", "")
         for field in ("image", "question"):
             if row.get(field) is None:
-                raise ValueError(f"Row {name!r} has no {field!r} column. Needed are: image, question, choices, answer.")
+                raise ValueError(
+                    f"Row {name!r} has no {field!r} column. A row needs image, question, answer and any choices."
+                )
         boxes = row.get("gold_boxes_px_original") or row.get("gold_boxes") or ()
         choices, answer = row.get("choices") or (), row.get("answer")
         if not isinstance(choices, (list, tuple)):
-            raise ValueError(f"Row {name!r} has {type(choices).__name__} as 'choices'. Needed is a list of texts.")
+            raise ValueError(f"Row {name!r} has {type(choices).__name__} in 'choices', but a list of texts is needed.")
         try:
             boxes = tuple((int(x1), int(y1), int(x2), int(y2)) for x1, y1, x2, y2 in boxes)
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"Row {name!r} has a gold box that is not four numbers (x1, y1, x2, y2).") from error
         if any(abs(side) > MAX_COORDINATE for box in boxes for side in box):
-            raise ValueError(f"Row {name!r} has a gold box beyond any image.")
+            raise ValueError(
+                f"Row {name!r} has a gold box with a coordinate beyond {MAX_COORDINATE}; no image is that large."
+            )
         return cls(
             image=row["image"],
             question=row["question"],
@@ -96,5 +100,5 @@ def _as_text(value: Any, column: str, name: str) -> str:
     if value is None and column != "choices":
         return ""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise ValueError(f"Row {name!r} has {type(value).__name__} in {column!r}. Needed is text.")
+        raise ValueError(f"Row {name!r} has {type(value).__name__} in {column!r}, but text is needed.")
     return str(value)

@@ -133,19 +133,19 @@ async def _stream(app: FastAPI, asked: Asked, model: str) -> AsyncIterator[str]:
     Nothing is sent before the first turn, so that a request that fails gets its status code; a later error is an event.
     """
     events: asyncio.Queue = asyncio.Queue()
-    task = asyncio.create_task(answer(app, asked, lambda *told: events.put_nowait(told)))
+    task = asyncio.create_task(answer(app, asked, lambda *progress: events.put_nowait(progress)))
     task.add_done_callback(lambda _: events.put_nowait(None))
     first = await events.get()
     if first is None:
         await task
 
     async def pieces() -> AsyncIterator[str]:
-        base, told = head(model, "chat.completion.chunk"), first
+        base, progress = head(model, "chat.completion.chunk"), first
         yield _event(chunk(base, {"role": "assistant", "content": ""}))
         try:
-            while told is not None:
-                yield _event(chunk(base, {}, mgpo=trace(*told, asked.crops) | {"partial": True}))
-                told = await events.get()
+            while progress is not None:
+                yield _event(chunk(base, {}, mgpo=trace(*progress, asked.crops) | {"partial": True}))
+                progress = await events.get()
             found = await task
             yield _event(chunk(base, {"content": spoken(found)}))
             yield _event(chunk(base, {}, finish_reason(found), mgpo=full_trace(found, asked.crops)))
@@ -179,7 +179,7 @@ def _guard(app: FastAPI, metrics: Metrics, api_key: str | None) -> None:
 
 
 def _errors(app: FastAPI) -> None:
-    async def told(_: Request, error: Exception) -> JSONResponse:
+    async def failed(_: Request, error: Exception) -> JSONResponse:
         known = _as_api_error(error)
         return JSONResponse(known.body(), known.status, known.headers())
 
@@ -188,7 +188,7 @@ def _errors(app: FastAPI) -> None:
 
     app.add_exception_handler(HTTPException, refused)
     for kind in (ApiError, ImageError, ValueError, RequestValidationError, ConnectionError, Exception):
-        app.add_exception_handler(kind, told)
+        app.add_exception_handler(kind, failed)
 
 
 def _as_api_error(error: Exception) -> ApiError:

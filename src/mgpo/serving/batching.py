@@ -87,7 +87,7 @@ class Batcher:
             ImageError, ValueError: image or question cannot be used.
         """
         if self.inside >= self.limits.waiting:
-            raise ApiError(429, f"{self.inside} requests are waiting already. Come back later.", "busy", retry_after=2)
+            raise ApiError(429, f"{self.inside} requests are already waiting. Try again later.", "busy", retry_after=2)
         self.inside += 1
         try:
             async with asyncio.timeout(self.limits.seconds):
@@ -99,8 +99,8 @@ class Batcher:
                 self._arrived.set()
                 return await done
         except TimeoutError as error:
-            told = f"The answer took longer than {self.limits.seconds:g} seconds."
-            raise ApiError(504, told, "timeout") from error
+            message = f"The answer took longer than {self.limits.seconds:g} seconds."
+            raise ApiError(504, message, "timeout") from error
         finally:
             self.inside -= 1
 
@@ -142,7 +142,7 @@ class Batcher:
         """Answer a batch; if it fails, answer its questions one by one, so that a bad one fails alone."""
         try:
             return list(self._answer(batch, loop))
-        except Exception as error:  # whatever a model raises, the server goes on
+        except Exception as error:  # whatever a model raises, the server keeps running
             if len(batch) == 1:
                 return [error]
         found: list[Answer | Exception] = []
@@ -155,13 +155,13 @@ class Batcher:
         return found
 
     def _answer(self, batch: list[Waiting], loop: asyncio.AbstractEventLoop) -> list[Answer]:
-        def told(index: int, episode: Episode) -> None:
+        def report(index: int, episode: Episode) -> None:
             listener = batch[index].on_turn
             if listener is not None:
                 loop.call_soon_threadsafe(listener, turns_of(episode), episode.original.size)
 
         temperature, tokens = batch[0].kind
-        return self.vqa.answer([waiting.episode for waiting in batch], temperature, tokens, told)
+        return self.vqa.answer([waiting.episode for waiting in batch], temperature, tokens, report)
 
 
 def _settle(waiting: Waiting, outcome: Answer | Exception) -> None:

@@ -104,7 +104,7 @@ class BodyLimit:
             if refused is None and seen > self.most_bytes:
                 refused = self._too_large()
             elif refused is None and arrived and self.held > self.most_together:
-                refused = ApiError(503, "The server holds too many requests. Try again in a moment.", "busy", 1)
+                refused = ApiError(503, "The server is busy with too many requests. Try again in a moment.", "busy", 1)
             return {"type": "http.disconnect"} if refused else message
 
         async def watched(message: Any) -> None:

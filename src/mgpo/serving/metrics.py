@@ -13,8 +13,10 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter("mgpo_requests", "Requests, by status code.", ["status"], registry=self.registry)
-        self.boxes = Counter("mgpo_boxes", "First turns, by what their box was.", ["status"], registry=self.registry)
-        self.seconds = Histogram("mgpo_answer_seconds", "From arrival to answer.", registry=self.registry)
+        self.boxes = Counter(
+            "mgpo_boxes", "First turns, by the status of their box.", ["status"], registry=self.registry
+        )
+        self.seconds = Histogram("mgpo_answer_seconds", "Seconds from arrival to answer.", registry=self.registry)
         self.batches = Histogram(
             "mgpo_batch_size", "Questions per batch.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=self.registry
         )

@@ -96,7 +96,9 @@ class UploadsOnly:
                 return
             body, more = body + message.get("body", b""), message.get("more_body", False)
             if len(body) > JSON_BYTES:
-                error = ApiError(413, f"What is no upload has at most {JSON_BYTES:,} bytes here.", "body_too_large")
+                error = ApiError(
+                    413, f"A request that is not an upload may have at most {JSON_BYTES:,} bytes.", "body_too_large"
+                )
                 return await JSONResponse(error.body(), 413)(scope, receive, send)
         if _names_url(body):
             error = ApiError(400, "Upload the photograph: URLs are not fetched.", "image_url")
@@ -154,19 +156,19 @@ def _build(app: FastAPI, model: str) -> Any:
                     elem_id="question",
                 )
                 choices = gradio.Textbox(
-                    label="Choices, one a line (optional)", lines=4, max_length=2000, elem_id="choices"
+                    label="Choices, one per line (optional)", lines=4, max_length=2000, elem_id="choices"
                 )
                 ask = gradio.Button("Ask", variant="primary", elem_id="ask")
             with gradio.Column(scale=3, min_width=240):
-                result = gradio.Markdown("The answer will be here.", elem_id="answer")
+                result = gradio.Markdown("The answer will appear here.", elem_id="answer")
                 with gradio.Row(elem_id="looks"):
                     shown = {"interactive": False, "buttons": ["fullscreen", "download"], "min_width": 100}
                     seen = gradio.Image(label="Where it looked", elem_id="seen", **shown)
                     crop = gradio.Image(label="What it saw there", elem_id="crop", **shown)
                 with gradio.Accordion("Turns", open=False, elem_id="turns"):
-                    turns = gradio.HTML("<p>Nothing was asked yet.</p>")
+                    turns = gradio.HTML("<p>Nothing has been asked yet.</p>")
         outputs = [result, seen, crop, turns]
-        gradio.Examples(_examples(), [image, question, choices], label="Examples, drawn by the project")
+        gradio.Examples(_examples(), [image, question, choices], label="Examples (generated images)")
 
         async def run(file: str | None, text: str, lines: str) -> AsyncIterator[tuple]:
             async for shown in ask_page(app, file, text, lines):
@@ -192,16 +194,16 @@ async def ask_page(app: FastAPI, file: str | None, text: str, lines: str) -> Asy
         asked = read_question(photograph, text or "", options, limits)
         picture = await asyncio.to_thread(photograph.overview, SHOWN)
         yield "Looking ...", picture, None, "<p>The model is looking at the whole picture.</p>"
-        task = asyncio.create_task(answer(app, asked, lambda *told: events.put_nowait(told)))
+        task = asyncio.create_task(answer(app, asked, lambda *progress: events.put_nowait(progress)))
         task.add_done_callback(lambda _: events.put_nowait(None))
-        while (told := await events.get()) is not None:
-            turns, size = told
+        while (progress := await events.get()) is not None:
+            turns, size = progress
             yield "Looking closer ...", draw_boxes(picture, turns, size), _last_crop(turns), turns_html(turns)
         found = await task
     except (ApiError, ImageError, ValueError, ConnectionError) as error:
         yield f"**That did not work.** {_plain(getattr(error, 'message', str(error)))}", None, None, "<p>No turns.</p>"
         return
-    said = spoken(found) if found.answer else "(no answer in the asked form)"
+    said = spoken(found) if found.answer else "(no answer in the requested form)"
     shown = draw_boxes(picture, found.turns, found.episode.original.size)
     yield f"**{_plain(said)}**", shown, _last_crop(found.turns), turns_html(found.turns)
 

@@ -47,13 +47,14 @@ def build(request: ServeRequest) -> Any:
     loopback = is_loopback(request.host)
     if not loopback and key is None:
         raise ValueError(
-            f"Binding {request.host} lets others in: set a key in the environment variable {KEY}, or bind 127.0.0.1."
+            f"Binding to {request.host} lets other machines connect: set a key in the environment variable {KEY}, or bind to "
+            "127.0.0.1."
         )
     try:
         from mgpo.serving.app import create_app
         from mgpo.serving.page import mount_page
     except ImportError as error:
-        raise ValueError(f'mgpo serve needs more packages ({error.name}): pip install "mgpo[serve]".') from error
+        raise ValueError(f'mgpo serve needs the package {error.name}: pip install "mgpo[serve]".') from error
     vqa = GroundedVQA.from_pretrained(request.model, max_image_pixels=request.limits.image_pixels, **request.settings)
     name = request.name or Path(request.model).name
     app = create_app(vqa, name, request.limits, key, loopback)

@@ -72,10 +72,10 @@ def read_request(request: ChatRequest, limits: Limits) -> Asked:
     for name, neutral in NOT_SUPPORTED.items():
         value = (request.model_extra or {}).get(name)
         if value not in neutral:
-            raise ApiError(400, f"{name} is not supported: the turns are the server's own.", "not_supported")
+            raise ApiError(400, f"{name} is not supported, because the server runs the turns itself.", "not_supported")
     if len(request.messages) != 1 or request.messages[0].get("role") != "user":
         raise ApiError(
-            400, "Send exactly one message, of the role user: the server takes the turns itself.", "messages"
+            400, "Send exactly one message, with the role user: the server adds the other turns.", "messages"
         )
     texts, images = _parts(request.messages[0].get("content"))
     if len(images) != 1:
@@ -93,11 +93,11 @@ def read_question(
 ) -> Asked:  # fmt: skip
     """A question with its choices, which may stand in the text line by line ("A. red")."""
     if any("\ud800" <= character <= "\udfff" for character in text + "".join(choices)):
-        raise ApiError(400, "The text holds half a surrogate pair, which is no text.", "not_text")
+        raise ApiError(400, "The text contains half of a character (a lone surrogate).", "not_text")
     length = len(text) + sum(map(len, choices))
     if length > limits.question_characters:
-        told = f"The question has {length:,} characters; at most {limits.question_characters:,} are accepted."
-        raise ApiError(400, told, "question_too_long")
+        message = f"The question has {length:,} characters; at most {limits.question_characters:,} are accepted."
+        raise ApiError(400, message, "question_too_long")
     if tokens is not None and tokens > limits.answer_tokens:
         raise ApiError(400, f"max_tokens is {tokens}; at most {limits.answer_tokens} are accepted.", "max_tokens")
     if not choices:
@@ -123,7 +123,9 @@ def _parts(content: Any) -> tuple[list[str], list[Any]]:
             url = part.get("image_url")
             images.append(url.get("url") if isinstance(url, dict) else url)
         else:
-            raise ApiError(400, f"A part of the message is of the type {kind!r}; use text and image_url.", "content")
+            raise ApiError(
+                400, f"A part of the message has the type {kind!r}; only text and image_url are supported.", "content"
+            )
     return texts, images
 
 
@@ -137,7 +139,7 @@ def _image(url: Any, limits: Limits) -> bytes | str:
         try:
             return base64.b64decode(data, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise ApiError(400, "The data URI is no valid base64.", "image") from error
+            raise ApiError(400, "The data URI is not valid base64.", "image") from error
     try:
         parts = urlsplit(url)
         if parts.scheme in ("http", "https") and parts.hostname in limits.image_hosts and "@" not in parts.netloc:

@@ -77,7 +77,7 @@ def _background(rng: np.random.Generator, scene: Scene) -> Image.Image:
 def _photo(rng: np.random.Generator, scene: Scene, folder: str | Path) -> Image.Image:
     files = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"})
     if not files:
-        raise FileNotFoundError(f"No photographs (jpg, png, webp) in {folder}.")
+        raise FileNotFoundError(f"{folder} has no photographs (jpg, png, webp).")
     photo = open_image(files[rng.integers(len(files))])
     width, height = scene.size_px
     scale = max(width / photo.width, height / photo.height)

@@ -60,7 +60,7 @@ LOOKS = {
 }
 EVAL_SPLITS = ("test", "ood_fonts", "ood_texture", "ood_crowded", "ood_small", "ood_shapes")
 IN_THE_OVERVIEW = {
-    "ood_fonts": "nothing that can be seen: letters of the crop have serifs",
+    "ood_fonts": "nothing visible: only a crop shows that the letters have serifs",
     "ood_texture": "a photograph-like texture lies behind the signs, instead of a soft field with clutter",
     "ood_crowded": "six or seven signs of the usual size, instead of three to five",
     "ood_small": "plates take 15 to 17.5 % of the side, instead of 18.7 to 22.2",
