@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of real photographs")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
-    parser.add_argument("--most", type=float, default=100e6, help="largest picture, in pixels")
+    parser.add_argument("--most", type=float, default=100e6, help="skip sizes of more pixels than this")
     args = parser.parse_args()
     photos = sorted(p for p in args.photos.glob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
     console, rows = Console(), []

@@ -295,7 +295,7 @@ def measure(shape: Shape, repeats: int, threads: int) -> dict[str, Any]:
 
 
 def table(results: list[dict[str, Any]]) -> Table:
-    made = Table(title="stock TRL / shared prompts (higher is better; memory: lower)")
+    made = Table(title="ratios of stock TRL to shared prompts (higher is better; for memory, lower)")
     columns = (
         "whole_step_ratio", "rollout_ratio", "update_ratio", "update_memory_ratio", "update_tokens_over_unique",
         "prefill_tokens_over_unique", "patches_over_unique", "decoded_over_unique", "update_peak_mb",
@@ -312,7 +312,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("step.json"))
     parser.add_argument("--pairs", type=int, default=5, help="paired runs per shape")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", help="shapes whose label holds this")
+    parser.add_argument("--only", help="run only the shapes whose label contains this text")
     args = parser.parse_args()
     results = []
     for shape in SHAPES:

@@ -219,7 +219,7 @@ def test_beside_counts_pairs():
 def test_names_and_protocols_are_checked():
     policy = ColourBlind((1, 2, 3, 4))
     assert chosen_controls(["direct", "direct", "black_crop"], PROTOCOL, policy) == [Control.DIRECT, Control.BLACK_CROP]
-    with pytest.raises(ValueError, match="--controls gold: choose among direct, black_crop"):
+    with pytest.raises(ValueError, match="--controls: 'gold' is unknown. Choose among direct, black_crop"):
         chosen_controls(["gold"], PROTOCOL, policy)
     with pytest.raises(ValueError, match="looks again"):
         chosen_controls(["direct"], replace(PROTOCOL, method=Method.GRPO), policy)

@@ -38,5 +38,5 @@ def test_a_summary_holds_one_row_per_task(tmp_path):
 
 def test_a_damaged_file_says_what_to_do(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"a"')
-    with pytest.raises(ValueError, match="line 2 is no JSON.*Run the evaluation again"):
+    with pytest.raises(ValueError, match="line 2 is not valid JSON.*Run the evaluation again"):
         read_records(tmp_path / "a.jsonl")

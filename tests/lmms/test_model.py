@@ -102,7 +102,7 @@ def test_more_options_than_letters_are_asked_as_they_stand(model):
 def test_what_cannot_be_asked_is_a_sentence(model):
     with pytest.raises(ValueError, match="has 2 images; the model mgpo needs one"):
         model.generate_until([request_for([Image.new("RGB", (60, 60))] * 2)])
-    with pytest.raises(ValueError, match="pretraind is unknown"):
+    with pytest.raises(ValueError, match="does not take pretraind"):
         MGPO(pretraind="x")
     with pytest.raises(NotImplementedError, match="generate_until"):
         model.loglikelihood([])

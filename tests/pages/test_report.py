@@ -182,8 +182,8 @@ def test_controls_stand_on_the_page_with_all_seeds_together(tmp_path):
     assert (row.method, row.control, row.n, row.gained, row.harmed) == ("mgpo", "black_crop", 400, 180, 10)
     assert row.with_look.mean == pytest.approx(0.85) and row.difference.std == pytest.approx(0.0707, abs=1e-3)
     page = page_of(tmp_path, results)
-    assert "Is it the look that does it?" in page and "black_crop" in page and "55.0 ± 7.1" in page
+    assert "Does the look make the difference?" in page and "black_crop" in page and "55.0 ± 7.1" in page
     console = Console(record=True, width=140)
     print_controls(results, console)
     assert "85.0 ± 7.1" in console.export_text()
-    assert "Is it the look" not in page_of(tmp_path, [result("mgpo", "test", 0.8)])
+    assert "Does the look make" not in page_of(tmp_path, [result("mgpo", "test", 0.8)])

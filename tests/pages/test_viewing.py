@@ -28,7 +28,7 @@ def test_an_evaluation_becomes_a_page(evaluated):
     page = write_view(evaluated).read_text()
     assert page.count('<article class="card"') == 4 and page.count("Overview image of") == 3
     assert "<script>alert(1)" not in page and "&lt;script&gt;alert(1)" in page
-    assert "of 4 questions right" in page and "data-answer=" in page and 'src="http' not in page
+    assert " % of 4 questions right" in page and "data-answer=" in page and 'src="http' not in page
     record = json.loads((evaluated / "vstar.jsonl").read_text().splitlines()[0])
     assert (evaluated / record["overview"]).is_file() and (evaluated / record["turns"][0]["shown"]).is_file()
 
@@ -47,5 +47,5 @@ def test_a_training_becomes_a_page(evaluated, tmp_path):
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="neither metrics.jsonl"):
         write_view(tmp_path)
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         write_view(tmp_path / "none")

@@ -74,7 +74,7 @@ def test_the_paper_s_batches_on_its_32_gpus(name):
     assert "4 per device x 32 batches x 32 devices = 4096 = 512 questions x 8" in text
     assert "4 per device x 8 batches x 32 devices = 1024 = 128 questions x 8; 4 updates per generation" in text
     assert "old log-probabilities: recomputed" in text and "320 updates = 80 generations = 40960 questions" in text
-    assert "256 to 1280 per image" in text and "the model holds 128000" in text
+    assert "256 to 1280 per image" in text and "the model's context holds 128000" in text
 
 
 def test_the_paper_s_recipes_differ_in_the_model_alone():
@@ -88,7 +88,7 @@ def test_the_longest_episode_is_the_trainer_s(recipe):
     path = recipe(max_grounding_tokens=28, max_answer_tokens=6, max_reply_tokens=300)
     (line,) = starting(validate_recipe(path, []), "longest episode")
     assert "300 question + 38 overview + 28 grounding + 300 reply + 38 crop + 6 answer = 710 tokens" in line
-    assert "the model holds 2048" in line
+    assert "the model's context holds 2048" in line
 
 
 def test_an_unknown_key_is_refused_with_a_suggestion(recipe):
@@ -135,7 +135,7 @@ def test_old_logprobs_and_misaligned_updates(recipe):
         ("method: magic", "Choose one of: mgpo, grpo, direct, sft"),
         ("method: [", "cannot be read"),
         ("", "must contain a YAML mapping"),
-        ("model_name_or_path: ./nowhere", "the folder ./nowhere does not exist"),
+        ("model_name_or_path: ./nowhere", "The model folder ./nowhere does not exist"),
         ("dataset_size: 0", "needle has 0 questions, but one generation takes 1"),
     ],
 )
@@ -147,7 +147,7 @@ def test_what_cannot_run_is_said_in_a_sentence(tmp_path, text, sentence):
 
 def test_a_missing_dataset_is_a_note_and_a_short_one_an_error(recipe, tmp_path):
     assert starting(
-        validate_recipe(recipe(dataset_name="data/none"), []), "note: dataset: data/none is no file or folder"
+        validate_recipe(recipe(dataset_name="data/none"), []), "note: dataset: data/none is not a file or folder"
     )
     folder = tmp_path / "data"
     folder.mkdir()
@@ -202,6 +202,5 @@ def test_rows_that_will_be_skipped_are_counted(tmp_path, recipe):
     path = recipe(dataset_name=str(tmp_path / "train.jsonl"))
     assert "1 of 41 rows" in refused(path)
     text = "\n".join(validate_recipe(path, ["--on_bad_row", "skip"]))
-    assert (
-        "40 questions" in text and "1 rows cannot be used and will be skipped, the first: " in text and "row 41" in text
-    )
+    skipped = "1 row cannot be used and will be skipped; the first is "
+    assert "40 questions" in text and skipped in text and "row 41" in text

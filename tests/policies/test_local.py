@@ -120,7 +120,7 @@ def test_sampling_is_reproducible_and_samples(policy):
 def test_a_missing_image_is_refused_by_row(policy):
     talks = conversations(policy)
     talks[1].images.pop()
-    with pytest.raises(RuntimeError, match="number 1 of the batch"):
+    with pytest.raises(RuntimeError, match="row 1 of the batch"):
         policy.say(talks, 4)
 
 

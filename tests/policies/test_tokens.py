@@ -128,7 +128,7 @@ def test_an_image_off_the_grid_is_refused(tokens):
 
 @pytest.mark.parametrize("size", [(28 * 20, 28 * 20), (28 * 2, 28 * 2)])
 def test_an_image_that_the_processor_would_resize_is_refused(tokens, size):
-    with pytest.raises(RuntimeError, match=f"changed {size[0]}x{size[1]} px .*budget"):
+    with pytest.raises(RuntimeError, match=f"resized an image of {size[0]}x{size[1]} px .*budget"):
         tokens.pixels([Image.new("RGB", (168, 168)), Image.new("RGB", size)])
 
 

@@ -102,7 +102,7 @@ def test_a_prompt_that_vllm_reads_differently_is_refused(policies):
     doubled = Conversation(list(made.ids), list(made.images))
     at = doubled.ids.index(there.tokens.image_token_id)
     doubled.ids.insert(at, there.tokens.image_token_id)
-    with pytest.raises(RuntimeError, match="saw another prompt than ours in row 0"):
+    with pytest.raises(RuntimeError, match="prompt differs from ours in row 0"):
         there.say([doubled], 2)
-    with pytest.raises(RuntimeError, match="reports 1 prompts for 2"):
+    with pytest.raises(RuntimeError, match="reports 1 prompts, but 2 were sent"):
         check_prompts([[1]], [[1], [2]])

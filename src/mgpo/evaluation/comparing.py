@@ -54,20 +54,29 @@ def compare(a: Path, b: Path, seed: int = 0) -> list[Comparison]:
         return [compare_records(a.stem, read_records(a), read_records(b), seed)]
     for folder in (a, b):
         if not folder.is_dir():
-            raise ValueError(f"{folder} is no folder of results. Give two folders, or two .jsonl files, of mgpo eval.")
+            raise ValueError(
+                f"{folder} is not a results folder. Name two folders, or two .jsonl files, that mgpo eval wrote."
+            )
     shared = [f.name for f in sorted(a.glob("*.jsonl")) if (b / f.name).is_file() and f.name != "judge.jsonl"]
     if not shared:
-        raise ValueError(f"{a} and {b} share no task.")
+        raise ValueError(f"{a} and {b} have no task in common. Compare two evaluations of the same task.")
     return [compare_records(Path(n).stem, read_records(a / n), read_records(b / n), seed) for n in shared]
 
 
 def compare_records(task: str, a: list[dict], b: list[dict], seed: int = 0) -> Comparison:
     """Compare two lists of records of the same questions, in the same order."""
     if len(a) != len(b) or not a:
-        raise ValueError(f"{task}: {len(a)} questions against {len(b)}. Both runs must have answered the same ones.")
+        raise ValueError(
+            f"{task}: the first run answered {len(a)} questions, the second {len(b)}. Both must have answered the same "
+            "questions."
+        )
     for number, (one, other) in enumerate(zip(a, b), 1):
-        if any(one.get(key) != other.get(key) for key in ("id", "question", "choices", "answer")):
-            raise ValueError(f"{task}: question {number} is {one['id']!r} in the one and {other['id']!r} in the other.")
+        for key in ("id", "question", "choices", "answer"):
+            if one.get(key) != other.get(key):
+                raise ValueError(
+                    f"{task}: the runs differ in question {number} ({key}: {one.get(key)!r} in the first, {other.get(key)!r} "
+                    "in the second). Both must have answered the same questions."
+                )
     right = np.array([[bool(one["correct"]), bool(other["correct"])] for one, other in zip(a, b)])
     difference = right[:, 1].astype(float) - right[:, 0]
     only_a, only_b = int((difference < 0).sum()), int((difference > 0).sum())
@@ -106,7 +115,7 @@ def drawn_together(record: dict) -> tuple:
 
 def comparison_table(found: list[Comparison], a: str, b: str) -> Table:
     """The comparisons as a table, in percent and percentage points."""
-    table = Table(title=f"paired, the same questions; percent. A: {a}, B: {b}", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=f"paired on the same questions, in percent (A: {a}, B: {b})", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("task", overflow="fold")
     for head in ("n", "A", "B", "B - A", "95 %", "only A", "only B", "McNemar p"):
         table.add_column(head, justify="right", no_wrap=True)

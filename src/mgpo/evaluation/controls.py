@@ -71,12 +71,14 @@ def chosen_controls(names: Sequence[str], protocol: Protocol, policy: Policy) ->
     """
     unknown = [name for name in names if name not in list(Control)]
     if unknown:
-        raise ValueError(f"--controls {unknown[0]}: choose among {', '.join(Control)}.")
+        raise ValueError(f"--controls: {unknown[0]!r} is unknown. Choose among {', '.join(Control)}.")
     if names and not protocol.looks_again:
-        raise ValueError(f"--controls needs a protocol that looks again (mgpo or adaptive), not {protocol.method}.")
+        raise ValueError(
+            f"--controls needs a protocol in which the model looks again (mgpo or adaptive), not {protocol.method}."
+        )
     if Control.FORCED_BOX in names and not hasattr(policy, "go_on"):
         raise ValueError(
-            "--controls forced_box needs the model in this process; an endpoint cannot go on with a begun turn."
+            "--controls forced_box needs the model in this process: an endpoint cannot continue a partly written turn."
         )
     return [Control(name) for name in dict.fromkeys(names)]
 

@@ -27,9 +27,9 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
         before = json.loads(file.read_text())
         changed = [key for key in settings | before if settings.get(key) != before.get(key)]
         if changed:
-            told = ", ".join(f"{key}: {before.get(key)!r} -> {settings.get(key)!r}" for key in changed[:4])
+            changes = ", ".join(f"{key}: {before.get(key)!r} -> {settings.get(key)!r}" for key in changed[:4])
             raise ValueError(
-                f"{folder} holds results under other settings ({told}). Choose another --out, or delete it."
+                f"{folder} holds results from other settings ({changes}). Choose another --out, or delete the folder."
             )
     else:
         write_whole(file, json.dumps(settings, indent=1) + "\n")
@@ -77,7 +77,7 @@ def read_records(file: Path) -> list[dict[str, Any]]:
             records.append(json.loads(line))
         except ValueError as error:
             raise ValueError(
-                f"{file} line {number} is no JSON: {error}. Run the evaluation again to mend it."
+                f"{file} line {number} is not valid JSON: {error}. Run the evaluation again to repair the file."
             ) from error
     return records
 

@@ -89,7 +89,7 @@ def run_evaluation(request: EvaluationRequest, console: Console) -> list[dict[st
     for task, name in zip(request.tasks, files):
         if files.count(name) > 1:
             raise ValueError(
-                f"{task} and another task would both write {name}. Evaluate them into folders of their own."
+                f"{task} and another task would both be saved as {name}. Evaluate them one by one, each with its own --out."
             )
     totals = {task: _total(request, task) for task in request.tasks}
     for task in request.tasks:
@@ -171,11 +171,16 @@ def _finish(
         }
         changed = [key for key, value in now.items() if record[key] != value]
         if changed:
-            told = f"{changed[0]} {record[changed[0]]!r} where {now[changed[0]]!r} is now"
-            raise ValueError(f"{file} was made from other data: question {question.id!r} has {told}.")
+            key = changed[0]
+            raise ValueError(
+                f"{file} was made from other data: question {question.id!r} has changed ({key}: {record[key]!r} -> "
+                f"{now[key]!r}). Choose another --out, or delete the file."
+            )
     progress.update(bar, completed=len(records))
     if records:
-        progress.console.print(f"{task}: {len(records)} of {total} questions were answered before", markup=False)
+        progress.console.print(
+            f"{task}: skipping {len(records)} of {total} questions, which are already answered", markup=False
+        )
     first = len(records) // size
     if len(records) < total:
         for batch in evaluate_batches(
@@ -227,7 +232,7 @@ def result_tables(rows: list[dict[str, Any]], model: str) -> Group:
     """Tables in percent: a row per task, then the controls, then each task's categories and figures."""
     budgets = ", ".join(sorted({f"{row['min_pixels']:,} to {row['pixel_budget']:,}" for row in rows}))
     protocol = ", ".join(sorted({row["protocol"] for row in rows}))
-    title = f"{model}, {protocol}, {budgets} pixels per image, percent"
+    title = f"{model}, {protocol}, {budgets} pixels per image, in percent"
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     heads = ("accuracy", "95 %", "chance", "same\nletter", "valid\nbox", "hit", "IoU", "crop\narea", "crop\nalone")
     table.add_column("task", overflow="fold")
@@ -250,8 +255,8 @@ def result_tables(rows: list[dict[str, Any]], model: str) -> Group:
 
 def controls_table(task: str, controls: dict[str, Any]) -> Table:
     """How much the look contributed in a task: a row per control, in percent and percentage points."""
-    table = Table(title=f"{task}, each question with its look and under a control", box=SIMPLE_HEAD, pad_edge=False,
-                  collapse_padding=True)  # fmt: skip
+    title = f"{task}: the same questions with the look and under each control, in percent"
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("control", no_wrap=True)
     for head in ("n", "look", "control", "look -\ncontrol", "95 %", "gained", "harmed", "p"):
         table.add_column(head, justify="right", no_wrap=True)

@@ -87,8 +87,8 @@ def rows_of(plan: Plan, split: str, seed: int) -> list[dict[str, Any]]:
                 results[which].append(result)
     rows = []
     for entrant, (_, protocol, _), found, lines in zip(everyone, asked, results, records):
-        told = {"method": entrant.name, "split": split, "seed": EVALUATION_SEED + seed, "checkpoint": entrant.step}
-        row = summarise(found, protocol, **told) | by_kind(found)
+        named = {"method": entrant.name, "split": split, "seed": EVALUATION_SEED + seed, "checkpoint": entrant.step}
+        row = summarise(found, protocol, **named) | by_kind(found)
         rows.append(row | {"overview_ceiling": ceiling(found), "controls": controls_beside(lines)})
         if entrant.controlled and split == CONTROLLED:
             name = f"{entrant.name.lower()}_seed{seed}.jsonl"

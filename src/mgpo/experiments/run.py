@@ -134,13 +134,14 @@ def _report(plan: Plan, rows: list[dict[str, Any]], validations: dict, seconds: 
     machine = describe_environment()
     seed = plan.seeds[0]
     about = {
-        "what": "mgpo-tiny, trained on the needle world by MGPO (two turns) and by its baselines from the same base",
-        "training": f"{plan.steps} steps of 16 questions for each method (x 8 rollouts, but for SFT), seeds {list(plan.seeds)}",
-        "baselines": "each is represented by its best checkpoint on validation questions, which may be the untrained base; "
-        "MGPO by its last",
-        "evaluation": f"{plan.questions} fresh questions per split and seed; accuracies are greedy, valid-box and hit rates "
-        "are of one sampled turn (temperature 1) per question unless they are called greedy",
-        "time": f"{seconds / 60:.1f} minutes on {machine['cores']} cores since it was last started",
+        "experiment": "mgpo-tiny, trained on the needle world by MGPO (two turns) and by its baselines from the same base",
+        "training": f"{plan.steps} steps of 16 questions for each method (8 rollouts per question, except for SFT); "
+        f"seeds: {', '.join(map(str, plan.seeds))}",
+        "baselines": "each is represented by its best checkpoint on the validation questions, which may be the untrained base; "
+        "MGPO is represented by its last checkpoint",
+        "evaluation": f"{plan.questions} fresh questions per split and seed; accuracies are of greedy decoding; "
+        "valid-box and hit rates are of one turn per question, sampled at temperature 1, unless they are called greedy",
+        "time": f"{seconds / 60:.1f} minutes on {machine['cores']} cores since the last start",
         "versions": ", ".join(f"{k} {v}" for k, v in machine["packages"].items() if v),
     }
     curves = {TITLES[method]: _curve(plan, method, seed, validations[method, seed]) for method in plan.methods}
@@ -148,7 +149,7 @@ def _report(plan: Plan, rows: list[dict[str, Any]], validations: dict, seconds: 
         ("base, before training", plan.out / "trajectories" / f"base_seed{seed}.jsonl"),
         ("MGPO, after training", plan.out / "trajectories" / f"mgpo_seed{seed}.jsonl"),
     ]
-    return write_report(plan.out / "report.html", "mgpo-tiny, before and after", about, rows, curves, galleries)
+    return write_report(plan.out / "report.html", "mgpo-tiny before and after training", about, rows, curves, galleries)
 
 
 def _curve(plan: Plan, method: str, seed: int, validated: list[dict[str, Any]]) -> Path:

@@ -73,7 +73,9 @@ def _finish(plan: Plan, job: Job, process: subprocess.Popen) -> None:
     folder = plan.run(*job)
     if process.returncode != 0:
         tail = "".join((folder / "log.txt").read_text().splitlines(keepends=True)[-15:])
-        raise ChildProcessError(f"Training of {job[0]}, seed {job[1]} failed. The end of {folder / 'log.txt'}:\n{tail}")
+        raise ChildProcessError(
+            f"Training {job[0]} with seed {job[1]} failed. The end of {folder / 'log.txt'}:\n{tail}"
+        )
     write_mark(folder, plan.wanted(job[0], trained=True))
 
 
@@ -91,5 +93,5 @@ def _show_steps(plan: Plan, job: Job, bar: TaskID, progress: Progress) -> None:
             last = json.loads(line)
         except ValueError:  # being written
             return
-    told = f" reward {last['reward']:.2f}" if "reward" in last else ""
-    progress.update(bar, completed=last.get("step", 0), description=_name(job) + told)
+    reward = f" reward {last['reward']:.2f}" if "reward" in last else ""
+    progress.update(bar, completed=last.get("step", 0), description=_name(job) + reward)

@@ -62,9 +62,9 @@ class MGPO(lmms):
     ) -> None:
         super().__init__()
         if unknown:
-            raise ValueError(f"model_args of mgpo: {', '.join(sorted(unknown))} is unknown.")
+            raise ValueError(f"model_args: the model mgpo does not take {', '.join(sorted(unknown))}.")
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise ValueError("The model mgpo runs in one process of lmms-eval: start it without accelerate launch.")
+            raise ValueError("The model mgpo runs in a single process: start lmms-eval without accelerate launch.")
         self.policy, trained = LocalPolicy.load(pretrained), trained_with(pretrained)
         if device not in (None, "cuda", "auto"):
             self.policy.model.to(device)
@@ -114,11 +114,11 @@ class MGPO(lmms):
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Not supported: a policy that looks twice is scored by what it generates."""
-        raise NotImplementedError("The model mgpo generates: use tasks with output_type generate_until.")
+        raise NotImplementedError("The model mgpo only generates text: use tasks with output_type generate_until.")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Not supported: the rounds of such tasks are the task's, while this model takes turns of its own."""
-        raise NotImplementedError("The model mgpo takes its turns itself: use tasks with output_type generate_until.")
+        raise NotImplementedError("The model mgpo runs its own turns: use tasks with output_type generate_until.")
 
 
 def _final_answer(episode: Episode, letters: list[str]) -> str:

@@ -29,12 +29,12 @@ from mgpo.pages.tables import control_rows, percent, results_table, spread
 RATES = {
     "valid_box_rate": ("Valid box", "share of questions whose first box can be cropped"),
     "hit_rate": ("Hit", "share of questions whose box holds the centre of a gold box"),
-    "hit_given_valid": ("Hit, if valid", "the same, of the valid boxes alone"),
-    "greedy_hit_given_valid": ("Hit, if valid, greedy", "the same where the first turn is decoded greedily"),
+    "hit_given_valid": ("Hit, if valid", "the same, among the valid boxes only"),
+    "greedy_hit_given_valid": ("Hit, if valid, greedy", "the same, when the first turn is decoded greedily"),
     "iou": ("IoU", "mean overlap of the box with a gold box, 0 without a valid box"),
-    "overview_accuracy": ("Overview questions", "accuracy on questions that the overview answers"),
-    "fine_print_accuracy": ("Fine print", "accuracy on questions that only a crop answers"),
-    "crop_only_accuracy": ("Crop only", "accuracy when the model sees the crop alone"),
+    "overview_accuracy": ("Overview questions", "accuracy on questions that can be answered from the overview"),
+    "fine_print_accuracy": ("Fine print", "accuracy on questions that can be answered only from a crop"),
+    "crop_only_accuracy": ("Crop only", "accuracy when the model sees only the crop"),
 }
 SCREENS = {"wide_light": (3, False), "wide_dark": (3, True), "narrow_light": (1, False), "narrow_dark": (1, True)}
 """The learning curves are embedded once for each kind of screen: columns, dark."""
@@ -128,7 +128,7 @@ def _panel(row: dict, caption: str, folder: Path) -> dict:
     gold = [box for numbers in row.get("gold_boxes") or [] if (box := _box(numbers))]
     width, height = (int(side) for side in row["image_size"])
     if min(width, height) < 1:
-        raise ValueError(f"image_size {width}x{height}")
+        raise ValueError(f"image_size is {width}x{height}, but must be at least 1x1")
     first = turns[0] if turns else {"status": None, "box": None}
     given = {key: row.get(key) for key in ("step", "answer", "given", "end", "overview")}
     return given | {

@@ -167,7 +167,7 @@ def print_controls(results: list[dict], console: Any = None) -> None:
     from rich.text import Text
 
     heads = ("method", "split", "control", "n", "look", "control", "difference", "gained", "harmed")
-    view = Table(*heads, title="the same questions with the look and under a control, percent")
+    view = Table(*heads, title="the same questions with the look and under each control, in percent")
     for row in control_rows(results):
         shares = [spread(cell) for cell in (row.with_look, row.accuracy, row.difference)]
         texts = [row.method, row.split, row.control, str(row.n), *shares, str(row.gained), str(row.harmed)]

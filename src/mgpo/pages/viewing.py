@@ -29,13 +29,16 @@ def write_view(run: Path, out: Path | None = None) -> Path:
         ValueError: the folder holds no run.
     """
     if not run.is_dir():
-        raise ValueError(f"{run} is no folder. Give the folder of a training or an evaluation.")
+        raise ValueError(f"{run} is not a folder. Name the folder of a training run or of an evaluation.")
     out = out or run / "view.html"
     if (run / "settings.json").is_file():
         return _evaluation(run, out)
     if (run / "metrics.jsonl").is_file() or (run / "trajectories").is_dir():
         return _training(run, out)
-    raise ValueError(f"{run} holds neither metrics.jsonl (a training) nor settings.json (an evaluation).")
+    raise ValueError(
+        f"{run} holds neither metrics.jsonl (a training run) nor settings.json (an evaluation). Name a folder that mgpo train "
+        "or mgpo eval wrote."
+    )
 
 
 def _training(run: Path, out: Path) -> Path:
@@ -70,12 +73,12 @@ def _evaluation(run: Path, out: Path) -> Path:
     }
     summary = run / "summary.json"
     rows: list[dict[str, Any]] = json.loads(summary.read_text()) if summary.is_file() else []
-    about |= {row["task"]: _told(row) for row in rows}
+    about |= {row["task"]: _scores(row) for row in rows}
     rows = [row | {"split": row["task"]} for row in rows]
     names = [file for file in sorted(run.glob("*.jsonl")) if file.name != "judge.jsonl"]
     return write_report(out, f"Evaluation: {run.name}", about, rows, {}, [(f.stem, f) for f in names], CARDS)
 
 
-def _told(row: dict[str, Any]) -> str:
-    figures = [f"{name} {100 * value:.1f}" for name, value in row.get("figures", {}).items()]
-    return ", ".join([f"{100 * row['accuracy']:.1f} of {row['n']} questions right", *figures])
+def _scores(row: dict[str, Any]) -> str:
+    figures = [f"{name} {100 * value:.1f} %" for name, value in row.get("figures", {}).items()]
+    return ", ".join([f"{100 * row['accuracy']:.1f} % of {row['n']} questions right", *figures])

@@ -15,7 +15,7 @@ from mgpo.method.protocol import Method
 from mgpo.training.precision import REMEDY
 
 GIB = 2**30
-ESTIMATE = "memory, a rough estimate"
+ESTIMATE = "memory (rough estimate)"
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,14 @@ def memory_lines(data: DataArguments, config: MGPOConfig, devices: int, episode_
     lines = [
         f"{ESTIMATE}: {size.parameters / 1e9:.2f} B parameters in {dtype}: "
         + " + ".join(f"{_gib(count)} {part}" for part, count in parts.items())
-        + f" = {_gib(total)} GiB{_shared(total, devices)}; activations, logits and pixel values come on top"
+        + f" = {_gib(total)} GiB{_shared(total, devices)}; activations, logits and pixel values are not included"
     ]
     if not data.use_peft and width == 2:
         master = total + trained * (4 + 2 * (4 - width))
         lines.append(
             f"{ESTIMATE}: {_gib(master)} GiB{_shared(master, devices)} with float32 master weights and states, as "
-            f"DeepSpeed and FSDP keep them; without, bfloat16 rounds most updates of {config.learning_rate:g} away"
+            f"DeepSpeed and FSDP keep them; without these, bfloat16 rounds away most updates at learning_rate="
+            f"{config.learning_rate:g}"
         )
         if devices == 1 and not config.allow_low_precision_weights:
             lines.append(f"note: mgpo train refuses weights in {dtype} without float32 copies. {REMEDY}")
@@ -100,23 +101,23 @@ def memory_lines(data: DataArguments, config: MGPOConfig, devices: int, episode_
         rollouts = config.per_device_train_batch_size * config.steps_per_generation
         twice = config.shared_prefix and devices == 1 and config.method == Method.MGPO
         cache = _gib((2 if twice else 1) * rollouts * episode_tokens * size.cache_bytes)
-        gathered = f" beside {_gib(weights)} GiB of gathered weights" if devices > 1 else ""
+        gathered = f" in addition to {_gib(weights)} GiB of gathered weights" if devices > 1 else ""
         lines.append(
-            f"{ESTIMATE}: while generating, up to {cache} GiB of key-value cache on each GPU "
-            f"({rollouts} rollouts x {episode_tokens} tokens{', held twice while a turn begins' if twice else ''}){gathered}"
+            f"{ESTIMATE}: during generation, up to {cache} GiB of key-value cache on each GPU "
+            f"({rollouts} rollouts x {episode_tokens} tokens{', held twice at the start of a turn' if twice else ''}){gathered}"
         )
     return lines
 
 
 def _vllm_line(config: MGPOConfig, weights: float, episode_bytes: float) -> str:
     """The memory that vLLM takes: of each training GPU if it is colocated, of GPUs of its own if it is a server."""
-    held = f"{_gib(weights)} GiB of weights, and {_gib(episode_bytes)} GiB of key-value cache per episode under way"
+    held = f"{_gib(weights)} GiB of weights and {_gib(episode_bytes)} GiB of key-value cache per running episode"
     if config.vllm_mode == "server":
-        return f"{ESTIMATE}: the vLLM server, on GPUs of its own, holds {held}"
+        return f"{ESTIMATE}: the vLLM server, on its own GPUs, holds {held}"
     share, parallel = config.vllm_gpu_memory_utilization, config.vllm_tensor_parallel_size
     asleep = "; it sleeps during updates" if config.vllm_enable_sleep_mode else ", also during updates"
     return (
-        f"{ESTIMATE}: vLLM takes {share:.0%} of each GPU ({80 * share:.0f} of 80 GB){asleep}. In it: {held}, "
+        f"{ESTIMATE}: vLLM takes {share:.0%} of each GPU ({80 * share:.0f} of 80 GB){asleep}. This share must hold {held}, "
         f"split over {parallel} GPU{'s' if parallel > 1 else ''}"
     )
 

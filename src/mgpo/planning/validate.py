@@ -78,7 +78,7 @@ def validate_recipe(recipe: Path, overrides: list[str]) -> list[str]:
     lines += memory_lines(data, config, devices, sum(parts.values()) if parts else None)
     lines += _dataset_lines(data, config)
     if config.bf16 or config.fp16:
-        lines.append("note: mixed precision (bf16, fp16) is taken as given: whether the GPU has it was not tried")
+        lines.append("note: mixed precision (bf16, fp16) was not checked: your GPU must support it")
     return lines
 
 
@@ -104,7 +104,7 @@ def model_facts(name: str) -> ModelFacts:
     except ImportError:  # a family whose processor needs torchvision, on a machine without it
         budget = None
     except (OSError, ValueError) as error:
-        raise ValueError(f"model_name_or_path: {name} is no checkpoint with a processor ({error}).") from error
+        raise ValueError(f"model_name_or_path: {name} is not a checkpoint with a processor ({error}).") from error
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     return ModelFacts(context, budget, default_coordinates(config.model_type))
 
@@ -160,13 +160,15 @@ def _check_groups(config: MGPOConfig, devices: int) -> None:
     size, group = config.per_device_train_batch_size, config.num_generations
     steps = config.steps_per_generation or config.gradient_accumulation_steps
     if group < 2:
-        raise ValueError(f"num_generations={group}: an advantage compares at least 2 rollouts of a question.")
+        raise ValueError(
+            f"num_generations={group} is too small: an advantage compares at least 2 rollouts of a question."
+        )
     if config.generation_batch_size is None and size * steps * devices % group:
         name = "steps_per_generation" if config.steps_per_generation else "gradient_accumulation_steps"
         raise ValueError(
             f"A generation of {size} per_device_train_batch_size x {steps} {name} x {_count(devices, 'device')} = "
-            f"{size * steps * devices} rollouts cannot be split into groups of num_generations={group}. Make it a "
-            f"multiple of {group} (--num_gpus says for how many devices this is checked)."
+            f"{size * steps * devices} rollouts cannot be split into groups of num_generations={group}. Make the "
+            f"product a multiple of {group} (--num_gpus sets the number of devices of this check)."
         )
 
 
@@ -184,7 +186,7 @@ def _batch_lines(config: MGPOConfig, devices: int) -> list[str]:
     ]
     # TRL's own condition (GRPOTrainer._generate_and_score_completions).
     if config.use_vllm and config.vllm_importance_sampling_correction:
-        lines.append("old log-probabilities: recomputed, to compare with what vLLM sampled by")
+        lines.append("old log-probabilities: recomputed, to be compared with vLLM's own")
     elif accumulated % (steps * config.num_iterations):
         lines.append("old log-probabilities: recomputed, since later updates see rollouts of an older policy")
     else:
@@ -197,7 +199,7 @@ def _batch_lines(config: MGPOConfig, devices: int) -> list[str]:
     if config.max_steps > 0:
         asked = config.max_steps * updated / config.num_iterations / group
         lines.append(
-            f"in all: {_count(config.max_steps, 'update')} = "
+            f"in total: {_count(config.max_steps, 'update')} = "
             f"{_count(config.max_steps / updates, 'generation')} = {_count(asked, 'question')}"
         )
     return lines
@@ -208,13 +210,15 @@ def _sft_lines(config: MGPOConfig, devices: int) -> list[str]:
     batch = size * accumulated * devices
     lines = [f"questions per update: {_product(size, accumulated, devices)}; no rollouts"]
     if config.max_steps > 0:
-        lines.append(f"in all: {_count(config.max_steps, 'update')} = {_count(config.max_steps * batch, 'question')}")
+        lines.append(f"in total: {_count(config.max_steps, 'update')} = {_count(config.max_steps * batch, 'question')}")
     return lines
 
 
 def _pixel_lines(protocol: Protocol, known: bool) -> list[str]:
     if not known:
-        return ["note: the model's pixel budget is not known here; set max_pixels to see the tokens of images"]
+        return [
+            "note: the model's pixel budget is not known here; set max_pixels to see how many tokens an image takes"
+        ]
     budget, side = protocol.budget, protocol.budget.factor
     low = -(-budget.min_pixels // side**2)
     return [
@@ -241,7 +245,7 @@ def _token_lines(
     if images_known:
         config.fit_context(protocol, context)
     images = "" if images_known else f" and {_count(protocol.turns, 'image')}"
-    holds = "how many the model holds is not known here" if context is None else f"the model holds {context}"
+    holds = "the model's context is not known here" if context is None else f"the model's context holds {context}"
     return [f"longest episode: {words} = {total} tokens{images}, {after} after the first user turn; {holds}"]
 
 
@@ -262,10 +266,11 @@ def _dataset_lines(data: DataArguments, config: MGPOConfig) -> list[str]:
         lines = [f"dataset: {name}, {rows} questions"]
         if loaded.bad:
             lines.append(
-                f"note: dataset: {len(loaded.bad)} rows cannot be used and will be skipped, the first: {loaded.bad[0]}"
+                f"note: dataset: {_count(len(loaded.bad), 'row')} cannot be used and will be skipped; the first is "
+                f"{loaded.bad[0]}"
             )
     else:
-        return [f"note: dataset: {name} is no file or folder here, so training would look for it on the hub"]
+        return [f"note: dataset: {name} is not a file or folder here, so training will look for it on the hub"]
     enough_questions(config, rows, name)
     return lines
 

@@ -24,7 +24,10 @@ def openai_client(endpoint: str, key_variable: str, seconds: float) -> Any:
     """
     parts = urlsplit(endpoint)
     if parts.username or parts.password or any(_SECRET.search(name) for name, _ in parse_qsl(parts.query)):
-        raise ValueError(f"The endpoint's URL holds a secret, and is written to results. Put it into {key_variable}.")
+        raise ValueError(
+            "The endpoint's URL holds a secret, but the URL is saved with the results. Put the secret into the environment "
+            f"variable {key_variable}."
+        )
     try:
         import openai
     except ImportError as error:

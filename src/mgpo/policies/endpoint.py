@@ -81,7 +81,7 @@ class EndpointPolicy:
             )
         except self._failure as error:
             reply = getattr(getattr(error, "response", None), "text", "")[:500]
-            raise ConnectionError(f"{self._client.base_url} failed: {error} {reply}".rstrip()) from error
+            raise ConnectionError(f"The endpoint {self._client.base_url} failed: {error} {reply}".rstrip()) from error
         choice = reply.choices[0]
         return Said([], choice.message.content or "", choice.finish_reason == "length")
 

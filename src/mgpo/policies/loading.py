@@ -60,7 +60,9 @@ def resolve(name_or_path: str) -> str:
                 f"{name_or_path} holds no model (no config.json). Name a finished run or a checkpoint."
             )
     elif name_or_path.count("/") != 1 or name_or_path.startswith((".", "/", "~", "runs/")):
-        raise FileNotFoundError(f"There is no model: the folder {name_or_path} does not exist.")
+        raise FileNotFoundError(
+            f"The model folder {name_or_path} does not exist. Name an existing folder, a hub id (owner/name) or {TINY}."
+        )
     return name_or_path
 
 
@@ -93,8 +95,8 @@ def load_processor(name_or_path: str, budget: PixelBudget | None = None) -> Any:
         model_type = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
         if model_type not in {"qwen2_5_vl", "qwen2_vl"}:
             raise ImportError(
-                f"The processor of a {model_type} model needs torchvision, which is missing or does not fit the "
-                "installed torch. Install the torchvision that belongs to your torch."
+                f"The processor of a {model_type} model needs torchvision, which is missing or does not work with "
+                "the installed torch. Install the torchvision build that matches your torch."
             )
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         images = AutoImageProcessor.from_pretrained(path, trust_remote_code=False, backend="pil")
@@ -122,7 +124,9 @@ def load_model(name_or_path: str, dtype: str | torch.dtype = "auto", device: str
         from peft import PeftModel
 
         if not adapter.with_name("adapter_model.safetensors").is_file():  # peft would fall back to a pickle
-            raise OSError(f"{path} has no adapter_model.safetensors. Only safetensors are read; convert what is there.")
+            raise OSError(
+                f"{path} has no adapter_model.safetensors. Only safetensors are read: convert the adapter to that format."
+            )
         model = PeftModel.from_pretrained(model, path, use_safetensors=True).merge_and_unload()
     placed: PreTrainedModel = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     return placed

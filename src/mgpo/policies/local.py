@@ -118,7 +118,7 @@ class LocalPolicy(TokenPolicy):
             temperature: 0 decodes greedily.
         """
         for row, conversation in enumerate(conversations):
-            self.tokens.check(conversation.ids, conversation.images, f"number {row} of the batch")
+            self.tokens.check(conversation.ids, conversation.images, f"row {row} of the batch")
         # All options are set here, since omitted ones come from the checkpoint (Qwen ships a repetition penalty).
         sampling: dict[str, Any] = {"do_sample": temperature > 0, "num_beams": 1, "repetition_penalty": 1.0}
         if temperature > 0:

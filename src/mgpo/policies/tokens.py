@@ -41,7 +41,10 @@ class TurnTokens:
         """
         width, height = image.size
         if width % self.factor or height % self.factor:
-            raise ValueError(f"An image of {width}x{height} px is not on the {self.factor}-pixel grid of the model.")
+            raise ValueError(
+                f"An image of {width}x{height} px does not fit the model's grid: both sides must be multiples of "
+                f"{self.factor} px."
+            )
         return (width // self.factor) * (height // self.factor)
 
     def grid(self, image: Image.Image) -> list[int]:
@@ -85,8 +88,8 @@ class TurnTokens:
         for image, (_, rows, cols) in zip(images, grids.tolist(), strict=True):
             if (cols * patch, rows * patch) != image.size:
                 raise RuntimeError(
-                    f"The image processor changed {image.size[0]}x{image.size[1]} px to {cols * patch}x{rows * patch} "
-                    "px: its pixel budget differs from the protocol's."
+                    f"The image processor resized an image of {image.size[0]}x{image.size[1]} px to {cols * patch}x"
+                    f"{rows * patch} px, because its pixel budget differs from the protocol's."
                 )
         return {"pixel_values": inputs["pixel_values"], "image_grid_thw": grids}
 
@@ -107,7 +110,9 @@ class TurnTokens:
         if turn is not None and turn.image is not None:
             head, found, tail = text.partition(self.image_token)
             if not found:
-                raise RuntimeError("The chat template wrote no image placeholder.")
+                raise RuntimeError(
+                    f"The chat template wrote no image placeholder ({self.image_token}) for a turn with an image."
+                )
             text = head + self.image_token * self.image_tokens(turn.image) + tail
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids

@@ -43,12 +43,12 @@ def check_prompts(reported: Sequence[Sequence[int]], ours: Sequence[Sequence[int
         RuntimeError: a prompt differs; the message says how long each is.
     """
     if len(reported) != len(ours):
-        raise RuntimeError(f"vLLM reports {len(reported)} prompts for {len(ours)}.")
+        raise RuntimeError(f"vLLM reports {len(reported)} prompts, but {len(ours)} were sent.")
     for number, (theirs, own) in enumerate(zip(reported, ours)):
         if list(theirs) != list(own):
             raise RuntimeError(
-                f"vLLM saw another prompt than ours in row {number} of the batch: {len(theirs)} tokens instead of {len(own)}. "
-                "Its image processor has another pixel budget, or placeholders were expanded twice."
+                f"vLLM's prompt differs from ours in row {number} of the batch: it has {len(theirs)} tokens, ours has "
+                f"{len(own)}. Either its image processor has another pixel budget, or placeholders were expanded twice."
             )
 
 
@@ -188,9 +188,9 @@ def check_features(client: Any, tokens: TurnTokens) -> None:
             if theirs != ours:
                 size = tokens.processor.image_processor.size
                 raise RuntimeError(
-                    f"The vLLM server prepares images of {theirs} tokens where ours have {ours}: its pixel budget differs. Start "
-                    f'it with --mm-processor-kwargs \'{{"min_pixels": {size["shortest_edge"]}, "max_pixels": '
-                    f"{size['longest_edge']}}}'."
+                    f"The vLLM server turns a prompt's images into {theirs} tokens instead of {ours}, because its pixel "
+                    f'budget differs. Start the server with --mm-processor-kwargs \'{{"min_pixels": {size["shortest_edge"]}, '
+                    f'"max_pixels": {size["longest_edge"]}}}\'.'
                 )
         return features
 

@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--one", type=Path, required=True)
     parser.add_argument("--other", type=Path, required=True)
-    parser.add_argument("--share", type=float, required=True, help="of the other, from 0 to 1")
+    parser.add_argument("--share", type=float, required=True, help="weight of --other in the mean, from 0 to 1")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     one, other = (

@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=14, help="scenes per step; each gives four views")
     parser.add_argument("--charts", type=int, default=12, help="eye charts per step")
     parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--init", type=Path, help="go on from the eyes of an earlier stage")
+    parser.add_argument("--init", type=Path, help="start from the eyes of an earlier run")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
@@ -142,14 +142,15 @@ def main() -> None:
             loss.backward()
             optimizer.step(step, args.steps)
         if step % 25 == 0 or last:
-            told = " ".join(f"{k} {v:.3f}" for k, v in shares.items())
+            scores = " ".join(f"{k} {v:.3f}" for k, v in shares.items())
             print(
-                f"{'held out' if last else step} loss {loss.item():.3f} {told} {time.time() - started:.0f}s", flush=True
+                f"{'held out' if last else step} loss {loss.item():.3f} {scores} {time.time() - started:.0f}s",
+                flush=True,
             )
         if step % 250 == 0 or last:
             save_file({k: v.contiguous() for k, v in eyes.state_dict().items()}, args.out)
     if not math.isfinite(loss.item()):
-        raise SystemExit("The loss is not finite.")
+        raise SystemExit(f"The last loss is {loss.item()}, which is not finite. Train again with a lower --lr.")
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ def main() -> None:
     shares = measure(policy, args.n, args.seed)
     gains = ban_gains(policy, args.n, args.seed)
     token = max(gains, key=gains.__getitem__)
-    shares[f"most that a ban of one token gains ({token!r})"] = gains[token]
+    shares[f"largest gain from banning one token ({token!r})"] = gains[token]
     for name, share in shares.items():
         Console().print(f"{name:<52} {share:.3f}", highlight=False, markup=False)
 

@@ -241,12 +241,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--scenes", type=int, default=24)
     parser.add_argument(
-        "--kinds", nargs="+", choices=KINDS, default=KINDS, help="dialogues to learn; boxes come slowest"
+        "--kinds", nargs="+", choices=KINDS, default=KINDS, help="dialogues to train on; boxes are the slowest to learn"
     )
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--init", type=Path, help="go on from the language model of an earlier run")
+    parser.add_argument("--init", type=Path, help="start from the language model of an earlier run")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--read-openings", action="store_true", help="the first turn of `recall` is read, not learned")
+    parser.add_argument("--read-openings", action="store_true", help="do not train on the first turn of `recall`")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer()
@@ -276,21 +276,21 @@ def main() -> None:
         if step % 50 == 0 or step == args.steps:
             with torch.no_grad():
                 shares = {kind: step_loss(model, places, kind, rows, image_id)[1] for kind, rows in held_out.items()}
-            told = " ".join(f"{kind} {share:.3f}" for kind, share in shares.items())
-            print(f"held out at {step}: {told} {time.time() - started:.0f}s", flush=True)
+            scores = " ".join(f"{kind} {share:.3f}" for kind, share in shares.items())
+            print(f"held out at {step}: {scores} {time.time() - started:.0f}s", flush=True)
             args.out.mkdir(parents=True, exist_ok=True)
             model.save_pretrained(args.out)
-        told = []
+        losses = []
         for kind, rows in batch.items():
             if kind not in args.kinds:
                 continue
             with torch.autocast("cpu", torch.bfloat16):
                 loss, share = step_loss(model, places, kind, rows, image_id)
             loss.backward()
-            told.append(f"{kind} {loss.item():.3f}/{share:.2f}")
+            losses.append(f"{kind} {loss.item():.3f}/{share:.2f}")
         optimizer.step(step, args.steps)
         if step % 25 == 0:
-            print(f"{step} {' '.join(told)} {time.time() - started:.0f}s", flush=True)
+            print(f"{step} {' '.join(losses)} {time.time() - started:.0f}s", flush=True)
 
 
 if __name__ == "__main__":

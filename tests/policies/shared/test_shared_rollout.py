@@ -128,7 +128,7 @@ def test_a_model_that_cannot_share_says_so_once(loud_tiny, tmp_path, rows, caplo
     trainer = make_trainer(model, tmp_path, rows)
     assert trainer.sharing.rollout is None
     assert [r.message for r in caplog.records if "shared_prefix" in r.message][0].startswith(
-        "shared_prefix: it needs attn_implementation: sdpa, the model uses eager"
+        "shared_prefix: it needs attn_implementation: sdpa, but the model uses eager"
     )
 
 

@@ -108,7 +108,7 @@ def use_packed_attention(model: Any) -> None:
         raise ValueError(f"it is written for Qwen2-VL and Qwen2.5-VL, not for {model.config.model_type}")
     config = model.config.get_text_config()
     if config._attn_implementation not in ("sdpa", NAME):
-        raise ValueError(f"it needs attn_implementation: sdpa, the model uses {config._attn_implementation}")
+        raise ValueError(f"it needs attn_implementation: sdpa, but the model uses {config._attn_implementation}")
     if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
         raise ValueError("the model has layers with a sliding window")
     AttentionInterface.register(NAME, packed_attention)
