@@ -141,7 +141,7 @@ def ask(
         list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Photographs (- reads standard input).")
     ],
     choice: Annotated[list[str] | None, typer.Option(help="A choice. Repeat the option for each choice.")] = None,
-    model: str = "mgpo-tiny",
+    model: Annotated[str, typer.Option(help="mgpo-tiny, a run folder, or a hub id.")] = "mgpo-tiny",
     endpoint: Annotated[str | None, typer.Option(help="OpenAI-compatible server that runs the model.")] = None,
     engine: Annotated[str, typer.Option(help="transformers, or vllm.")] = "transformers",
     protocol: Annotated[str, typer.Option(help="mgpo, adaptive, grpo or direct.")] = "mgpo",
@@ -191,9 +191,9 @@ def view(
 
 @app.command()
 def serve(
-    model: str = "mgpo-tiny",
+    model: Annotated[str, typer.Option(help="mgpo-tiny, a run folder, or a hub id.")] = "mgpo-tiny",
     host: Annotated[str, typer.Option(help="A public address needs a key in MGPO_API_KEY.")] = "127.0.0.1",
-    port: int = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     name: Annotated[str, typer.Option(help="Name by which clients request the model. Default: its own.")] = "",
     endpoint: Annotated[str | None, typer.Option(help="OpenAI-compatible server that runs the model.")] = None,
     engine: Annotated[str, typer.Option(help="transformers, or vllm.")] = "transformers",
@@ -239,10 +239,10 @@ def serve(
 
 @app.command()
 def demo(
-    out: Path = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Folder for everything it writes.")] = Path("runs/demo"),
     steps: Annotated[int, typer.Option(help="Training steps of each method.")] = 60,
     n: Annotated[int, typer.Option(help="Evaluation questions per split.")] = 150,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Training seed.")] = 0,
 ) -> None:
     """See it work: train MGPO and GRPO from mgpo-tiny, evaluate both and the base with controls, and write a report."""
     from mgpo.experiments.plan import Plan
@@ -253,11 +253,11 @@ def demo(
 
 @app.command("sweep")
 def sweep_rates(
-    out: Path = Path("runs/sweep-tiny"),
+    out: Annotated[Path, typer.Option(help="Folder for everything it writes.")] = Path("runs/sweep-tiny"),
     methods: Annotated[
         str, typer.Option(help="Methods to sweep, comma-separated: mgpo, grpo, direct, sft.")
     ] = "grpo,direct,sft",
-    steps: int = 120,
+    steps: Annotated[int, typer.Option(help="Training steps of each run.")] = 120,
     validation: Annotated[int, typer.Option(help="Validation questions per checkpoint.")] = 300,
 ) -> None:
     """Choose each method's learning rate on validation questions of needle. Run it again to resume where it stopped."""
@@ -269,10 +269,10 @@ def sweep_rates(
 
 @app.command()
 def reproduce(
-    out: Path = Path("runs/reproduce-tiny"),
+    out: Annotated[Path, typer.Option(help="Folder for everything it writes.")] = Path("runs/reproduce-tiny"),
     seeds: Annotated[str, typer.Option(help="Training seeds, comma-separated.")] = "0,1,2",
-    steps: int = 200,
-    n: int = 1000,
+    steps: Annotated[int, typer.Option(help="Training steps of each method and seed.")] = 200,
+    n: Annotated[int, typer.Option(help="Evaluation questions per split and seed.")] = 1000,
 ) -> None:
     """Train every method with several seeds, and evaluate it on 1,000 questions per split. Run it again to resume where it stopped."""
     from mgpo.experiments.plan import Plan
@@ -300,6 +300,7 @@ def data_check(
     if note := unread_note(unread_columns(path, split), path):
         console.print(note, markup=False, soft_wrap=True)
     found = check(track(read_questions(path, split), "reading", console=console, transient=True))
+    empty = not found.rows
     show(found, f"{path}, {split}", console)
     if found.sizes:
         draw_sizes(found, figure)
@@ -312,7 +313,8 @@ def data_check(
         for here, there, how in both[:20]:
             console.print(f"  {here} and {there}: {how}", markup=False, soft_wrap=True)
         found.bad += other.bad
-    if found.bad or not found.rows:
+        empty = empty or not other.rows
+    if found.bad or empty:
         raise typer.Exit(1)
 
 

@@ -35,9 +35,9 @@ def test_crops_and_choices_travel_in_the_extra_field(start):
     found = client(url).chat.completions.create(
         model="colours",
         messages=[message(picture((0, 0, 9)))],
-        extra_body={"mgpo": {"crops": True, "choices": ["red", "0,0,9"]}},
+        extra_body={"mgpo": {"crops": True, "choices": ["red", "blue", *"cdefghi", "0,0,9"]}},
     )
-    assert found.choices[0].message.content == "B. 0,0,9" and found.mgpo["letter"] == "B"
+    assert found.choices[0].message.content == "J. 0,0,9" and found.mgpo["letter"] == "J"
     crop = Image.open(io.BytesIO(base64.b64decode(found.mgpo["turns"][0]["crop"].split(",")[1])))
     assert crop.getpixel((3, 3)) == (0, 0, 9)
     listed = client(url).chat.completions.create(

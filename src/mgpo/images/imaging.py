@@ -35,6 +35,10 @@ class ImageError(ValueError):
     """An image that cannot be used. The message says which one, why, and what would be accepted."""
 
 
+class ImageTooLarge(ImageError):
+    """An image with more pixels than `max_image_pixels`."""
+
+
 @dataclass(frozen=True)
 class PixelBudget:
     """How many pixels of one image the model may see.
@@ -145,7 +149,7 @@ def open_image(source: Any, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) ->
         max_image_pixels: limit for width times height of the file.
 
     Raises:
-        ImageError: the file is missing, is no image, is truncated, is over the limit or comes as a URL.
+        ImageError: the file is missing, is not an image, is truncated, has too many pixels or comes as a URL.
     """
     with _readable(source) as name:
         image = _within_limit(_lazy_open(source, name), name, max_image_pixels)
@@ -216,7 +220,7 @@ def _readable(source: Any) -> Iterator[str]:
 
 def _within_limit(image: Image.Image, name: str, max_image_pixels: int) -> Image.Image:
     if image.width * image.height > max_image_pixels:
-        raise ImageError(
+        raise ImageTooLarge(
             f"{name} has {image.width}x{image.height} px, over the limit of {max_image_pixels:,} pixels. "
             "Raise max_image_pixels if you trust it."
         )

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from mgpo.asking.grounded import Answer, GroundedVQA
-from mgpo.images.imaging import ImageError
+from mgpo.images.imaging import ImageError, ImageTooLarge
 from mgpo.serving.batching import Batcher
 from mgpo.serving.limits import LOOPBACK_NAMES, ApiError, BodyLimit, Limits
 from mgpo.serving.metrics import Metrics
@@ -199,7 +199,7 @@ def _as_api_error(error: Exception) -> ApiError:
         where = ".".join(str(part) for part in first["loc"][1:]) or "body"
         return ApiError(400, f"{where}: {first['msg']}.", "invalid_body")
     if isinstance(error, ImageError):
-        large = "over the limit" in str(error)
+        large = isinstance(error, ImageTooLarge)
         return ApiError(413 if large else 400, str(error), "image_too_large" if large else "invalid_image")
     if isinstance(error, ConnectionError):
         return ApiError(502, str(error), "endpoint_failed")

@@ -33,7 +33,7 @@ class Extra(BaseModel):
     """`extra_body={"mgpo": {...}}`: fields that standard clients do not know."""
 
     model_config = ConfigDict(extra="forbid")
-    choices: list[str] = Field(default_factory=list, max_length=6)
+    choices: list[str] = Field(default_factory=list, max_length=26)
     crops: bool = False
 
 
