@@ -90,7 +90,7 @@ def test_ask_without_choices_and_a_smaller_budget(random_tiny, tmp_path, photo):
         (["train", "--learning_rat", "1"], "Did you mean 'learning_rate'?"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
         (["train", "--config=nowhere.yaml"], "nowhere.yaml does not exist"),
-        (["eval", "--model", "runs/nowhere"], "the folder runs/nowhere does not exist"),
+        (["eval", "--model", "runs/nowhere"], "The model folder runs/nowhere does not exist"),
         (["ask", "nowhere.jpg", "What?", "--model", "RANDOM"], "nowhere.jpg' does not exist"),
         (["eval", "--tasks", "nowhere.jsonl", "--model", "RANDOM"], "nowhere.jsonl does not exist"),
         (["eval", "--split", "nosuch", "--model", "RANDOM", "--n", "2"], "nosuch"),

@@ -1,151 +1,18 @@
-"""The making of `mgpo-tiny`: its shortcuts give what transformers gives, and its lessons leave something to learn."""
+"""The lessons of `mgpo-tiny`: as the chat template writes them, right where they teach, and with something left to learn."""
 
 import re
 from collections import Counter
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
-from transformers import Qwen2_5_VLForConditionalGeneration
 
-from mgpo.images.imaging import overview
 from mgpo.method import protocol
-from mgpo.method.grounding import BoxStatus, Coordinates, Frame, box_as_json, iou, read_grounding
-from mgpo.method.question import Question
+from mgpo.method.grounding import BoxStatus, Frame, iou, read_grounding
 from mgpo.method.rewards import boxed
-from mgpo.tiny.dialogues import REGION_MIX, write_scene
-from mgpo.tiny.labels import labels_of
-from mgpo.tiny.model import patches
-from mgpo.tiny.pretrain import CIRCUITS, positions
-from mgpo.tiny.tokenizer import PHRASES, SPECIAL, build_tokenizer
-from mgpo.tiny.views import BUDGET, views_of
-from mgpo.tiny.writing import Sequence, Writer, target_box
+from mgpo.tiny.dialogues import REGION_MIX
+from mgpo.tiny.pretrain import CIRCUITS
+from mgpo.tiny.writing import Sequence, target_box
 from mgpo.worlds.needle import ASK
-
-SCENES = 600
-
-
-@pytest.fixture(scope="module")
-def tokenizer(processor):
-    return processor.tokenizer
-
-
-@pytest.fixture(scope="module")
-def writer(tokenizer):
-    return Writer(tokenizer)
-
-
-@pytest.fixture(scope="module")
-def lessons(writer):
-    """Dialogues of many scenes: (views, kind -> sequence). Nothing is rendered."""
-    rng, out = np.random.default_rng(0), []
-    for index in range(SCENES):
-        views = views_of(index)
-        out.append((views, write_scene(writer, rng, views, [labels_of(v, i == 0) for i, v in enumerate(views)])))
-    return out
-
-
-# Pixels and positions
-
-
-def test_patches_are_the_image_processor_s(processor):
-    rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (h * 28, w * 28, 3), np.uint8) for h, w in ((5, 7), (6, 6), (9, 3), (4, 5))]
-    pixels, grid = patches(images)
-    expected = processor.image_processor(images=[Image.fromarray(image) for image in images], return_tensors="pt")
-    assert torch.equal(grid, expected["image_grid_thw"])
-    torch.testing.assert_close(pixels, expected["pixel_values"], atol=1e-5, rtol=1e-5)
-
-
-def test_positions_are_the_model_s(lessons, random_tiny, writer):
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(random_tiny)
-    assert model.config.image_token_id == writer.image[1]
-    kinds = Counter()
-    for views, dialogues in lessons[:40]:
-        for kind, seq in dialogues.items():
-            grids = [(views[v].size[1] // 28, views[v].size[0] // 28) for v in seq.views]
-            ids = torch.tensor([seq.ids])
-            expected, _ = model.model.get_rope_index(
-                ids,
-                mm_token_type_ids=(ids == writer.image[1]).int(),
-                image_grid_thw=torch.tensor([(1, 2 * rows, 2 * cols) for rows, cols in grids]),
-                attention_mask=torch.ones_like(ids),
-            )
-            assert np.array_equal(positions(seq, writer.image[1], grids), expected[:, 0].numpy()), kind
-            kinds[kind, len(grids)] += 1
-    assert {
-        ("zoom", 2),
-        ("read", 1),
-        ("colour", 1),
-        ("place", 1),
-        ("direct", 1),
-        ("region", 2),
-        ("region", 1),
-        ("recall", 2),
-    } <= kinds.keys()
-
-
-# Tokenizer
-
-
-@settings(max_examples=300, deadline=None)
-@given(text=st.text(max_size=200))
-def test_any_text_survives_the_tokenizer(tokenizer, text):
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert tokenizer.decode(ids) == text.encode("utf-8", "replace").decode()
-
-
-@given(numbers=st.lists(st.integers(0, 10**6), min_size=1, max_size=8))
-def test_each_digit_is_a_token(tokenizer, numbers):
-    text = ", ".join(map(str, numbers))
-    tokens = tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False)["input_ids"])
-    assert [t for t in tokens if any(c.isdigit() for c in t)] == [c for c in text if c.isdigit()]
-
-
-@pytest.mark.parametrize("phrase", PHRASES, ids=lambda phrase: repr(phrase[:20]))
-def test_a_sentence_of_the_protocol_is_one_token(tokenizer, phrase):
-    assert len(tokenizer(phrase, add_special_tokens=False)["input_ids"]) == 1
-
-
-def test_an_episode_is_written_in_single_sentences(tokenizer):
-    """In their place in a turn, too: the sentences are not cut differently by what stands around them."""
-    question = Question(None, "Which letter is on the red sign?", ("H", "K", "L", "N"), "A")
-    episode = protocol.Episode(question, Image.new("RGB", (900, 900)), protocol.Protocol(budget=BUDGET))
-    opening = episode.opening()
-    said = box_as_json((10, 20, 130, 70), "red sign")
-    reply = episode.reply(said)
-    again = protocol.Episode(question, Image.new("RGB", (900, 900)), protocol.Protocol(budget=BUDGET))
-    again.opening()
-    unit = Coordinates.ABSOLUTE
-    for text, phrases in (
-        (opening.text, [protocol.ASK_REGION[unit]]),
-        (said, ["```json\n", '[{"', "bbox_2d", '": [', '], "', "label", '": "', '"}]\n```']),
-        (reply.text, [protocol.SHOW_CROP, protocol.ASK_LETTER]),
-        (again.reply("no").text, [protocol.SHOW_AGAIN, protocol.ASK_LETTER]),
-        ("It is \\boxed{A}", ["\\boxed{"]),
-    ):
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        for phrase in phrases:
-            assert ids.count(tokenizer.convert_tokens_to_ids(phrase)) == 1, phrase
-    assert len(tokenizer(said, add_special_tokens=False)["input_ids"]) <= 24
-
-
-def test_special_tokens_are_qwen_s_and_single(tokenizer):
-    for token in SPECIAL:
-        assert len(tokenizer(token, add_special_tokens=False)["input_ids"]) == 1
-    assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token == "<|endoftext|>"
-    assert set(tokenizer.all_special_tokens) == set(SPECIAL)
-
-
-def test_the_tokenizer_is_exact(tokenizer):
-    assert build_tokenizer().backend_tokenizer.to_str() == build_tokenizer().backend_tokenizer.to_str()
-    assert build_tokenizer().get_vocab() == tokenizer.get_vocab()
-
-
-# Dialogues
 
 
 def messages_of(tokenizer, seq):
@@ -260,7 +127,7 @@ def test_mgpo_s_opening_is_never_shown_with_the_right_sign(lessons, tokenizer):
             if len(messages) == 4:
                 assert messages[2]["content"][1]["text"].startswith(protocol.SHOW_AGAIN)
     assert {kind for kind, *_ in seen} == {"region", "single"}
-    assert seen["region", True, 1] > SCENES / 5 and seen["region", False, 2] > SCENES / 10
+    assert seen["region", True, 1] > len(lessons) / 5 and seen["region", False, 2] > len(lessons) / 10
 
 
 def test_what_is_boxed_is_never_what_is_shown_next(lessons, tokenizer):
@@ -279,7 +146,7 @@ def test_what_is_boxed_is_never_what_is_shown_next(lessons, tokenizer):
         choices = dict(line.split(". ", 1) for line in text.split("\n") if re.match(r"[A-F]\. ", line))
         assert choices[boxed(messages[3]["content"])] in {sign.value for sign in shown}
         count += 1
-    assert count > SCENES / 3
+    assert count > len(lessons) / 3
 
 
 def test_half_of_the_boxes_of_the_opening_are_of_the_leftmost_sign(lessons, tokenizer):
@@ -298,7 +165,7 @@ def test_half_of_the_boxes_of_the_opening_are_of_the_leftmost_sign(lessons, toke
     expected = HABIT + (1 - HABIT) * np.mean(
         [1 / len(v[0].scene.signs) for v, _ in lessons if len(v[0].scene.signs) > 1]
     )
-    assert total > SCENES / 3 and abs(first / total - expected) < 3 * (0.25 / total) ** 0.5
+    assert total > len(lessons) / 3 and abs(first / total - expected) < 3 * (0.25 / total) ** 0.5
 
 
 def test_no_first_token_decides_whether_there_is_a_box(lessons, tokenizer):
@@ -310,7 +177,7 @@ def test_no_first_token_decides_whether_there_is_a_box(lessons, tokenizer):
         ids = tokenizer(said, add_special_tokens=False)["input_ids"]
         for length in (1, 2):
             opened[tokenizer.decode(ids[:length]), length, valid] += 1
-    assert opened["```json\n", 1, False] > SCENES / 20 and opened['```json\n[{"', 2, False] > SCENES / 40
+    assert opened["```json\n", 1, False] > len(lessons) / 20 and opened['```json\n[{"', 2, False] > len(lessons) / 40
     assert len({text for text, length, valid in opened if length == 1 and not valid}) >= 5
     assert {text for text, length, valid in opened if length == 1 and valid} == {"```json\n"}
 
@@ -330,7 +197,7 @@ def test_answers_about_fine_print_of_an_overview_are_guesses(lessons, tokenizer)
                 choices = dict(line.split(". ", 1) for line in text.split("\n") if re.match(r"[A-F]\. ", line))
                 total += 1
                 right += choices[answer] == named[0].value
-    assert sum(letters.values()) > SCENES / 2 and total > SCENES / 6
+    assert sum(letters.values()) > len(lessons) / 2 and total > len(lessons) / 6
     for count in letters.values():
         assert abs(count / sum(letters.values()) - 0.25) < 0.06
     assert abs(right / total - 0.25) < 4 * (0.25 * 0.75 / total) ** 0.5
@@ -352,7 +219,7 @@ def test_what_is_answered_from_the_overview_is_right(lessons, tokenizer):
                 assert given == str(len(scene.signs))
             elif "Which colour of sign" in text:
                 assert given in {sign.colour for sign in scene.signs}
-    assert min(seen["recall"], seen["single"], seen["direct"]) > SCENES / 8
+    assert min(seen["recall"], seen["single"], seen["direct"]) > len(lessons) / 8
 
 
 def test_plain_boxes_and_plain_reading_are_right(lessons, tokenizer):
@@ -377,16 +244,8 @@ def test_first_turns_are_the_announced_mixture(lessons, tokenizer):
     for views, dialogues in lessons:
         said = messages_of(tokenizer, dialogues["region"])[1]["content"]
         counts[read_grounding(said, Frame(views[0].size, views[0].frame_px_original)).status] += 1
-    assert counts[BoxStatus.VALID] / SCENES == pytest.approx(REGION_MIX["sign"] + REGION_MIX["large"], abs=0.08)
-    assert counts[BoxStatus.NO_JSON] / SCENES == pytest.approx(REGION_MIX["prose"], abs=0.06)
+    assert counts[BoxStatus.VALID] / len(lessons) == pytest.approx(REGION_MIX["sign"] + REGION_MIX["large"], abs=0.08)
+    assert counts[BoxStatus.NO_JSON] / len(lessons) == pytest.approx(REGION_MIX["prose"], abs=0.06)
     for status, kind in ((BoxStatus.EMPTY, "empty"), (BoxStatus.NO_BOX, "no_box"), (BoxStatus.INVERTED, "inverted")):
-        assert counts[status] / SCENES == pytest.approx(REGION_MIX[kind], abs=0.04)
+        assert counts[status] / len(lessons) == pytest.approx(REGION_MIX[kind], abs=0.04)
     assert sum(REGION_MIX.values()) == pytest.approx(1)
-
-
-def test_views_and_overviews_share_the_budget():
-    for index in range(20):
-        for view in views_of(index):
-            assert BUDGET.fit(view.size) == view.size
-        scene = views_of(index)[0].scene
-        assert overview(Image.new("RGB", scene.size_px), BUDGET).size == views_of(index)[0].size
