@@ -18,8 +18,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup
 	$(RUN) -m mgpo demo --out runs/demo
 
+# Two processes of one thread each; the tests of a file stay together, because they share what they have trained.
 test: setup
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow" -n 2 --dist loadfile
 
 # The inner loop: leaves out the tests that train or start servers. Under 90 seconds on one core.
 test-fast: setup

@@ -216,7 +216,7 @@ def step(trainer: MGPOTrainer, counts: Counts, rows: list, seed: int) -> Measure
     tokens, more_patches = counts.take()
     prompts = inputs["prompt_mask"].sum(1)
     own = inputs["completion_mask"].sum(1)
-    scored = torch.ones_like(own, dtype=torch.bool) if trainer.sharing.rollout is None else inputs["advantages"] != 0
+    scored = torch.ones_like(own, dtype=torch.bool) if trainer.sharing.sampler is None else inputs["advantages"] != 0
 
     def of_prompts(rows: torch.Tensor) -> int:
         ids = inputs["prompt_ids"][rows].tolist()

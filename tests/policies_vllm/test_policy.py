@@ -10,8 +10,8 @@ from mgpo.asking.grounded import GroundedVQA
 from mgpo.method.protocol import Protocol, UserTurn
 from mgpo.policies.local import Conversation, LocalPolicy
 from mgpo.policies.turn_loop import TurnLimits
+from mgpo.policies.vllm_engine import banned_words, check_prompts, one_placeholder
 from mgpo.policies.vllm_policy import VLLMPolicy
-from mgpo.policies.vllm_rollout import banned_words, check_prompts, one_placeholder
 from mgpo.tiny.views import BUDGET
 from mgpo.worlds.needle import needle_rows
 

@@ -21,7 +21,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 from mgpo.method.protocol import UserTurn
 from mgpo.policies.loading import resolve
 from mgpo.policies.local import LocalPolicy
-from mgpo.policies.vllm_rollout import VLLMRollout, banned_words
+from mgpo.policies.vllm_engine import VLLMEngine, banned_words
 from mgpo.tiny.views import BUDGET
 
 
@@ -71,7 +71,7 @@ def rollout(url, here, seconds=120.0, **sampling):
         generation_kwargs={"bad_words": banned_words(here.tokens), "seed": 5},
     )  # fmt: skip
     vars(generation).update(sampling)
-    return VLLMRollout(generation, here.tokens, tower_changes=True, seconds=seconds)
+    return VLLMEngine(generation, here.tokens, tower_changes=True, seconds=seconds)
 
 
 def test_both_turns_and_their_log_probabilities(server, here):

@@ -130,7 +130,7 @@ def test_stock_trl_expands_placeholders_twice(trainer_of, needle):
     ids, images = [trainer.turn_tokens.opening(turn) for turn in turns], [[turn.image] for turn in turns]
     seen, *_ = trainer.vllm_generation.generate(ids, images, 1)
     assert all(len(theirs) > len(own) for theirs, own in zip(seen, ids)), (
-        "fixed upstream: policies/vllm_rollout.py can go"
+        "fixed upstream: policies/vllm_engine.py can go"
     )
     with pytest.raises(RuntimeError, match="placeholders were expanded twice"):
         trainer.vllm_sampling.engine.colocated = False

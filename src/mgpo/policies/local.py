@@ -16,7 +16,7 @@ from mgpo.method.protocol import UserTurn
 from mgpo.policies.families import default_coordinates
 from mgpo.policies.loading import budget_of, load_model, load_processor, set_budget
 from mgpo.policies.shared.packed import use_packed_attention
-from mgpo.policies.shared.rollout import SharedRollout
+from mgpo.policies.shared.sampler import SharedSampler
 from mgpo.policies.shared.vision_cache import remember_towers
 from mgpo.policies.tokens import TurnTokens
 from mgpo.policies.turn_loop import Said
@@ -80,12 +80,12 @@ class LocalPolicy(TokenPolicy):
         own = model.generation_config.eos_token_id
         own = own if isinstance(own, list) else [] if own is None else [own]
         self._ends = sorted({self.tokens.eos_id, *own})
-        self._shared: SharedRollout | None = None
+        self._shared: SharedSampler | None = None
         try:
             use_packed_attention(model)
         except ValueError:
             return  # another family or attention: every turn computes the whole conversation
-        self._shared = SharedRollout(self.tokens, self.tokens.tokenizer.pad_token_id, self._ends)
+        self._shared = SharedSampler(self.tokens, self.tokens.tokenizer.pad_token_id, self._ends)
 
     @classmethod
     def load(cls, name_or_path: str, budget: PixelBudget | None = None, dtype: str = "auto") -> LocalPolicy:

@@ -14,7 +14,7 @@ from mgpo.policies.loading import budget_of, load_processor, resolve, set_budget
 from mgpo.policies.local import Conversation, TokenPolicy
 from mgpo.policies.tokens import TurnTokens
 from mgpo.policies.turn_loop import Said
-from mgpo.policies.vllm_rollout import IMAGES_PER_PROMPT, banned_words, check_prompts, one_placeholder
+from mgpo.policies.vllm_engine import IMAGES_PER_PROMPT, banned_words, check_prompts, one_placeholder
 
 
 class VLLMPolicy(TokenPolicy):

@@ -1,6 +1,6 @@
 """`shared_prefix`: computes each image and prompt token once per turn when sampling, and once per batch in the update.
 
-`trainer.sharing` replaces how tokens are sampled (`mgpo.policies.shared.rollout`) and how their log-probabilities are
+`trainer.sharing` replaces how tokens are sampled (`mgpo.policies.shared.sampler`) and how their log-probabilities are
 computed (`mgpo.policies.shared.update`). It skips rollouts that carry no gradient, unless a KL or entropy term needs
 them, but always computes at least one per batch. Loss, advantages and everything else stay TRL's, so with
 `shared_prefix: false` the same trainer is the reference that tests compare with.
@@ -24,7 +24,7 @@ from trl.trainer.utils import (
 )
 
 from mgpo.policies.shared.packed import use_packed_attention
-from mgpo.policies.shared.rollout import SharedRollout
+from mgpo.policies.shared.sampler import SharedSampler
 from mgpo.policies.shared.update import Batch, pack, unpack
 from mgpo.policies.shared.vision_cache import remember_towers
 
@@ -42,7 +42,7 @@ class SharedPrefix:
 
     Attributes:
         on: whether the update shares prompts.
-        rollout: samples with shared prompts; None where sampling does not share them, or where vLLM samples.
+        sampler: samples with shared prompts; None where sampling does not share them, or where vLLM samples.
 
     Raises:
         ValueError: `mask_truncated_completions` is set, which TRL's path cannot do with crops.
@@ -51,7 +51,7 @@ class SharedPrefix:
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.on = False
-        self.rollout: SharedRollout | None = None
+        self.sampler: SharedSampler | None = None
         self._updating: dict[str, Any] | None = None
         reason, args = self._why_not(), trainer.args
         unwrap = trainer.accelerator.unwrap_model
@@ -78,7 +78,7 @@ class SharedPrefix:
         self.on = True
         if not trainer.use_vllm:
             pad = trainer.processing_class.tokenizer.pad_token_id
-            self.rollout = SharedRollout(trainer.turn_tokens, pad, trainer.eos_token_ids)
+            self.sampler = SharedSampler(trainer.turn_tokens, pad, trainer.eos_token_ids)
 
     def _why_not(self) -> str | None:
         trainer = self.trainer
@@ -102,7 +102,7 @@ class SharedPrefix:
 
     def next_turn(self, ids: list[list[int]], images: list[list[Any]], last: bool) -> list[list[int]]:
         """The next turn of all rollouts. With `last`, nothing of them is cached for a further turn."""
-        assert self.rollout is not None
+        assert self.sampler is not None
         trainer = self.trainer
         with (
             unwrap_model_for_generation(
@@ -114,12 +114,12 @@ class SharedPrefix:
             torch.no_grad(),
             trainer.accelerator.autocast(),
         ):
-            return self.rollout.speak(model, ids, images, trainer.generation_config, last)
+            return self.sampler.speak(model, ids, images, trainer.generation_config, last)
 
     def forget(self) -> None:
         """Free the caches of the batch that was sampled."""
-        if self.rollout is not None:
-            self.rollout.forget()
+        if self.sampler is not None:
+            self.sampler.forget()
 
     @property
     def splits(self) -> bool:

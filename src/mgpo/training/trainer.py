@@ -40,7 +40,7 @@ from mgpo.policies.loading import load_processor, model_type_of, own_budget, res
 from mgpo.policies.pixel_memory import pixels_once
 from mgpo.policies.tokens import TurnTokens
 from mgpo.policies.turn_loop import GivenFirst, TurnLimits, limit_of, run_episodes
-from mgpo.policies.vllm_rollout import banned_words, engine_settings
+from mgpo.policies.vllm_engine import banned_words, engine_settings
 from mgpo.runs.finite import FiniteSteps
 from mgpo.runs.folder import keep_settings
 from mgpo.runs.log import RunLog
@@ -210,7 +210,7 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         if greedy:
             self.generation_config.do_sample = False
         try:
-            if self.sharing.rollout is not None:
+            if self.sharing.sampler is not None:
                 return self.sharing.next_turn(prompt_ids, images, self._is_last_turn), None
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images=has_tool_images
@@ -264,7 +264,7 @@ class MGPOTrainer(Resuming, GRPOTrainer):
 
     def _vision_fields(self, ids: list[list[int]], images: list[list[Any]]) -> dict[str, Any]:
         """Pixel values of all images in order, and the token types; empty for engines that take images."""
-        if self.sharing.rollout is not None or self.vllm_sampling is not None:
+        if self.sharing.sampler is not None or self.vllm_sampling is not None:
             return {}
         flat = [image for row in images for image in row]
         image_id = self.turn_tokens.image_token_id

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mgpo.policies.shared.vision_cache import towers
-from mgpo.policies.vllm_rollout import VLLMRollout
+from mgpo.policies.vllm_engine import VLLMEngine
 
 
 class VLLMSampling:
@@ -25,7 +25,7 @@ class VLLMSampling:
         self.trainer = trainer
         changes = any(p.requires_grad for tower in towers(trainer.model) for p in tower.parameters())
         seconds = trainer.args.vllm_call_seconds
-        self.engine = VLLMRollout(trainer.vllm_generation, trainer.turn_tokens, changes, seconds)
+        self.engine = VLLMEngine(trainer.vllm_generation, trainer.turn_tokens, changes, seconds)
 
     def next_turn(
         self, ids: list[list[int]], images: list[list[Any]], limit: int, num_generations: int, greedy: bool

@@ -12,7 +12,7 @@ from support import settings
 from mgpo.images.imaging import PixelBudget
 from mgpo.method.protocol import Protocol
 from mgpo.policies.tokens import TurnTokens
-from mgpo.policies.vllm_rollout import VLLMRollout, banned_words, limit_calls, one_placeholder
+from mgpo.policies.vllm_engine import VLLMEngine, banned_words, limit_calls, one_placeholder
 from mgpo.training.vllm_sampling import turn_masks
 
 IMAGE = 9
@@ -53,13 +53,13 @@ class Engine:
 
 def test_the_engine_is_awake_for_a_whole_episode():
     engine = Engine()
-    rollout = VLLMRollout(engine, SimpleNamespace(image_token_id=IMAGE), True, 1.0)
-    with rollout.awake():
-        assert rollout.speak([[1, 2]], [[]], 5, 1) == ([[1]], [[-0.5]]) and engine.max_completion_length == 5
-        rollout.speak([[1, 2, 1]], [[]], 6, 1)
+    speaker = VLLMEngine(engine, SimpleNamespace(image_token_id=IMAGE), True, 1.0)
+    with speaker.awake():
+        assert speaker.speak([[1, 2]], [[]], 5, 1) == ([[1]], [[-0.5]]) and engine.max_completion_length == 5
+        speaker.speak([[1, 2, 1]], [[]], 6, 1)
     assert engine.told == ["push", "forget images", "wake kv_cache", "speak", "speak", "sleep 2"]
     assert engine.enable_sleep_mode and engine._llm_weights_sleeping
-    with pytest.raises(KeyError), rollout.awake():
+    with pytest.raises(KeyError), speaker.awake():
         raise KeyError
     assert engine.told[-1] == "sleep 2" and engine.enable_sleep_mode, "it sleeps after an error, too"
 
@@ -67,8 +67,8 @@ def test_the_engine_is_awake_for_a_whole_episode():
 def test_a_log_probability_that_is_not_finite_arrives_as_nan():
     """TRL hands it over as None, which ended the run with a TypeError; NaN skips the step (tests/runs/test_finite.py)."""
     engine = Engine(generate=lambda prompts, images, n: (prompts, [[1, 2]], [[[None], [-0.5]]], None))
-    rollout = VLLMRollout(engine, SimpleNamespace(image_token_id=IMAGE), True, 1.0)
-    _, [logprobs] = rollout.speak([[1, 2]], [[]], 5, 1)
+    speaker = VLLMEngine(engine, SimpleNamespace(image_token_id=IMAGE), True, 1.0)
+    _, [logprobs] = speaker.speak([[1, 2]], [[]], 5, 1)
     assert math.isnan(logprobs[0]) and logprobs[1] == -0.5
 
 
@@ -77,15 +77,15 @@ def test_a_greedy_turn_leaves_the_temperature_as_it_was():
     engine = Engine(temperature=0.7)
     said = engine.generate
     engine.generate = lambda *args: seen.append(engine.temperature) or said(*args)
-    rollout = VLLMRollout(engine, SimpleNamespace(image_token_id=IMAGE), True, 1.0)
-    rollout.speak([[1, 2]], [[]], 5, 1, greedy=True)
-    rollout.speak([[1, 2]], [[]], 5, 1)
+    speaker = VLLMEngine(engine, SimpleNamespace(image_token_id=IMAGE), True, 1.0)
+    speaker.speak([[1, 2]], [[]], 5, 1, greedy=True)
+    speaker.speak([[1, 2]], [[]], 5, 1)
     assert seen == [0.0, 0.7]
 
 
 def test_embeddings_of_a_frozen_tower_are_kept():
     engine = Engine(enable_sleep_mode=False)
-    VLLMRollout(engine, None, False, 1.0).sync()
+    VLLMEngine(engine, None, False, 1.0).sync()
     assert engine.told == ["push"]
 
 
@@ -102,15 +102,15 @@ class Client:
 def test_a_server_that_cannot_forget_is_told_how_to_start(processor):
     engine = Engine(mode="server", vllm_client=Client(404))
     with pytest.raises(RuntimeError, match="VLLM_SERVER_DEV_MODE=1, or set freeze_vision_tower"):
-        VLLMRollout(engine, TurnTokens(processor), True, 1.0).sync()
-    VLLMRollout(engine, TurnTokens(processor), False, 1.0).sync()
+        VLLMEngine(engine, TurnTokens(processor), True, 1.0).sync()
+    VLLMEngine(engine, TurnTokens(processor), False, 1.0).sync()
 
     def refused():
         raise Exception("Request failed: 500, out of memory")
 
     engine.sync_weights = refused
     with pytest.raises(ConnectionError, match="weights were pushed: Request failed: 500, out of memory"):
-        VLLMRollout(engine, TurnTokens(processor), True, 1.0).sync()
+        VLLMEngine(engine, TurnTokens(processor), True, 1.0).sync()
 
 
 def test_every_call_of_a_session_is_limited():

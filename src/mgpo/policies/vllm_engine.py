@@ -71,7 +71,7 @@ def engine_settings(budget: PixelBudget) -> Iterator[None]:
         module.LLM = stock
 
 
-class VLLMRollout:
+class VLLMEngine:
     """Samples the next turn of a batch with TRL's vLLM backend.
 
     Args:

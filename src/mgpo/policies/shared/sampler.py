@@ -43,7 +43,7 @@ class _Recorder:
         return 0
 
 
-class SharedRollout:
+class SharedSampler:
     """Samples turns for a batch of conversations and caches what it computed of them.
 
     Args:

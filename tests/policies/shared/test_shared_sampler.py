@@ -45,7 +45,7 @@ def test_greedy_rollouts_are_those_of_the_plain_path(loud_tiny, tmp_path, rows, 
     _, plain = sample(loud_tiny, tmp_path / "a", rows, monkeypatch, shared=False, **changes)
     torch.manual_seed(0)
     trainer, shared = sample(loud_tiny, tmp_path / "b", rows, monkeypatch, shared=True, **changes)
-    assert trainer.sharing.rollout is not None
+    assert trainer.sharing.sampler is not None
     for name in ("completion_ids", "completion_mask", "pixel_values"):
         assert torch.equal(shared[name], plain[name]), name
 
@@ -72,7 +72,7 @@ def test_an_episode_that_ends_early_changes_nothing_for_the_others(loud_tiny, tm
 
 @pytest.mark.parametrize("kwargs", [{"num_beams": 2}, {"cache_implementation": "static"}])
 def test_sampling_that_wants_its_own_cache_gets_it(loud_tiny, tmp_path, rows, kwargs):
-    assert make_trainer(loud_tiny, tmp_path, rows, generation_kwargs=kwargs).sharing.rollout is None
+    assert make_trainer(loud_tiny, tmp_path, rows, generation_kwargs=kwargs).sharing.sampler is None
 
 
 def test_other_families_are_left_alone(loud_tiny):
@@ -118,7 +118,7 @@ def test_equal_boxes_share_a_crop(loud_tiny, tmp_path, rows, monkeypatch):
 def test_what_is_remembered_ends_with_the_step(loud_tiny, tmp_path, rows, monkeypatch):
     """The next step's weights are others."""
     trainer, _ = sample(loud_tiny, tmp_path, rows, monkeypatch, shared=True)
-    assert trainer.sharing.rollout._kept == []
+    assert trainer.sharing.sampler._kept == []
 
 
 def test_a_model_that_cannot_share_says_so_once(loud_tiny, tmp_path, rows, caplog):
@@ -126,7 +126,7 @@ def test_a_model_that_cannot_share_says_so_once(loud_tiny, tmp_path, rows, caplo
 
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(loud_tiny, attn_implementation="eager")
     trainer = make_trainer(model, tmp_path, rows)
-    assert trainer.sharing.rollout is None
+    assert trainer.sharing.sampler is None
     assert [r.message for r in caplog.records if "shared_prefix" in r.message][0].startswith(
         "shared_prefix: it needs attn_implementation: sdpa, but the model uses eager"
     )
