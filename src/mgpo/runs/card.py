@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ tags: [mgpo, grpo, trl]
 ---
 # {name}
 
-Trained from `{base}` by {way}, with [mgpo](https://arxiv.org/abs/2507.05920). The settings
-are in `config.yaml`, what was measured in `metrics.jsonl`.
+Trained from `{base}` by {way}, with [mgpo](https://arxiv.org/abs/2507.05920).{reward} The
+settings are in `config.yaml`, what was measured in `metrics.jsonl`.
 
 ```python
 from mgpo import GroundedVQA
@@ -28,23 +29,27 @@ print(found.answer, found.box_px_original)
 ```
 """
 WAYS = {
-    "mgpo": "MGPO: it names the region that it needs to see, gets it back from the original pixels, and then answers. "
-    "The only reward is whether the answer is right",
+    "mgpo": "MGPO: it names the region that it needs to see, gets it back from the original pixels, and then answers",
     "grpo": "single-turn GRPO: it names a region and answers in one turn",
     "direct": "single-turn GRPO: it answers from the image as it is shown",
     "sft": "supervised training on short answers",
 }
 
 
-def model_card(name: str, base: str, method: str) -> str:
+REWARD = " The only reward is whether the answer is right."
+
+
+def model_card(name: str, base: str, method: str, rewards: Sequence[str] = ()) -> str:
     """The card's text.
 
     Args:
         name: name of the new model, a folder or hub id.
         base: the model that training started from.
         method: `mgpo`, `grpo`, `direct` or `sft`.
+        rewards: names of rewards besides that for the right answer.
     """
-    return _CARD.format(name=name, base=base, way=WAYS[method])
+    reward = "" if method == SFT else REWARD if not rewards else f" Rewards: the right answer; {', '.join(rewards)}."
+    return _CARD.format(name=name, base=base, way=WAYS[method], reward=reward)
 
 
 def write_card(trainer: Any) -> None:
@@ -52,4 +57,5 @@ def write_card(trainer: Any) -> None:
     base = trainer.accelerator.unwrap_model(trainer.model).config._name_or_path
     base = TINY if base == resolve(TINY) else base
     folder, method = Path(trainer.args.output_dir), getattr(trainer.args, "method", SFT)
-    write_whole(folder / "README.md", model_card(trainer.hub_model_id or str(folder), base, method))
+    rewards = getattr(trainer.args, "extra_reward_funcs", ())
+    write_whole(folder / "README.md", model_card(trainer.hub_model_id or str(folder), base, method, rewards))

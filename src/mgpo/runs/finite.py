@@ -174,10 +174,11 @@ class FiniteSteps:
     def _message(self, what: str) -> str:
         args = self.trainer.args
         return (
-            f"Step {self.trainer.state.global_step + 1}: {what}: {'; '.join(self._why())}. The batch was saved in "
-            f"{args.output_dir}/{FOLDER}; mgpo.runs.finite.replay computes its losses again. Look at the rewards, or begin a "
-            "run in a new folder from the last checkpoint (--resume_from_checkpoint) with a lower learning_rate. In this run, "
-            f"max_nonfinite_steps={args.max_nonfinite_steps} may be raised."
+            f"Step {self.trainer.state.global_step + 1}: {what}: {'; '.join(self._why())}. The first {BATCHES_KEPT} such batches "
+            f"are saved in {args.output_dir}/{FOLDER}; mgpo.runs.finite.replay computes their losses again. Look at the "
+            "rewards, or begin a run in a new folder with the last checkpoint as --model_name_or_path and a lower "
+            f"learning_rate (a resumed run keeps its rate). In this run, max_nonfinite_steps={args.max_nonfinite_steps} may be "
+            "raised."
         )
 
 

@@ -42,10 +42,10 @@ def restore(trainer: Any, found: dict[str, Any]) -> None:
     """Give a trainer what `begun` found in the one that saved the checkpoint."""
     for name in COUNTERS:
         if name in found:
-            *owner, attribute = name.split(".")
+            owner, _, attribute = name.rpartition(".")
             value = found[name]
             value = value.to(trainer.args.device) if isinstance(value, torch.Tensor) else value
-            setattr(attrgetter(*owner)(trainer) if owner else trainer, attribute, value)
+            setattr(attrgetter(owner)(trainer) if owner else trainer, attribute, value)
     for mode, values in found["metrics"].items():
         trainer._metrics[mode].clear()
         trainer._metrics[mode].update(values)

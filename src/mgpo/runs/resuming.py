@@ -254,6 +254,7 @@ class Resuming:
             return
         self.model.train()  # TRL logs the metrics of the mode that the model is in
         self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        self.state.is_world_process_zero = self.is_world_process_zero()
         if self._process_file(checkpoint).is_file():
             restore(self, load_tree(self._process_file(checkpoint))["begun"])
             self._total_loss_scalar += self._tr_loss.item()

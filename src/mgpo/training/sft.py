@@ -50,7 +50,7 @@ def _target(question: Question) -> str:
 
 
 class ShortAnswerTrainer(Resuming, SFTTrainer):
-    """TRL's `SFTTrainer` with the resuming and the log of a run folder."""
+    """TRL's `SFTTrainer` with the resuming of a run folder; `build_sft_trainer` adds its log."""
 
 
 def build_sft_trainer(data: DataArguments, config: MGPOConfig, questions: Any, asked: Any = None) -> SFTTrainer:
