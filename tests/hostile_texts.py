@@ -5,10 +5,10 @@ import time
 
 from hypothesis import strategies as st
 
-from mgpo.method.grounding import BoxRules, BoxStatus, Coordinates, Frame, Grounding, read_grounding
+from mgpo.method.grounding import BoxForm, BoxRules, BoxStatus, Coordinates, Frame, Grounding, read_grounding
 
 FRAME = Frame((1008, 504), (100, 50, 4100, 3050))
-RULES = (BoxRules(), BoxRules(coordinates=Coordinates.RELATIVE_1000))
+RULES = (BoxRules(), BoxRules(form=BoxForm(Coordinates.RELATIVE_1000)))
 SECONDS = 0.010
 
 NUMBERS = [

@@ -2,7 +2,8 @@
 
 from support import TALL, WIDE, box
 
-from mgpo.method.protocol import ASK_REGION, SHOW_AGAIN, SHOW_CROP, Protocol
+from mgpo.method.grounding import BoxForm
+from mgpo.method.protocol import SHOW_AGAIN, SHOW_CROP, Protocol, ask_region
 from mgpo.policies.local import TokenPolicy
 from mgpo.policies.tokens import TurnTokens
 from mgpo.policies.turn_loop import Said
@@ -30,7 +31,7 @@ class Scripted(TokenPolicy):
         question = next(q for known, q in self.by_text.items() if known + "\n" in text)
         right, wrong = f"\\boxed{{{question.answer}}}", "\\boxed{%s}" % ("A" if question.answer != "A" else "B")
         last_user = text.rsplit("<|im_start|>user", 1)[1]
-        if next(iter(ASK_REGION.values()))[:40] in last_user:
+        if ask_region(BoxForm())[:40] in last_user:
             said = self._box(question, temperature)
         elif SHOW_CROP in last_user or SHOW_AGAIN in last_user:
             assert (SHOW_CROP in last_user) == (question.id in GREEDY_BOX)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from trl import GRPOConfig
 
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.grounding import Coordinates
+from mgpo.method.grounding import BoxForm
 from mgpo.method.protocol import CropFrame, Method, Protocol
 
 SFT = "sft"
@@ -85,7 +85,12 @@ class MGPOConfig(GRPOConfig):
         default=100, metadata={"help": "A box's aspect ratio (long side over short side) must be below this."}
     )
     coordinates: str = field(
-        default="auto", metadata={"help": "How boxes are written: auto (by model family), absolute or relative_1000."}
+        default="auto",
+        metadata={"help": "Unit of boxes: auto (by model family), absolute, relative_1000 or relative_1."},
+    )
+    box_order: str = field(default="auto", metadata={"help": "Order in boxes: auto (by model family), xyxy or yxyx."})
+    box_key: str = field(
+        default="auto", metadata={"help": "JSON key of boxes: auto (by model family), or e.g. bbox_2d."}
     )
     max_grounding_tokens: int = field(default=128, metadata={"help": "Token limit of a turn that names a region."})
     max_answer_tokens: int = field(default=512, metadata={"help": "Token limit of the last turn."})
@@ -142,14 +147,14 @@ class MGPOConfig(GRPOConfig):
             self.max_completion_length = 0
         super().__post_init__()
 
-    def protocol(self, own_budget: PixelBudget, own_coordinates: Coordinates | None) -> Protocol:
+    def protocol(self, own_budget: PixelBudget, own_form: BoxForm | None) -> Protocol:
         """The turn protocol.
 
         Args:
-            own_budget, own_coordinates: used where the settings say nothing (`mgpo.policies.loading.own_budget`,
-                `mgpo.policies.families.default_coordinates`).
+            own_budget, own_form: used where the settings say nothing (`mgpo.policies.loading.own_budget`,
+                `mgpo.policies.families.form_of`).
         """
-        return Protocol.from_settings(vars(self), own_budget.changed(self.min_pixels, self.max_pixels), own_coordinates)
+        return Protocol.from_settings(vars(self), own_budget.changed(self.min_pixels, self.max_pixels), own_form)
 
     def episode_parts(self, protocol: Protocol) -> dict[str, int]:
         """Tokens of the longest episode, part by part, in order. Images count with their two delimiters."""

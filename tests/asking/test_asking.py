@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from mgpo.asking.settings import protocol_for
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.grounding import Coordinates
+from mgpo.method.grounding import BoxForm
 
 
 @dataclass
@@ -12,7 +12,7 @@ class Served:
     """A policy that does not know what its model was trained with, as behind an endpoint."""
 
     budget: PixelBudget = PixelBudget()
-    coordinates: Coordinates | None = Coordinates.ABSOLUTE
+    box_form: BoxForm | None = BoxForm()
 
     def set_budget(self, budget):
         self.budget = budget

@@ -11,8 +11,17 @@ from PIL import Image
 from mgpo.evaluation.controls import Control, beside, box_opening, chosen_controls, naming, run_control
 from mgpo.evaluation.evaluate import evaluate_batches
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.grounding import BoxRules, BoxStatus, Coordinates, Frame, box_as_json, holds_centre, read_grounding
-from mgpo.method.protocol import EXAMPLE, Episode, Method, Protocol
+from mgpo.method.grounding import (
+    BoxForm,
+    BoxRules,
+    BoxStatus,
+    Coordinates,
+    Frame,
+    box_as_json,
+    holds_centre,
+    read_grounding,
+)
+from mgpo.method.protocol import Episode, Method, Protocol
 from mgpo.method.question import Question
 from mgpo.policies.turn_loop import GivenFirst, Said, TurnLimits, run_episodes
 
@@ -28,7 +37,7 @@ class ColourBlind:
 
     box: tuple[int, int, int, int]
     budget: PixelBudget = BUDGET
-    coordinates: Coordinates = Coordinates.ABSOLUTE
+    box_form: BoxForm = BoxForm()
 
     def open(self, turn):
         return [turn]
@@ -126,13 +135,13 @@ def test_a_box_is_sampled_until_it_is_valid_or_begun():
         assert not any(result.correct or result.valid_box for result in results)
         assert [result.controls["resampled_box"] for result in results] == [right] * 4
         assert all(result.controls["forced_box"] for result in results)
-        assert policy.tries == min(nth, 16) and policy.begun == EXAMPLE[: EXAMPLE.index("x1")]
+        assert policy.tries == min(nth, 16) and policy.begun == BoxForm().example.split("x1")[0]
 
 
 def test_boxes_are_begun_as_the_model_begins_them():
     own = '```json\n[\n\t{"bbox_2d": ['
-    assert box_opening([own + " 12, 3, 4, 5]", own + "7, 8, 9, 9]", '[{"bbox_2d": [1, 2']) == own
-    assert box_opening(["no box"]) == box_opening([]) == EXAMPLE[: EXAMPLE.index("x1")]
+    assert box_opening([own + " 12, 3, 4, 5]", own + "7, 8, 9, 9]", '[{"bbox_2d": [1, 2'], BoxForm()) == own
+    assert box_opening(["no box"], BoxForm()) == box_opening([], BoxForm()) == BoxForm().example.split("x1")[0]
 
 
 def test_controls_change_nothing_else():
@@ -189,7 +198,7 @@ def test_random_boxes_are_drawn_anew_for_each_question_and_the_same_for_each_run
     st.tuples(*[st.floats(0, 1)] * 4),
 )
 def test_a_named_region_is_read_back_around_its_centre(coordinates, size, parts):
-    rules = BoxRules(coordinates=coordinates)
+    rules = BoxRules(form=BoxForm(coordinates))
     try:
         shown = PixelBudget().fit(size)
     except ValueError:

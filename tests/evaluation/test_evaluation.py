@@ -134,7 +134,7 @@ def test_adaptive_that_answers_at_once_is_measured(processor, questions):
     class AtOnce(Scripted):
         def _one(self, conversation, temperature):
             said = "\\boxed{A}"
-            return Said(self.tokens.tokenizer(said)["input_ids"] + [self.tokens.eos_id], said, False)
+            return Said(self.tokens.tokenizer(said)["input_ids"] + [self.tokens.turn_end_id], said, False)
 
     results = evaluate(AtOnce(processor, questions), questions[:4], Protocol(method=Method.ADAPTIVE, budget=BUDGET))
     assert [r.correct for r in results] == [True, False, False, False] == [r.crop_only_correct for r in results]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mgpo.images.imaging import PixelBudget
 from mgpo.method.grounding import (
+    BoxForm,
     BoxRules,
     BoxStatus,
     Coordinates,
@@ -21,7 +22,7 @@ from mgpo.method.grounding import (
 )
 
 FRAME = Frame((1000, 500), (0, 0, 4000, 3000))
-RELATIVE = BoxRules(coordinates=Coordinates.RELATIVE_1000)
+RELATIVE = BoxRules(form=BoxForm(Coordinates.RELATIVE_1000))
 
 
 @pytest.mark.parametrize(("text", "status"), TABLE, ids=[f"{s}-{i}" for i, (_, s) in enumerate(TABLE)])
@@ -146,7 +147,7 @@ def test_both_conventions_name_the_same_region(case):
     free = {"min_side_px": 0, "max_aspect": 1e9}
     relative = tuple(1000 * v / (width, height)[i % 2] for i, v in enumerate(exact))
     a = read_grounding(box_as_json(exact, "a"), frame, BoxRules(**free))
-    b = read_grounding(box_as_json(relative, "a"), frame, BoxRules(**free, coordinates=Coordinates.RELATIVE_1000))
+    b = read_grounding(box_as_json(relative, "a"), frame, BoxRules(**free, form=BoxForm(Coordinates.RELATIVE_1000)))
     if a.status is b.status is BoxStatus.VALID:  # rounding may leave nothing of a sliver
         left, top, right, bottom = frame.region_px_original
         for i, (p, q) in enumerate(zip(a.box_px_original, b.box_px_original)):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mgpo.images.imaging import PixelBudget, crop, overview
-from mgpo.method.grounding import BoxRules, BoxStatus, Coordinates, box_as_json
+from mgpo.method.grounding import BoxForm, BoxRules, BoxStatus, Coordinates, box_as_json
 from mgpo.method.protocol import (
     ASK_MORE,
     SHOW_AGAIN,
@@ -177,7 +177,7 @@ def test_after_a_bad_second_box_the_frame_is_the_overview_again():
 
 
 def test_relative_coordinates_are_asked_for_and_read():
-    run = episode(box=BoxRules(coordinates=Coordinates.RELATIVE_1000))
+    run = episode(box=BoxRules(form=BoxForm(Coordinates.RELATIVE_1000)))
     assert "thousandths" in run.user_turns[0].text
     reply = run.reply(box_as_json((250, 250, 750, 500), "a"))
     assert reply.frame.region_px_original == (210, 210, 630, 420)

@@ -36,7 +36,7 @@ def plain_server(random_tiny):
         for said in body["messages"]:
             if said["role"] == "assistant":
                 ids = policy.tokens.tokenizer(said["content"], add_special_tokens=False)["input_ids"]
-                conversation.ids += [*ids, policy.tokens.eos_id]
+                conversation.ids += [*ids, policy.tokens.turn_end_id]
                 continue
             image, text = said["content"]
             data = base64.b64decode(image["image_url"]["url"].split(",")[1])

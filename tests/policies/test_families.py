@@ -11,9 +11,9 @@ from transformers import AutoConfig
 
 from mgpo.asking.settings import protocol_for
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.grounding import Coordinates
+from mgpo.method.grounding import BoxForm, Coordinates
 from mgpo.method.protocol import Protocol
-from mgpo.policies.families import FAMILIES, coordinates_of_name, default_coordinates
+from mgpo.policies.families import FAMILIES, form_of, form_of_name
 from mgpo.policies.loading import budget_of, load_processor, trained_with
 from mgpo.policies.local import LocalPolicy
 from mgpo.training.trainer import MGPOTrainer
@@ -82,13 +82,13 @@ def test_a_run_s_budget_holds_for_its_checkpoints(like_the_hub, tmp_path):
 
 @pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "internvl"])
 def test_only_qwen2_5_vl_writes_pixels(model_type):
-    assert default_coordinates(model_type) is Coordinates.RELATIVE_1000
-    assert default_coordinates("qwen2_5_vl") is Coordinates.ABSOLUTE
+    assert form_of(model_type).coordinates is Coordinates.RELATIVE_1000
+    assert form_of("qwen2_5_vl") == BoxForm()
 
 
 def test_the_model_types_exist():
     """A misspelt one would never be found."""
-    for model_type in FAMILIES:
+    for model_type in (t for family in FAMILIES for t in family.model_types):
         assert AutoConfig.for_model(model_type).model_type == model_type
 
 
@@ -109,12 +109,13 @@ def test_the_model_types_exist():
     ],
 )
 def test_a_name_tells_its_family_or_nothing(name, unit):
-    assert coordinates_of_name(name) is unit
+    form = form_of_name(name)
+    assert (form and form.coordinates) is unit
 
 
 def test_an_unknown_family_is_asked_for_not_guessed():
     with pytest.raises(ValueError, match="--coordinates.*absolute.*relative_1000"):
         Protocol.from_settings({}, PixelBudget(), None)
     asked = Protocol.from_settings({"coordinates": "relative_1000"}, PixelBudget(), None)
-    assert asked.box.coordinates is Coordinates.RELATIVE_1000
+    assert asked.box.form.coordinates is Coordinates.RELATIVE_1000
     assert Protocol.from_settings({"method": "direct"}, PixelBudget(), None).turns == 1  # no box is asked for

@@ -87,12 +87,12 @@ def test_banned_tokens_are_never_said(policy, temperature):
 
 
 def test_the_end_of_a_turn_is_kept_and_cut_off_turns_are_marked(policy):
-    hook = biased(policy, policy.tokens.eos_id)
+    hook = biased(policy, policy.tokens.turn_end_id)
     try:
         (ended,) = policy.say(conversations(policy)[:1], 4)
     finally:
         hook.remove()
-    assert ended.ids == [policy.tokens.eos_id] and ended.text == "" and not ended.truncated
+    assert ended.ids == [policy.tokens.turn_end_id] and ended.text == "" and not ended.truncated
     letter = policy.tokens.tokenizer.convert_tokens_to_ids("A")
     hook = biased(policy, letter)
     try:

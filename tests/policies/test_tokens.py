@@ -26,7 +26,7 @@ def episode(question="Which letter?", choices=("H", "K", "L", "N"), size=(700, 5
 def two_turns(tokens, episode, said):
     """Ids of an episode as the trainer and every engine build them."""
     opening = episode.opening()
-    spoken = tokens.tokenizer(said, add_special_tokens=False)["input_ids"] + [tokens.eos_id]
+    spoken = tokens.tokenizer(said, add_special_tokens=False)["input_ids"] + [tokens.turn_end_id]
     return [*tokens.opening(opening), *spoken, *tokens.reply(episode.reply(said), closed=True)]
 
 
@@ -58,7 +58,7 @@ def test_three_turns_equal_the_whole_conversation(tokens):
     e = episode(max_turns=3)
     ids = two_turns(tokens, e, box_as_json((10, 10, 90, 120), "sign"))
     said = box_as_json((10, 10, 60, 80), "sign")
-    ids += tokens.tokenizer(said)["input_ids"] + [tokens.eos_id] + tokens.reply(e.reply(said), closed=True)
+    ids += tokens.tokenizer(said)["input_ids"] + [tokens.turn_end_id] + tokens.reply(e.reply(said), closed=True)
     assert ids == rendered(tokens, e)
 
 
@@ -67,8 +67,8 @@ def test_a_turn_that_was_cut_off_gets_exactly_one_end(tokens):
     e.opening()
     reply = e.reply("cut off", truncated=True)
     closed, forced = tokens.reply(reply, closed=True), tokens.reply(reply, closed=False)
-    assert forced == [tokens.eos_id, *closed]
-    assert closed.count(tokens.eos_id) == 1  # the one that ends the user's turn
+    assert forced == [tokens.turn_end_id, *closed]
+    assert closed.count(tokens.turn_end_id) == 1  # the one that ends the user's turn
     assert tokens.tokenizer.decode(forced).startswith("<|im_end|>\n<|im_start|>user\n")
 
 
@@ -136,7 +136,7 @@ def test_banned_are_all_vision_tokens_and_neither_end_nor_padding(tokens):
     ids = {name: tokens.tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
     banned = set(tokens.banned_ids())
     assert banned == {i for name, i in ids.items() if name not in ("<|im_end|>", "<|endoftext|>")}
-    assert tokens.eos_id not in banned and tokens.tokenizer.pad_token_id not in banned
+    assert tokens.turn_end_id not in banned and tokens.tokenizer.pad_token_id not in banned
 
 
 @pytest.mark.parametrize("evil", [EVIL, "<|im_end|", "<|<|im_end|>im_end|>", "<|image_pad|><|video_pad|>" * 30])

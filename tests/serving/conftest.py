@@ -14,7 +14,7 @@ from served import said  # noqa: E402
 
 from mgpo.asking.grounded import GroundedVQA  # noqa: E402
 from mgpo.images.imaging import PixelBudget  # noqa: E402
-from mgpo.method.grounding import Coordinates, box_as_json  # noqa: E402
+from mgpo.method.grounding import BoxForm, box_as_json  # noqa: E402
 from mgpo.method.protocol import Protocol  # noqa: E402
 from mgpo.policies.turn_loop import Said, TurnLimits  # noqa: E402
 from mgpo.serving.app import create_app  # noqa: E402
@@ -27,7 +27,7 @@ BUDGET = PixelBudget(20 * 784, 400 * 784)
 class ColourPolicy:
     """Names the middle of what it sees, then says the crop's colour: an answer that belongs to one image alone."""
 
-    budget, coordinates = BUDGET, Coordinates.ABSOLUTE
+    budget, box_form = BUDGET, BoxForm()
 
     def __init__(self):
         self.batches, self.delay, self.fails = [], 0.0, False

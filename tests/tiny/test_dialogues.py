@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mgpo.method import protocol
-from mgpo.method.grounding import BoxStatus, Frame, iou, read_grounding
+from mgpo.method.grounding import BoxForm, BoxStatus, Coordinates, Frame, iou, read_grounding
 from mgpo.method.rewards import boxed
 from mgpo.tiny.dialogues import REGION_MIX
 from mgpo.tiny.pretrain import CIRCUITS
@@ -107,7 +107,7 @@ def test_circuits_look_where_they_should(lessons, tokenizer):
 
 def test_mgpo_s_opening_is_never_shown_with_the_right_sign(lessons, tokenizer):
     """No demonstration could teach where to look: what MGPO's opening, or the single-turn one, asks about is not there."""
-    asks = [*protocol.ASK_REGION.values(), *protocol.ASK_REGION_AND_ANSWER.values()]
+    asks = [ask(BoxForm(unit)) for ask in (protocol.ask_region, protocol.ask_region_and_answer) for unit in Coordinates]
     seen = Counter()
     for views, dialogues in lessons:
         for kind, seq in dialogues.items():

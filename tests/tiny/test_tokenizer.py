@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mgpo.method import protocol
-from mgpo.method.grounding import Coordinates, box_as_json
+from mgpo.method.grounding import BoxForm, box_as_json
 from mgpo.method.question import Question
 from mgpo.tiny.tokenizer import PHRASES, SPECIAL, build_tokenizer
 from mgpo.tiny.views import BUDGET
@@ -40,9 +40,8 @@ def test_an_episode_is_written_in_single_sentences(tokenizer):
     reply = episode.reply(said)
     again = protocol.Episode(question, Image.new("RGB", (900, 900)), protocol.Protocol(budget=BUDGET))
     again.opening()
-    unit = Coordinates.ABSOLUTE
     for text, phrases in (
-        (opening.text, [protocol.ASK_REGION[unit]]),
+        (opening.text, [protocol.ask_region(BoxForm())]),
         (said, ["```json\n", '[{"', "bbox_2d", '": [', '], "', "label", '": "', '"}]\n```']),
         (reply.text, [protocol.SHOW_CROP, protocol.ASK_LETTER]),
         (again.reply("no").text, [protocol.SHOW_AGAIN, protocol.ASK_LETTER]),

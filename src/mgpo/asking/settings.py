@@ -60,7 +60,7 @@ def protocol_for(
     policy.set_budget(budget)
     given = {"method": method, "max_turns": max_turns, "coordinates": coordinates}
     asked = {name: value for name, value in given.items() if value is not None}
-    return Protocol.from_settings((trained or {}) | asked, budget, policy.coordinates)
+    return Protocol.from_settings((trained or {}) | asked, budget, policy.box_form)
 
 
 def limits_for(trained: dict[str, Any], grounding: int | None = None, answer: int | None = None) -> TurnLimits:

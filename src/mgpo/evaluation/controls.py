@@ -38,8 +38,8 @@ import torch
 from PIL import Image
 
 from mgpo.evaluation.comparing import bootstrap_interval, drawn_together, mcnemar
-from mgpo.method.grounding import BoxRules, BoxStatus, Coordinates, Frame, box_as_json, read_grounding
-from mgpo.method.protocol import EXAMPLE, Episode, Method, Protocol, UserTurn
+from mgpo.method.grounding import BoxForm, BoxRules, BoxStatus, Coordinates, Frame, read_grounding
+from mgpo.method.protocol import Episode, Method, Protocol, UserTurn
 from mgpo.method.rewards import is_correct
 from mgpo.policies.turn_loop import GivenFirst, Policy, Said, TurnLimits, run_episodes
 
@@ -136,7 +136,7 @@ def _resampled(policy: Policy, done: Sequence[Episode], limits: TurnLimits, seed
 
 def _forced(policy: Policy, done: Sequence[Episode], said: Sequence[Said], limits: TurnLimits) -> list[Said | None]:
     """The model's own greedy turn where its box is valid; else a turn that it continues from the opening of a box."""
-    opening = box_opening([own.text for own, episode in zip(said, done) if _valid(episode)])
+    opening = box_opening([own.text for own, episode in zip(said, done) if _valid(episode)], done[0].protocol.box.form)
     waiting = [number for number, episode in enumerate(done) if not _valid(episode)]
     found: list[Said | None] = list(said)
     if waiting:
@@ -147,12 +147,12 @@ def _forced(policy: Policy, done: Sequence[Episode], said: Sequence[Said], limit
     return found
 
 
-def box_opening(texts: Sequence[str]) -> str:
+def box_opening(texts: Sequence[str], form: BoxForm) -> str:
     """The commonest text before the first coordinate in turns with a box, else that of the prompt's example."""
     openings = Counter(
         opening for text in texts if (opening := re.split(r"(?<=\[)\s*-?\d", text, maxsplit=1)[0]) != text
     )
-    return openings.most_common(1)[0][0] if openings else EXAMPLE[: EXAMPLE.index("x1")]
+    return openings.most_common(1)[0][0] if openings else re.split("[xy]1", form.example)[0]
 
 
 def _valid(episode: Episode) -> bool:
@@ -167,13 +167,11 @@ def naming(box_px_original: Box, frame: Frame, rules: BoxRules) -> str | None:
     x1, y1, x2, y2 = frame.to_input(box_px_original)
     width, height = frame.input_size
     least = int(rules.min_side_px) + 3  # rounding may take one pixel or thousandth at each end
-    if rules.coordinates is Coordinates.RELATIVE_1000:
+    if rules.form.coordinates is not Coordinates.ABSOLUTE:
         least += -(-max(width, height) // 500)
     sides = [_span(low, high, least, limit) for low, high, limit in ((x1, x2, width), (y1, y2, height))]
     box = (sides[0][0], sides[1][0], sides[0][1], sides[1][1])
-    if rules.coordinates is Coordinates.RELATIVE_1000:
-        box = tuple(1000 * value / side for value, side in zip(box, (width, height, width, height)))
-    text = box_as_json(box, LABEL)
+    text = rules.form.written(box, frame.input_size, LABEL)
     return text if read_grounding(text, frame, rules).status is BoxStatus.VALID else None
 
 

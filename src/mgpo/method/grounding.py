@@ -7,8 +7,8 @@ its `status` says why it was rejected, the environment tells the model that the 
 it.
 
 Frames. The model's coordinates refer to the image it was *given* (`input_size`, after the pixel budget). Qwen2.5-VL
-writes absolute pixels of that image, Qwen3-VL writes 0..1000 of each side; `Coordinates` says which of the two a model
-family uses. The crop is cut from the original, so `original = box / input_size * original_size` on each axis (paper,
+writes absolute pixels of that image, Qwen3-VL writes 0..1000 of each side; `BoxForm` says how a model family writes
+(`mgpo.policies.families` lists them). A thinking block before the box is not read. The crop is cut from the original, so `original = box / input_size * original_size` on each axis (paper,
 Eq. 3).
 """
 
@@ -22,6 +22,8 @@ from enum import StrEnum
 from itertools import islice
 from typing import Any
 
+from mgpo.method.thinking import spoken
+
 MAX_JSON_CHARS = 4_000
 """A longer JSON block is rejected."""
 MAX_TEXT_CHARS = 200_000
@@ -29,6 +31,7 @@ MAX_TEXT_CHARS = 200_000
 MAX_BLOCKS = 32
 """At most this many fenced blocks of a turn are read; a turn that names one region needs only one."""
 
+_BARE = re.compile(r"\[(\[(?:\s?-?\d{1,6}(?:\.\d{1,8})?\s?,){3}\s?-?\d{1,6}(?:\.\d{1,8})?\s?\])\]")
 _FENCE = re.compile(r"```[ \t]*(?:json|JSON)?[ \t]*\r?\n?(.*?)(?:```|\Z)", re.DOTALL)
 
 
@@ -39,6 +42,64 @@ class Coordinates(StrEnum):
     """Pixels of the image it was given (Qwen2.5-VL)."""
     RELATIVE_1000 = "relative_1000"
     """Thousandths of each side (Qwen2-VL, Qwen3-VL, InternVL)."""
+    RELATIVE_1 = "relative_1"
+    """Fractions of each side, from 0 to 1 (Kimi-VL)."""
+
+
+class BoxOrder(StrEnum):
+    """The order in which a model family writes a box's four numbers."""
+
+    XYXY = "xyxy"
+    """Left, top, right, bottom."""
+    YXYX = "yxyx"
+    """Top, left, bottom, right (Gemma)."""
+
+
+@dataclass(frozen=True)
+class BoxForm:
+    """How a model family writes a box.
+
+    Attributes:
+        coordinates: the unit of the numbers.
+        order: their order.
+        key: their key in the JSON object.
+        bare: whether the family also writes `[[x1, y1, x2, y2]]` without JSON keys or a label, between tags of its own.
+    """
+
+    coordinates: Coordinates = Coordinates.ABSOLUTE
+    order: BoxOrder = BoxOrder.XYXY
+    key: str = "bbox_2d"
+    bare: bool = False
+
+    @property
+    def example(self) -> str:
+        """The JSON that the prompt asks for, with names in place of numbers."""
+        names = ("x1, y1, x2, y2", "y1, x1, y2, x2")[self.order is BoxOrder.YXYX]
+        return f'```json\n[{{"{self.key}": [{names}], "label": "what is there"}}]\n```'
+
+    def to_input(self, numbers: list[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Four numbers as the model wrote them, as (x1, y1, x2, y2) in pixels of the image of this `size`."""
+        a, b, c, d = numbers
+        x1, y1, x2, y2 = (b, a, d, c) if self.order is BoxOrder.YXYX else (a, b, c, d)
+        if self.coordinates is Coordinates.ABSOLUTE:
+            return x1, y1, x2, y2
+        whole = 1000 if self.coordinates is Coordinates.RELATIVE_1000 else 1
+        width, height = size
+        return x1 * width / whole, y1 * height / whole, x2 * width / whole, y2 * height / whole
+
+    def written(self, box_px_input: tuple[float, ...], size: tuple[int, int], label: str) -> str:
+        """A box of an image of this `size` as the family writes it, as JSON: the inverse of `read_grounding`."""
+        numbers: list[float] = list(box_px_input)
+        if self.coordinates is not Coordinates.ABSOLUTE:
+            whole = 1000 if self.coordinates is Coordinates.RELATIVE_1000 else 1
+            numbers = [value * whole / side for value, side in zip(numbers, size * 2)]
+        if self.coordinates is Coordinates.RELATIVE_1:
+            numbers = [round(value, 3) for value in numbers]
+        else:
+            numbers = [round(value) for value in numbers]
+        x1, y1, x2, y2 = numbers
+        ordered = [y1, x1, y2, x2] if self.order is BoxOrder.YXYX else [x1, y1, x2, y2]
+        return f"```json\n{json.dumps([{self.key: ordered, 'label': label}], ensure_ascii=False)}\n```"
 
 
 class BoxStatus(StrEnum):
@@ -57,9 +118,9 @@ class BoxStatus(StrEnum):
     EMPTY = "empty"
     """The list is empty."""
     NO_BOX = "no_box"
-    """The object has no `bbox_2d` with four entries."""
+    """The object has no box (`bbox_2d`, or its family's key) with four entries."""
     WRONG_TYPES = "wrong_types"
-    """The four entries are not integers."""
+    """The four entries are not integers, or for a family that writes fractions, not numbers."""
     NO_LABEL = "no_label"
     """The label is missing or not text."""
     INVERTED = "inverted"
@@ -80,7 +141,7 @@ class BoxRules:
         min_side_px: both sides must be longer than this, in pixels of the image given to the model.
         max_aspect: the longer side must be less than this many times the shorter one.
         require_label: the object must carry a text `label`.
-        coordinates: how the model family writes a box.
+        form: how the model family writes a box.
         max_aspect_original: the longer side of the region in the original may be at most this many times the shorter
             one, since a longer image cannot be shown (Qwen's own limit). It is checked separately because an overview
             that was squeezed into its budget has another aspect ratio than the original.
@@ -90,7 +151,7 @@ class BoxRules:
     max_aspect: float = 100
     max_aspect_original: float = 200
     require_label: bool = True
-    coordinates: Coordinates = Coordinates.ABSOLUTE
+    form: BoxForm = BoxForm()
 
 
 @dataclass(frozen=True)
@@ -156,19 +217,21 @@ def read_grounding(text: str, frame: Frame, rules: BoxRules = BoxRules()) -> Gro
     """
     if len(text) > MAX_TEXT_CHARS:
         return Grounding(BoxStatus.TOO_LONG)
+    text = spoken(text)
     first: Grounding | None = None
     for block in _json_blocks(text):
         grounding = _read_block(block, frame, rules)
         if grounding.status is BoxStatus.VALID:
             return grounding
         first = first or grounding
+    if first is None and rules.form.bare and (match := _BARE.search(text)):
+        return _read_numbers(json.loads(match.group(1)), None, frame, rules)
     return first or Grounding(BoxStatus.NO_JSON)
 
 
 def box_as_json(box_px_input: tuple[float, ...], label: str) -> str:
-    """A box as the model family writes it: the inverse of `read_grounding`, for demonstrations and tests."""
-    numbers = ", ".join(str(round(v)) for v in box_px_input)
-    return f'```json\n[{{"bbox_2d": [{numbers}], "label": {json.dumps(label, ensure_ascii=False)}}}]\n```'
+    """A box as Qwen2.5-VL and `mgpo-tiny` write it, in pixels of the image that they were given."""
+    return BoxForm().written(box_px_input, (1, 1), label)
 
 
 def iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
@@ -220,21 +283,20 @@ def _read_block(block: str, frame: Frame, rules: BoxRules) -> Grounding:
 
 
 def _read_object(item: dict[str, Any], frame: Frame, rules: BoxRules) -> Grounding:
-    numbers = item.get("bbox_2d")
+    numbers = item.get(rules.form.key)
     if not isinstance(numbers, list) or len(numbers) != 4:
         return Grounding(BoxStatus.NO_BOX)
-    if not all(type(v) is int and abs(v) < 10**9 for v in numbers):
+    types = (int, float) if rules.form.coordinates is Coordinates.RELATIVE_1 else (int,)
+    if not all(type(v) in types and abs(v) < 10**9 for v in numbers):
         return Grounding(BoxStatus.WRONG_TYPES)
     label = item.get("label")
     if rules.require_label and not isinstance(label, str):
         return Grounding(BoxStatus.NO_LABEL)
-    width, height = frame.input_size
-    x1, y1, x2, y2 = numbers
-    if rules.coordinates is Coordinates.RELATIVE_1000:
-        x1, x2 = x1 * width / 1000, x2 * width / 1000
-        y1, y2 = y1 * height / 1000, y2 * height / 1000
-    box = (x1, y1, x2, y2)
-    label = label if isinstance(label, str) else None
+    return _read_numbers(numbers, label if isinstance(label, str) else None, frame, rules)
+
+
+def _read_numbers(numbers: list[float], label: str | None, frame: Frame, rules: BoxRules) -> Grounding:
+    box = rules.form.to_input(numbers, frame.input_size)
     status = _judge(box, frame.input_size, rules)
     if status is not BoxStatus.VALID:
         return Grounding(status, box, None, label)

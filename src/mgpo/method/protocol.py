@@ -22,32 +22,23 @@ from PIL import Image
 
 from mgpo.images.imaging import PixelBudget
 from mgpo.images.photograph import Photograph
-from mgpo.method.grounding import BoxRules, BoxStatus, Coordinates, Frame, Grounding, read_grounding
+from mgpo.method.grounding import (
+    BoxForm,
+    BoxOrder,
+    BoxRules,
+    BoxStatus,
+    Coordinates,
+    Frame,
+    Grounding,
+    read_grounding,
+)
 from mgpo.method.question import LETTERS, Question
 from mgpo.method.rewards import boxed
 
-EXAMPLE = '```json\n[{"bbox_2d": [x1, y1, x2, y2], "label": "what is there"}]\n```'
 UNIT = {
     Coordinates.ABSOLUTE: "in pixels of this image",
     Coordinates.RELATIVE_1000: "in thousandths of the width and height of this image",
-}
-ASK_REGION = {
-    unit: (
-        "You will be given a close-up of one region of this image before you answer. Which region do you need to see? "
-        f"Reply with its box, {text}, as JSON:\n{EXAMPLE}"
-    )
-    for unit, text in UNIT.items()
-}
-ASK_REGION_AND_ANSWER = {
-    unit: f"First give the box of the region that holds the answer, {text}, as JSON:\n{EXAMPLE}\nThen answer. "
-    for unit, text in UNIT.items()
-}
-ASK_REGION_IF_NEEDED = {
-    unit: (
-        f"If you need to see a region of it close up first, reply with nothing but its box, {text}, as JSON:\n{EXAMPLE}\n"
-        "Otherwise answer now. "
-    )
-    for unit, text in UNIT.items()
+    Coordinates.RELATIVE_1: "in fractions of the width and height of this image",
 }
 SHOW_CROP = "Here is the region that you named, cut from the original image in full detail."
 SHOW_AGAIN = "That was no usable box, so here is the whole image again."
@@ -118,26 +109,26 @@ class Protocol:
             )
 
     @classmethod
-    def from_settings(
-        cls, settings: Mapping[str, Any], budget: PixelBudget, own_coordinates: Coordinates | None
-    ) -> Protocol:
+    def from_settings(cls, settings: Mapping[str, Any], budget: PixelBudget, own_form: BoxForm | None) -> Protocol:
         """Build a protocol from a run's settings (the fields of `MGPOConfig`); missing ones take the paper's values.
 
         Args:
             settings: settings by name; those that do not concern the protocol are ignored.
             budget: pixel budget of every image shown.
-            own_coordinates: how the model's family writes boxes, for `coordinates: auto`; None if that is not known.
+            own_form: how the model's family writes boxes, where the settings say `auto`; None if that is not known.
 
         Raises:
             ValueError: the method asks for boxes, and neither the settings nor the family say how they are written.
         """
-        way, unit, usual = settings.get("method", "mgpo"), settings.get("coordinates", "auto"), BoxRules()
+        way, usual = settings.get("method", "mgpo"), BoxRules()
         method = Method.DIRECT if way == "sft" else Method(way)
-        written = own_coordinates if unit == "auto" else Coordinates(unit)
-        if written is None and method is not Method.DIRECT:
+        form = _form(settings, own_form)
+        if form is None and method is not Method.DIRECT:
             raise ValueError(
-                "It is not known how this model family writes boxes. Set coordinates (on the command line: --coordinates) "
-                "to absolute, for pixels of the image that the model was given, or relative_1000, for thousandths of its sides."
+                "It is not known how this model family writes boxes. Set coordinates (on the command line: --coordinates) to "
+                "absolute, for pixels of the image that the model was given, relative_1000, for thousandths of its sides, or "
+                "relative_1, for fractions of them. Set box_order to yxyx if it writes top before left, and box_key if its key "
+                "is not bbox_2d."
             )
         return cls(
             method=method,
@@ -146,7 +137,7 @@ class Protocol:
             box=BoxRules(
                 settings.get("min_box_side", usual.min_side_px),
                 settings.get("max_box_aspect", usual.max_aspect),
-                coordinates=written or usual.coordinates,
+                form=form or usual.form,
             ),
             budget=budget,
         )
@@ -160,6 +151,20 @@ class Protocol:
     def turns(self) -> int:
         """The largest number of turns that the model gets."""
         return self.max_turns if self.looks_again else 1
+
+
+def _form(settings: Mapping[str, Any], own: BoxForm | None) -> BoxForm | None:
+    """The family's form with what the settings say instead; None if neither says the unit."""
+    given = {name: settings.get(name, "auto") for name in ("coordinates", "box_order", "box_key")}
+    if own is None and given["coordinates"] == "auto":
+        return None
+    form = own or BoxForm()
+    return BoxForm(
+        form.coordinates if given["coordinates"] == "auto" else Coordinates(given["coordinates"]),
+        form.order if given["box_order"] == "auto" else BoxOrder(given["box_order"]),
+        form.key if given["box_key"] == "auto" else given["box_key"],
+        form.bare,
+    )
 
 
 @dataclass(frozen=True)
@@ -270,14 +275,38 @@ def neutral(text: str) -> str:
 
 def opening_text(question: Question, protocol: Protocol) -> str:
     """Text of the first user turn. For `mgpo` the choices are withheld: the box must come from the question alone."""
-    unit = protocol.box.coordinates
+    form = protocol.box.form
     if protocol.method is Method.MGPO:
-        return neutral(question.question.strip()) + "\n" + ASK_REGION[unit]
+        return neutral(question.question.strip()) + "\n" + ask_region(form)
     if protocol.method is Method.GRPO:
-        return asked(question) + "\n" + ASK_REGION_AND_ANSWER[unit] + ask_answer(question)
+        return asked(question) + "\n" + ask_region_and_answer(form) + ask_answer(question)
     if protocol.method is Method.ADAPTIVE:
-        return asked(question) + "\n" + ASK_REGION_IF_NEEDED[unit] + ask_answer(question)
+        return asked(question) + "\n" + ask_region_if_needed(form) + ask_answer(question)
     return asked(question) + "\n" + ask_answer(question)
+
+
+def ask_region(form: BoxForm) -> str:
+    """The request for a box in turn 1 of MGPO."""
+    return (
+        "You will be given a close-up of one region of this image before you answer. Which region do you need to see? "
+        f"Reply with its box, {UNIT[form.coordinates]}, as JSON:\n{form.example}"
+    )
+
+
+def ask_region_and_answer(form: BoxForm) -> str:
+    """The request for a box and the answer in one turn."""
+    return (
+        f"First give the box of the region that holds the answer, {UNIT[form.coordinates]}, as JSON:\n{form.example}\n"
+        "Then answer. "
+    )
+
+
+def ask_region_if_needed(form: BoxForm) -> str:
+    """The request for a box or an answer."""
+    return (
+        "If you need to see a region of it close up first, reply with nothing but its box, "
+        f"{UNIT[form.coordinates]}, as JSON:\n{form.example}\nOtherwise answer now. "
+    )
 
 
 def user_texts(question: Question, protocol: Protocol) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from mgpo.method.mathgrade import same_value, without_unit
 from mgpo.method.question import LETTERS
+from mgpo.method.thinking import spoken
 
 _LETTER = re.compile(
     r"((?:the\s+)?(?:(?:best|correct|right|final)\s+)?(?:option|choice|answer)\b:?\s*(?:is\b:?\s*)?)?"
@@ -42,7 +43,8 @@ _SPACES = re.compile(r"\\[,;:! ]|~")
 
 
 def boxed(text: str) -> str | None:
-    r"""Content of the last complete `\boxed{...}` of a text, braces balanced; None if there is none."""
+    r"""Content of the last complete `\boxed{...}` after a turn's thinking block, braces balanced; None if there is none."""
+    text = spoken(text)
     begin = end = -1
     boxes = {box.end() for box in _BOX.finditer(text)}
     opened: list[int] = []  # one pass over all braces: model text may hold thousands of unclosed ones

@@ -22,10 +22,10 @@ import yaml
 from mgpo.config import SFT, DataArguments, MGPOConfig
 from mgpo.data.loading import load_rows, refused
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.grounding import Coordinates
+from mgpo.method.grounding import BoxForm
 from mgpo.method.protocol import Protocol
 from mgpo.planning.memory import memory_lines
-from mgpo.policies.families import coordinates_of_name, default_coordinates
+from mgpo.policies.families import form_of, form_of_name
 from mgpo.policies.loading import budget_of, load_processor, resolve
 from mgpo.training.run import enough_questions, parse
 
@@ -40,12 +40,12 @@ class ModelFacts:
     Attributes:
         context: `max_position_embeddings`, in tokens.
         budget: its pixel budget where the recipe sets none (`mgpo.policies.loading.own_budget`).
-        coordinates: how its family writes boxes.
+        form: how its family writes boxes.
     """
 
     context: int | None = None
     budget: PixelBudget | None = None
-    coordinates: Coordinates | None = None
+    form: BoxForm | None = None
 
 
 def validate_recipe(recipe: Path, overrides: list[str]) -> list[str]:
@@ -63,7 +63,7 @@ def validate_recipe(recipe: Path, overrides: list[str]) -> list[str]:
     """
     devices, data, config = _read(recipe, overrides)
     facts = model_facts(data.model_name_or_path)
-    protocol = config.protocol(facts.budget or PixelBudget(), facts.coordinates)
+    protocol = config.protocol(facts.budget or PixelBudget(), facts.form)
     images_known = facts.budget is not None or config.max_pixels is not None
     lines = [f"{recipe}: {config.method} from {data.model_name_or_path} on {_count(devices, 'device')}"]
     if config.method == SFT:
@@ -94,8 +94,8 @@ def model_facts(name: str) -> ModelFacts:
         raise ValueError(f"model_name_or_path: {error}") from error
     if not folder.is_dir():
         if re.search(r"Qwen2\.5-VL-\d+B", name):
-            return ModelFacts(QWEN2_5_VL_CONTEXT, PixelBudget.usual(), Coordinates.ABSOLUTE)
-        return ModelFacts(coordinates=coordinates_of_name(name) or Coordinates.ABSOLUTE)  # training asks its config
+            return ModelFacts(QWEN2_5_VL_CONTEXT, PixelBudget.usual(), BoxForm())
+        return ModelFacts(form=form_of_name(name) or BoxForm())  # training asks its config
     from transformers import AutoConfig
 
     try:
@@ -106,7 +106,7 @@ def model_facts(name: str) -> ModelFacts:
     except (OSError, ValueError) as error:
         raise ValueError(f"model_name_or_path: {name} is not a checkpoint with a processor ({error}).") from error
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return ModelFacts(context, budget, default_coordinates(config.model_type))
+    return ModelFacts(context, budget, form_of(config.model_type))
 
 
 def _read(recipe: Path, overrides: list[str]) -> tuple[int, DataArguments, MGPOConfig]:

@@ -17,7 +17,7 @@ from PIL import Image
 from mgpo.images.imaging import PixelBudget
 from mgpo.method.protocol import UserTurn
 from mgpo.policies.client import openai_client
-from mgpo.policies.families import coordinates_of_name
+from mgpo.policies.families import family_of_name
 from mgpo.policies.turn_loop import Said
 
 KEY = "MGPO_ENDPOINT_KEY"
@@ -33,19 +33,20 @@ class EndpointPolicy:
             MGPO_ENDPOINT_KEY.
         model: the model's name on the server. If it contains the name of a known family, that decides how boxes are
             written.
-        budget: pixel budget of each image; by default the method's.
+        budget: pixel budget of each image; by default the method's, in the units of the model's family.
 
     Raises:
         ValueError: the package `openai` is missing (`pip install "mgpo[endpoint]"`), or the URL holds a secret.
     """
 
-    def __init__(self, endpoint: str, model: str, budget: PixelBudget = PixelBudget()) -> None:
+    def __init__(self, endpoint: str, model: str, budget: PixelBudget | None = None) -> None:
         self._client = openai_client(endpoint, KEY, SECONDS)
         import openai
 
         self._failure = openai.OpenAIError
-        self.model, self.budget = model, budget
-        self.coordinates = coordinates_of_name(model)
+        family = family_of_name(model)
+        self.model, self.box_form = model, family.form if family else None
+        self.budget = budget or PixelBudget.usual((family and family.factor) or PixelBudget.factor)
 
     def set_budget(self, budget: PixelBudget) -> None:
         """Set the pixel budget that every image will be within."""

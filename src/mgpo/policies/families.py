@@ -1,41 +1,96 @@
-"""How model families write boxes. It is never guessed for an unknown family: a wrong frame trains on wrong crops.
+"""Model families: how each writes boxes and cuts images into tokens. One description per family, in one place.
 
-Qwen2.5-VL is the only one of Qwen's families that writes pixels of the image it was given; MiMo-VL is built on it.
-Qwen2-VL, Qwen3-VL and later ones, InternVL and GLM-4.5V and 4.6V write thousandths of the image's sides. Sources: the
-model cards and cookbooks of the families.
+    family_of("qwen3_vl").form                       # thousandths, x1 y1 x2 y2, key bbox_2d
+    family_of_name("Qwen/Qwen3-VL-8B-Instruct")      # where only the name is known, e.g. behind an endpoint
+
+Nothing is guessed for an unknown family: a wrong frame would train on wrong crops. `docs/models.md` says what was tested
+with each.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
-from mgpo.method.grounding import Coordinates
+from mgpo.method.grounding import BoxForm, Coordinates
 
-FAMILIES = {
-    "qwen2_5_vl": Coordinates.ABSOLUTE,  # MiMo-VL's checkpoints have this model type too
-    **dict.fromkeys(
-        ("qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "internvl", "glm4v_moe", "glm46v"),
-        Coordinates.RELATIVE_1000,
+_PIXELS = BoxForm(Coordinates.ABSOLUTE)
+_THOUSANDTHS = BoxForm(Coordinates.RELATIVE_1000)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What differs between model families.
+
+    Attributes:
+        name: as people call it.
+        model_types: `model_type` of its configurations.
+        pattern: regular expression of its models' names, in lower case and with hyphens.
+        form: how it was trained to write boxes.
+        factor: the sides of its images are multiples of this, in pixels: patch size times merge size; None where images are
+            cut into tiles instead.
+        source: where the facts are from.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    pattern: str
+    form: BoxForm
+    factor: int | None
+    source: str
+
+
+FAMILIES = (
+    Family(
+        "Qwen2-VL", ("qwen2_vl",), r"qwen2-?vl", _THOUSANDTHS, 28,
+        "arXiv 2409.12191, section 2.1: boxes within [0, 1000)",
     ),
-}
-"""How boxes are written, by the model type in a model's configuration."""
-NAMES = {
-    r"qwen2\.5-?vl|mimo-?vl": Coordinates.ABSOLUTE,
-    r"qwen2-?vl|qwen3-?vl|qwen3\.5|internvl|glm-?4\.[56]v": Coordinates.RELATIVE_1000,
-}
-"""How boxes are written, by a pattern in the model's name, where only the name is known, e.g. behind an endpoint."""
+    Family(
+        "Qwen2.5-VL", ("qwen2_5_vl",), r"qwen2\.5-?vl|mimo-?vl", _PIXELS, 28,
+        "arXiv 2502.13923, section 2.1.2: coordinates in the actual dimensions of the input; MiMo-VL keeps architecture and form",
+    ),
+    Family(
+        "Qwen3-VL", ("qwen3_vl", "qwen3_vl_moe"), r"qwen3-?vl", _THOUSANDTHS, 32,
+        "cookbook 2d_grounding of the Qwen3-VL repository: relative coordinates from 0 to 1000",
+    ),
+    Family(
+        "Qwen3.5", ("qwen3_5", "qwen3_5_moe"), r"qwen3\.5", _THOUSANDTHS, 32,
+        "as Qwen3-VL, whose processor it uses",
+    ),
+    Family(
+        "GLM-4.5V and 4.6V", ("glm4v_moe", "glm46v"), r"glm-?4\.[56]v",
+        BoxForm(Coordinates.RELATIVE_1000, bare=True), 28,
+        "model cards of GLM-4.5V and GLM-4.6V: [[x1, y1, x2, y2]] between box tags, in thousandths",
+    ),
+    Family(
+        "InternVL 3 and 3.5", ("internvl",), r"internvl", BoxForm(Coordinates.RELATIVE_1000, bare=True), None,
+        "documentation of InternVL, grounding data: <box>[[x1, y1, x2, y2]]</box>, in thousandths",
+    ),
+)  # fmt: skip
 
 
-def default_coordinates(model_type: str) -> Coordinates | None:
-    """How models of a type, e.g. `qwen2_5_vl`, write boxes; None if the family is not known."""
-    return FAMILIES.get(model_type)
+def family_of(model_type: str) -> Family | None:
+    """The family of a model type, e.g. `qwen2_5_vl`; None if it is not known."""
+    return next((family for family in FAMILIES if model_type in family.model_types), None)
 
 
-def coordinates_of_name(model: str) -> Coordinates | None:
-    """How a model of this name, e.g. `Qwen/Qwen3-VL-8B-Instruct`, writes boxes; None if the name does not decide it.
+def form_of(model_type: str) -> BoxForm | None:
+    """How models of a type write boxes; None if the family is not known."""
+    family = family_of(model_type)
+    return family.form if family else None
 
-    It does not if it contains no known family, or families that differ.
+
+def family_of_name(model: str) -> Family | None:
+    """The family of a model of this name, e.g. `Qwen/Qwen3-VL-8B-Instruct`.
+
+    None if the name holds no known family, or families that write boxes in different ways.
     """
     plain = re.sub(r"[_\s]", "-", model.lower())
-    found = {unit for pattern, unit in NAMES.items() if re.search(pattern, plain)}
-    return found.pop() if len(found) == 1 else None
+    found = [family for family in FAMILIES if re.search(family.pattern, plain)]
+    return found[0] if len({family.form for family in found}) == 1 else None
+
+
+def form_of_name(model: str) -> BoxForm | None:
+    """How a model of this name writes boxes; None if the name does not decide it."""
+    family = family_of_name(model)
+    return family.form if family else None

@@ -11,9 +11,9 @@ from PIL import Image
 from transformers import GenerationConfig
 
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.grounding import Coordinates
+from mgpo.method.grounding import BoxForm
 from mgpo.method.protocol import UserTurn
-from mgpo.policies.families import default_coordinates
+from mgpo.policies.families import form_of
 from mgpo.policies.loading import budget_of, load_model, load_processor, set_budget
 from mgpo.policies.shared.packed import use_packed_attention
 from mgpo.policies.shared.sampler import SharedSampler
@@ -41,7 +41,7 @@ class TokenPolicy:
 
     def follow(self, conversation: Conversation, said: Said, turn: UserTurn) -> None:
         """Append what the model said and the next user turn."""
-        conversation.ids += said.ids + self.tokens.reply(turn, closed=said.ids[-1:] == [self.tokens.eos_id])
+        conversation.ids += said.ids + self.tokens.reply(turn, closed=said.ids[-1:] == [self.tokens.turn_end_id])
         if turn.image is not None:
             conversation.images.append(turn.image)
 
@@ -59,7 +59,7 @@ class TokenPolicy:
     def write(self, text: str) -> Said:
         """A turn with this text, as if the model had said it."""
         ids = self.tokens.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return Said([*ids, self.tokens.eos_id], text, False)
+        return Said([*ids, self.tokens.turn_end_id], text, False)
 
 
 class LocalPolicy(TokenPolicy):
@@ -79,7 +79,7 @@ class LocalPolicy(TokenPolicy):
         self.banned_ids = self.tokens.banned_ids()
         own = model.generation_config.eos_token_id
         own = own if isinstance(own, list) else [] if own is None else [own]
-        self._ends = sorted({self.tokens.eos_id, *own})
+        self._ends = sorted({self.tokens.turn_end_id, *own})
         self._shared: SharedSampler | None = None
         try:
             use_packed_attention(model)
@@ -100,9 +100,9 @@ class LocalPolicy(TokenPolicy):
         return budget_of(self.processor)
 
     @property
-    def coordinates(self) -> Coordinates | None:
+    def box_form(self) -> BoxForm | None:
         """How its family writes boxes; None if that is not known."""
-        return default_coordinates(self.model.config.model_type)
+        return form_of(self.model.config.model_type)
 
     def set_budget(self, budget: PixelBudget) -> None:
         """Make the processor agree with the protocol's pixel budget."""
@@ -161,5 +161,5 @@ class LocalPolicy(TokenPolicy):
         end = next((at for at, token in enumerate(ids) if token in self._ends), None)
         if end is not None:
             ids = ids[: end + 1]
-        text = self.tokens.tokenizer.decode(ids, skip_special_tokens=True)
+        text = self.tokens.decode(ids)
         return Said(ids, text, end is None)

@@ -7,6 +7,7 @@ sampled.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,24 +15,42 @@ import torch
 from PIL import Image
 
 from mgpo.method.protocol import UserTurn
+from mgpo.method.thinking import BLOCKS
 
-BANNED_UNLESS_END = ("vision", "image", "video", "im_start", "object_ref", "box_", "quad_")
+BANNED_UNLESS_END = (
+    "vision", "image", "video", "im_start", "object_ref", "box_", "quad_", "|assistant", "|system",
+)  # fmt: skip
+"""Parts of the names of special tokens that begin a turn, or stand for an image or a region."""
+_EMPTY_BLOCK = re.compile("|".join(rf"{re.escape(start)}\\s*{re.escape(end)}\\s*" for start, end in BLOCKS))
+"""Templates of thinking models write an empty block before the last answer and leave it out of earlier ones."""
+SAID = "\u2063said"
+"""Stands for what the model said where a template is rendered; no template contains it."""
 
 
 class TurnTokens:
     """Writes user turns as token ids in a model's chat format.
 
     Args:
-        processor: a Qwen2-VL-like processor (tokenizer, chat template, image processor with patch and merge size).
+        processor: a processor whose images are one grid of patches each: tokenizer, chat template, and an image processor
+            with patch and merge size (Qwen2-VL and later ones of Qwen, GLM-4.5V and 4.6V).
+        template_kwargs: variables of the chat template, e.g. `enable_thinking`.
+
+    Attributes:
+        turn_end_id: what the model writes to end its turn, and what the template writes after it: `<|im_end|>`, or for GLM
+            the `<|user|>` of the turn that follows.
+        opens_thinking: whether the template opens a thinking block where the model's turn begins.
     """
 
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, processor: Any, template_kwargs: dict[str, Any] | None = None) -> None:
         self.processor = processor
         self.tokenizer = processor.tokenizer
-        self.eos_id: int = self.tokenizer.eos_token_id
+        self.template_kwargs = template_kwargs or {}
         self.image_token: str = processor.image_token
         self.image_token_id: int = processor.image_token_id
         self.factor: int = processor.image_processor.patch_size * processor.image_processor.merge_size
+        opening = self._rendered([{"role": "user", "content": "?"}])
+        self.opens_thinking = opening.rstrip().endswith(tuple(start for start, _ in BLOCKS))
+        self.turn_end_id: int = self._after_said([{"role": "user", "content": "?"}])[0]
 
     def image_tokens(self, image: Image.Image) -> int:
         """Number of placeholders for an image that has its final size.
@@ -54,17 +73,16 @@ class TurnTokens:
 
     def opening(self, turn: UserTurn) -> list[int]:
         """Ids of a conversation that consists of one user turn, up to where the model's turn begins."""
-        return self._ids([_message(turn)], turn)
+        return self._ids(self._rendered([_message(turn)]), turn)
 
     def reply(self, turn: UserTurn, closed: bool) -> list[int]:
-        """Ids to append after the model's turn: an end-of-turn token if it is not `closed` yet, then the user turn."""
-        spoken = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-        before = self._ids(spoken, None, generate=False)
-        whole = self._ids([*spoken, _message(turn)], turn)
-        end = len(before) - before[::-1].index(self.eos_id)  # templates write "\n" after the end-of-turn token
-        if whole[:end] != before[:end]:
-            raise RuntimeError("The chat template rewrites earlier turns, so turns cannot be appended to a rollout.")
-        return whole[end:] if closed else whole[end - 1 :]
+        """Ids to append after the model's turn: an end-of-turn token if it is not `closed` yet, then the user turn.
+
+        Only what the template writes after the model's turn is used, so a template that drops or rewrites earlier thinking
+        changes nothing: what the model said stays as it was sampled.
+        """
+        ids = self._after_said([_message(turn)], turn)
+        return ids[1:] if closed else ids
 
     def text_tokens(self, text: str, opening: bool) -> int:
         """An upper bound of a user turn's tokens without its image (the image's two delimiters count as text)."""
@@ -73,7 +91,7 @@ class TurnTokens:
 
     def banned_ids(self) -> list[int]:
         """Special tokens that must never be sampled: a sampled vision placeholder has no image features."""
-        ends = {self.eos_id, self.tokenizer.pad_token_id}
+        ends = {self.turn_end_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
         names = {str(t): i for t, i in self.tokenizer.get_added_vocab().items() if i not in ends}
         return sorted(i for name, i in names.items() if any(part in name for part in BANNED_UNLESS_END) and "|" in name)
 
@@ -103,10 +121,31 @@ class TurnTokens:
         if tokens != features:
             raise RuntimeError(f"Sample {name!r} holds {tokens} image tokens for {features} image features.")
 
-    def _ids(self, messages: list[dict[str, Any]], turn: UserTurn | None, generate: bool = True) -> list[int]:
-        text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generate, chat_template=self.processor.chat_template
+    def decode(self, ids: Sequence[int]) -> str:
+        """What a turn of the model says, with the opening of its thinking block where the template wrote that."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return BLOCKS[0][0] + text if self.opens_thinking else text
+
+    def _rendered(self, messages: list[dict[str, Any]], generate: bool = True) -> str:
+        text: str = self.tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=generate,
+            chat_template=self.processor.chat_template,
+            **self.template_kwargs,
         )
+        return text
+
+    def _after_said(self, messages: list[dict[str, Any]], turn: UserTurn | None = None) -> list[int]:
+        """Ids of what the template writes between the model's turn and the next one, if `messages` follow it."""
+        said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": SAID}]
+        before, found, _ = self._rendered(said, generate=False).rpartition(SAID)
+        head, found_again, after = self._rendered([*said, *messages]).rpartition(SAID)
+        if not (found and found_again) or _EMPTY_BLOCK.sub("", before) != _EMPTY_BLOCK.sub("", head):
+            raise RuntimeError("The chat template rewrites earlier turns, so turns cannot be appended to a rollout.")
+        return self._ids(after, turn)
+
+    def _ids(self, text: str, turn: UserTurn | None) -> list[int]:
         if turn is not None and turn.image is not None:
             head, found, tail = text.partition(self.image_token)
             if not found:

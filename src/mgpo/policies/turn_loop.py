@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.grounding import Coordinates
+from mgpo.method.grounding import BoxForm
 from mgpo.method.protocol import Episode, Method, UserTurn
 from mgpo.method.protocol import Protocol as TurnProtocol
 
@@ -42,7 +42,7 @@ class Speaker(Protocol):
 class Policy(Speaker, Protocol):
     """Interface of a policy that is asked questions.
 
-    `budget` and `coordinates` are those that its model is used to; `coordinates` is None if that is not known.
+    `budget` and `box_form` are those that its model is used to; `box_form` is None if that is not known.
     """
 
     @property
@@ -50,7 +50,7 @@ class Policy(Speaker, Protocol):
         """Pixels that an image may have."""
 
     @property
-    def coordinates(self) -> Coordinates | None:
+    def box_form(self) -> BoxForm | None:
         """How the model writes boxes."""
 
     def set_budget(self, budget: PixelBudget) -> None:

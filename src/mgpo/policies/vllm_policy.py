@@ -8,8 +8,8 @@ from typing import Any
 from transformers import AutoConfig
 
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.grounding import Coordinates
-from mgpo.policies.families import default_coordinates
+from mgpo.method.grounding import BoxForm
+from mgpo.policies.families import form_of
 from mgpo.policies.loading import budget_of, load_processor, resolve, set_budget
 from mgpo.policies.local import Conversation, TokenPolicy
 from mgpo.policies.tokens import TurnTokens
@@ -37,9 +37,7 @@ class VLLMPolicy(TokenPolicy):
         self._vllm = vllm
         self.processor = load_processor(model)
         self.tokens = TurnTokens(self.processor)
-        self.coordinates: Coordinates | None = default_coordinates(
-            AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
-        )
+        self.box_form: BoxForm | None = form_of(AutoConfig.from_pretrained(path, trust_remote_code=False).model_type)
         pictures = {"image": IMAGES_PER_PROMPT, "video": 0}
         self.llm = vllm.LLM(model=path, load_format="safetensors", limit_mm_per_prompt=pictures, **settings)
 
@@ -77,5 +75,5 @@ class VLLMPolicy(TokenPolicy):
 
     def _said(self, out: Any) -> Said:
         ids = list(out.token_ids)
-        text = self.tokens.tokenizer.decode(ids, skip_special_tokens=True)
+        text = self.tokens.decode(ids)
         return Said(ids, text, out.finish_reason == "length")

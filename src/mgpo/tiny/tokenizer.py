@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from mgpo.method import protocol
-from mgpo.method.grounding import Coordinates
+from mgpo.method.grounding import BoxForm
 from mgpo.tiny.model import VOCAB_SIZE
 from mgpo.worlds.needle import ASK, HOW_MANY, WHICH_COLOUR
 from mgpo.worlds.scene import COLOURS, DIRECTIONS, LETTERS, SHAPES
@@ -43,10 +43,9 @@ CHAT_TEMPLATE = (
 )
 """Qwen2.5-VL's format, without a system turn unless the conversation has one."""
 
-_ABSOLUTE = Coordinates.ABSOLUTE
 PHRASES = (
-    protocol.ASK_REGION[_ABSOLUTE],
-    protocol.ASK_REGION_AND_ANSWER[_ABSOLUTE],
+    protocol.ask_region(BoxForm()),
+    protocol.ask_region_and_answer(BoxForm()),
     protocol.SHOW_CROP,
     protocol.SHOW_AGAIN,
     protocol.ASK_MORE,

@@ -27,7 +27,7 @@ from mgpo.data.reading import BadRow
 from mgpo.data.sources import files_of, unread_columns, unread_note
 from mgpo.errors import Stopped
 from mgpo.files import write_whole
-from mgpo.policies.families import default_coordinates
+from mgpo.policies.families import form_of
 from mgpo.policies.loading import budget_of, load_processor, model_type_of
 from mgpo.policies.tokens import TurnTokens
 from mgpo.runs.checkpoints import step_of
@@ -199,8 +199,8 @@ def _questions(
 def admission_of(data: DataArguments, config: MGPOConfig) -> Admission:
     """The checks that a row must pass for this policy and these settings."""
     processor = load_processor(data.model_name_or_path)
-    family = default_coordinates(model_type_of(data.model_name_or_path))
-    protocol = config.protocol(budget_of(processor), family)
+    form = form_of(model_type_of(data.model_name_or_path))
+    protocol = config.protocol(budget_of(processor), form)
     most = None if config.method == SFT else config.max_reply_tokens
     return Admission(protocol, TurnTokens(processor).text_tokens, most, data.check_images)
 

@@ -11,7 +11,7 @@ from mgpo.config import DataArguments, MGPOConfig
 from mgpo.images.photograph import Photograph
 from mgpo.method.protocol import Protocol, neutral, opening_text
 from mgpo.method.question import Question
-from mgpo.policies.families import default_coordinates
+from mgpo.policies.families import form_of
 from mgpo.policies.loading import budget_of, load_processor, model_type_of, resolve, set_budget
 from mgpo.policies.shared.vision_cache import remember_towers
 from mgpo.runs.log import RunLog
@@ -57,7 +57,7 @@ def build_sft_trainer(data: DataArguments, config: MGPOConfig, questions: Any, a
     """The trainer of the supervised baseline, from the same settings as MGPO's; it is evaluated on `asked`."""
     name = data.model_name_or_path
     processor = load_processor(name)
-    protocol = config.protocol(budget_of(processor), default_coordinates(model_type_of(name)))
+    protocol = config.protocol(budget_of(processor), form_of(model_type_of(name)))
     set_budget(processor, protocol.budget)
     config.min_pixels, config.max_pixels = (
         protocol.budget.min_pixels,

@@ -35,7 +35,7 @@ from mgpo.method.metrics import episode_metrics
 from mgpo.method.protocol import Episode, Method
 from mgpo.method.question import Question
 from mgpo.method.rewards import accuracy_reward
-from mgpo.policies.families import default_coordinates
+from mgpo.policies.families import form_of
 from mgpo.policies.loading import load_processor, model_type_of, own_budget, resolve, set_budget
 from mgpo.policies.pixel_memory import pixels_once
 from mgpo.policies.tokens import TurnTokens
@@ -53,7 +53,7 @@ from mgpo.training.vllm_sampling import VLLMSampling
 from mgpo.training.weights import freeze_vision_tower
 
 ASKED_WITH = (
-    "method", "max_turns", "crop_frame", "coordinates", "min_pixels", "max_pixels", "min_box_side", "max_box_aspect",
+    "method", "max_turns", "crop_frame", "coordinates", "box_order", "box_key", "min_pixels", "max_pixels", "min_box_side", "max_box_aspect",
     "max_grounding_tokens", "max_answer_tokens",
 )  # fmt: skip
 """Settings with which a trained model is to be asked."""
@@ -84,14 +84,15 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         name = model if isinstance(model, str) else model.config._name_or_path
         processor = processing_class or load_processor(name)
         model_type = model_type_of(model)
-        self.protocol = args.protocol(own_budget(name, processor), default_coordinates(model_type))
+        self.protocol = args.protocol(own_budget(name, processor), form_of(model_type))
         processor.tokenizer.padding_side = "left"  # TRL sets it only on a processor that it loads itself
         set_budget(processor, self.protocol.budget)
         self.turn_tokens = TurnTokens(processor)
         args.fit_completion(self.protocol)
         args.check_vllm_length(self.protocol)
         args.min_pixels, args.max_pixels = self.protocol.budget.min_pixels, self.protocol.budget.max_pixels
-        args.coordinates = str(self.protocol.box.coordinates)
+        form = self.protocol.box.form
+        args.coordinates, args.box_order, args.box_key = str(form.coordinates), str(form.order), form.key
         banned = (
             {"bad_words": banned_words(self.turn_tokens)}
             if args.use_vllm

@@ -90,7 +90,7 @@ class PolicyInTraining:
         Raises:
             ValueError: its text is over the limit.
         """
-        ids = self.tokens.reply(turn, closed=said.ids[-1:] == [self.tokens.eos_id])
+        ids = self.tokens.reply(turn, closed=said.ids[-1:] == [self.tokens.turn_end_id])
         check_text(conversation.name, len(ids) - self.tokens.image_tokens(turn.image), self.most_text_tokens)
         conversation.ids += ids
         conversation.mask += [0] * len(ids)
@@ -121,5 +121,5 @@ class PolicyInTraining:
         return turns
 
     def _said(self, ids: list[int]) -> Said:
-        text = self.tokens.tokenizer.decode(ids, skip_special_tokens=True)
+        text = self.tokens.decode(ids)
         return Said(ids, text, not ids or ids[-1] not in self.ends)

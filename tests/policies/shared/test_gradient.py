@@ -117,7 +117,7 @@ def test_it_would_notice_a_token_of_the_environment(random_tiny, tmp_path, rows,
     episodes = by_hand(trainer, processor)
     ids, learned, vision, advantage = episodes[1]
     first_end = int(learned.int().argmax()) + len(Script.ids(trainer._tokenizer, MIXED[0][1]))
-    assert ids[first_end] == trainer.turn_tokens.eos_id and not learned[first_end]
+    assert ids[first_end] == trainer.turn_tokens.turn_end_id and not learned[first_end]
     learned[first_end] = True
     plain_grpo(plain, plain, episodes).backward()
     name = "model.language_model.norm.weight"
