@@ -46,7 +46,7 @@ def write_by_hand():
         said = (FIRST, LAST)[turn["number"] % 2]
         turn["number"] += 1
         at = trainer.accelerator.process_index * len(ids)
-        return [Script.ids(trainer._tokenizer, said[(at + i) % len(said)]) for i in range(len(ids))]
+        return [Script.ids(trainer.turn_tokens, said[(at + i) % len(said)]) for i in range(len(ids))]
 
     SharedPrefix.next_turn = lambda sharing, *rest: say(sharing.trainer, *rest)
     from trl import GRPOTrainer

@@ -101,7 +101,7 @@ class Script:
         def say(trainer, prompt_ids, images, fields, *args, **kwargs):
             said = script.turns[len(script.calls) % len(script.turns)]
             script.calls.append({"ids": [list(ids) for ids in prompt_ids], "images": images, "fields": fields})
-            return [script.ids(trainer._tokenizer, said[i % len(said)]) for i in range(len(prompt_ids))], None
+            return [script.ids(trainer.turn_tokens, said[i % len(said)]) for i in range(len(prompt_ids))], None
 
         monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", say)
         monkeypatch.setattr(
@@ -110,10 +110,11 @@ class Script:
         return self
 
     @staticmethod
-    def ids(tokenizer, said):
+    def ids(tokens, said):
+        """Ids of a turn, with the family's own end unless it is cut off."""
         text, ended = (said[0], False) if isinstance(said, tuple) else (said, True)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids + [tokenizer.eos_token_id] if ended else ids
+        ids = tokens.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids + [tokens.turn_end_id] if ended else ids
 
 
 MIXED = (

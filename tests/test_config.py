@@ -81,8 +81,8 @@ def test_the_longest_episode_takes_exactly_what_was_proved(random_tiny, tmp_path
     """Every limit reached at once: turn 1 cut off, the largest images, the longest reply. Nothing is cut, one token less is refused."""
     square = [row | {"image": rows[2]["image"]} for row in rows[:1]]  # 560 x 560 px: the whole budget
     probe = make_trainer(random_tiny, tmp_path, square, per_device_train_batch_size=2)
-    grounding = Script.ids(probe._tokenizer, (box((20, 20, 120, 120)), CUT))
-    answer = Script.ids(probe._tokenizer, ("\\boxed{A", CUT))
+    grounding = Script.ids(probe.turn_tokens, (box((20, 20, 120, 120)), CUT))
+    answer = Script.ids(probe.turn_tokens, ("\\boxed{A", CUT))
     Script((((box((20, 20, 120, 120)), CUT),), (("\\boxed{A", CUT),))).install(monkeypatch)
     limits = {
         "max_grounding_tokens": len(grounding),

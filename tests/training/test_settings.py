@@ -20,7 +20,7 @@ def test_single_turn_runs_and_logs_grounding(random_tiny, tmp_path, rows, monkey
     assert "tool_mask" not in output and output["num_images"] == [1, 1, 1, 1]
     for i in range(4):
         prompt, completion, _ = unpadded(output, i)
-        assert completion == Script.ids(trainer._tokenizer, said[i])
+        assert completion == Script.ids(trainer.turn_tokens, said[i])
         grid = output["image_grid_thw"][i]
         assert prompt.count(trainer.turn_tokens.image_token_id) == grid.prod() // 4
         assert prompt == trainer.turn_tokens.opening(trainer._episodes[i].user_turns[0])
@@ -57,7 +57,7 @@ def test_three_turns_with_an_early_answer(random_tiny, tmp_path, rows, monkeypat
         _, ids, mask = unpadded(output, i)
         learned = [t for t, m in zip(ids, mask) if m]
         spoken = [turn[i] for turn in script.turns][: len(episode.model_turns)]
-        assert learned == [t for said in spoken for t in Script.ids(tokenizer, said)]
+        assert learned == [t for said in spoken for t in Script.ids(trainer.turn_tokens, said)]
     assert tokenizer.decode(unpadded(output, 0)[1]).endswith("\\boxed{A}<|im_end|>")
     assert trainer._metrics["train"]["rewards/accuracy_reward/mean"][-1] == 0.75
 

@@ -32,7 +32,7 @@ def test_the_mask_is_one_on_sampled_tokens_and_zero_on_all_others(mixed, rows):
     for i, intro in enumerate(intros):
         row = rows[i // 2]
         _, ids, mask = unpadded(output, i)
-        first, last = Script.ids(tokenizer, MIXED[0][i]), Script.ids(tokenizer, MIXED[1][i])
+        first, last = Script.ids(trainer.turn_tokens, MIXED[0][i]), Script.ids(trainer.turn_tokens, MIXED[1][i])
         forced = [] if first[-1] == eos else [eos]
         environment = environment_ids(tokenizer, intro, row, trainer._episodes[i].user_turns[1].image)
         assert ids == first + forced + environment + last
@@ -73,7 +73,7 @@ def test_turn_two_is_sampled_with_the_whole_history(mixed):
     first, second = script.calls
     for i, episode in enumerate(trainer._episodes):
         prompt, completion, _ = unpadded(output, i)
-        last = Script.ids(trainer._tokenizer, MIXED[1][i])
+        last = Script.ids(trainer.turn_tokens, MIXED[1][i])
         assert first["ids"][i] == prompt
         assert second["ids"][i] == (prompt + completion)[: -len(last)]
         assert second["images"][i] == [turn.image for turn in episode.user_turns]
@@ -186,7 +186,7 @@ def test_why_boxes_were_rejected_is_logged(mixed):
     assert logged["turns/2_truncated"] == 0.25
     assert logged["tools/failure_frequency"] == 0.5
     assert 0 < logged["grounding/crop_area"] < 1
-    first = [len(Script.ids(trainer._tokenizer, said)) for said in MIXED[0]]
+    first = [len(Script.ids(trainer.turn_tokens, said)) for said in MIXED[0]]
     assert logged["turns/1_tokens"] == pytest.approx(sum(first) / 4)
 
 

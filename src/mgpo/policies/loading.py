@@ -22,27 +22,13 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     PreTrainedModel,
-    ProcessorMixin,
 )
-from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor as _FullProcessor
 from transformers.utils import logging
 
 from mgpo.images.imaging import PixelBudget
+from mgpo.policies.processors import PROCESSORS, build_without_video
 
 TINY = "mgpo-tiny"
-
-
-class Qwen2_5_VLProcessor(_FullProcessor):
-    """Qwen2.5-VL's processor without its video half, which cannot be built where torchvision is missing.
-
-    It keeps the upstream name, so that plain transformers can load a folder that it saves.
-    """
-
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **_: Any) -> None:
-        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
-        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 
 def resolve(name_or_path: str) -> str:
@@ -93,14 +79,20 @@ def load_processor(name_or_path: str, budget: PixelBudget | None = None) -> Any:
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
     else:
         model_type = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
-        if model_type not in {"qwen2_5_vl", "qwen2_vl"}:
+        if model_type not in PROCESSORS:
             raise ImportError(
                 f"The processor of a {model_type} model needs torchvision, which is missing or does not work with "
                 "the installed torch. Install the torchvision build that matches your torch."
             )
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         images = AutoImageProcessor.from_pretrained(path, trust_remote_code=False, backend="pil")
-        processor = Qwen2_5_VLProcessor(images, tokenizer, chat_template=tokenizer.chat_template)
+        processor = build_without_video(model_type, images, tokenizer, tokenizer.chat_template)
+    if not hasattr(processor.image_processor, "merge_size"):
+        raise ValueError(
+            f"The processor of {name_or_path} ({type(processor).__name__}) does not cut an image into one grid of patches, so "
+            "its images cannot be sized and counted here. Models of this family can be asked and evaluated behind an endpoint "
+            "(--endpoint); docs/models.md lists those that can be trained."
+        )
     processor.tokenizer.padding_side = "left"  # Qwen's default is "right"; generation and TRL's token types need "left"
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
@@ -159,12 +151,21 @@ def own_budget(name_or_path: str, processor: Any) -> PixelBudget:
 def budget_of(processor: Any) -> PixelBudget:
     """The pixel budget that a processor is set to."""
     size, images = dict(processor.image_processor.size), processor.image_processor
-    return PixelBudget(size["shortest_edge"], size["longest_edge"], images.patch_size * images.merge_size)
+    counted = _counted(images)
+    least, most = size["shortest_edge"] // counted, size["longest_edge"] // counted
+    return PixelBudget(least, most, images.patch_size * images.merge_size)
 
 
 def set_budget(processor: Any, budget: PixelBudget) -> None:
     """Set a processor to a pixel budget."""
-    processor.image_processor.size = {"shortest_edge": budget.min_pixels, "longest_edge": budget.max_pixels}
+    counted = _counted(processor.image_processor)
+    size = {"shortest_edge": budget.min_pixels * counted, "longest_edge": budget.max_pixels * counted}
+    processor.image_processor.size = size
+
+
+def _counted(images: Any) -> int:
+    """How often an image processor counts each pixel against its limits: GLM's counts an image as two frames."""
+    return int(images.temporal_patch_size) if type(images).__name__.startswith("Glm") else 1
 
 
 def model_type_of(model: Any) -> str:

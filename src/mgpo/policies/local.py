@@ -14,7 +14,7 @@ from mgpo.images.imaging import PixelBudget
 from mgpo.method.grounding import BoxForm
 from mgpo.method.protocol import UserTurn
 from mgpo.policies.families import form_of
-from mgpo.policies.loading import budget_of, load_model, load_processor, set_budget
+from mgpo.policies.loading import budget_of, load_model, load_processor, set_budget, trained_with
 from mgpo.policies.shared.packed import use_packed_attention
 from mgpo.policies.shared.sampler import SharedSampler
 from mgpo.policies.shared.vision_cache import remember_towers
@@ -68,18 +68,19 @@ class LocalPolicy(TokenPolicy):
     Args:
         model: a loaded vision-language model.
         processor: its processor.
+        template_kwargs: variables of its chat template.
 
     Attributes:
         banned_ids: tokens that are never sampled; more may be added.
     """
 
-    def __init__(self, model: Any, processor: Any) -> None:
+    def __init__(self, model: Any, processor: Any, template_kwargs: dict[str, Any] | None = None) -> None:
         self.model, self.processor = model, processor
-        self.tokens = TurnTokens(processor)
+        self.tokens = TurnTokens(processor, template_kwargs)
         self.banned_ids = self.tokens.banned_ids()
         own = model.generation_config.eos_token_id
         own = own if isinstance(own, list) else [] if own is None else [own]
-        self._ends = sorted({self.tokens.turn_end_id, *own})
+        self._ends = sorted({self.tokens.turn_end_id, self.tokens.tokenizer.eos_token_id, *own})
         self._shared: SharedSampler | None = None
         try:
             use_packed_attention(model)
@@ -92,7 +93,8 @@ class LocalPolicy(TokenPolicy):
         """Load `mgpo-tiny`, a folder or a hub id for inference: without gradients, and with each image encoded once."""
         model = load_model(name_or_path, dtype).requires_grad_(False)
         remember_towers(model)
-        return cls(model, load_processor(name_or_path, budget))
+        template_kwargs = trained_with(name_or_path).get("chat_template_kwargs")
+        return cls(model, load_processor(name_or_path, budget), template_kwargs)
 
     @property
     def budget(self) -> PixelBudget:

@@ -21,7 +21,7 @@ BANNED_UNLESS_END = (
     "vision", "image", "video", "im_start", "object_ref", "box_", "quad_", "|assistant", "|system",
 )  # fmt: skip
 """Parts of the names of special tokens that begin a turn, or stand for an image or a region."""
-_EMPTY_BLOCK = re.compile("|".join(rf"{re.escape(start)}\\s*{re.escape(end)}\\s*" for start, end in BLOCKS))
+_EMPTY_BLOCK = re.compile("|".join(rf"{re.escape(start)}\s*{re.escape(end)}\s*" for start, end in BLOCKS))
 """Templates of thinking models write an empty block before the last answer and leave it out of earlier ones."""
 SAID = "\u2063said"
 """Stands for what the model said where a template is rendered; no template contains it."""

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from mgpo.images.imaging import PixelBudget
 from mgpo.method.grounding import BoxForm
 from mgpo.policies.families import form_of
-from mgpo.policies.loading import budget_of, load_processor, resolve, set_budget
+from mgpo.policies.loading import budget_of, load_processor, resolve, set_budget, trained_with
 from mgpo.policies.local import Conversation, TokenPolicy
 from mgpo.policies.tokens import TurnTokens
 from mgpo.policies.turn_loop import Said
@@ -36,7 +36,7 @@ class VLLMPolicy(TokenPolicy):
         path = resolve(model)
         self._vllm = vllm
         self.processor = load_processor(model)
-        self.tokens = TurnTokens(self.processor)
+        self.tokens = TurnTokens(self.processor, trained_with(model).get("chat_template_kwargs"))
         self.box_form: BoxForm | None = form_of(AutoConfig.from_pretrained(path, trust_remote_code=False).model_type)
         pictures = {"image": IMAGES_PER_PROMPT, "video": 0}
         self.llm = vllm.LLM(model=path, load_format="safetensors", limit_mm_per_prompt=pictures, **settings)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from mgpo.policies.loading import Qwen2_5_VLProcessor
+from mgpo.policies.processors import build_without_video
 from mgpo.tiny.model import IMAGE_MEAN, IMAGE_STD, MERGE, PATCH, TEMPORAL
 from mgpo.tiny.tokenizer import CHAT_TEMPLATE, build_tokenizer
 from mgpo.tiny.views import BUDGET
@@ -20,7 +21,7 @@ from mgpo.tiny.views import BUDGET
 SHARED_WITH_VIDEO = ("size", "patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
 
 
-def build_processor() -> Qwen2_5_VLProcessor:
+def build_processor() -> Any:
     """The processor of `mgpo-tiny`: its tokenizer and Qwen2-VL's image processor at the tiny pixel budget."""
     images = Qwen2VLImageProcessorPil(
         size={"shortest_edge": BUDGET.min_pixels, "longest_edge": BUDGET.max_pixels},
@@ -30,7 +31,7 @@ def build_processor() -> Qwen2_5_VLProcessor:
         image_mean=list(IMAGE_MEAN),
         image_std=list(IMAGE_STD),
     )
-    return Qwen2_5_VLProcessor(images, build_tokenizer(), chat_template=CHAT_TEMPLATE)
+    return build_without_video("qwen2_5_vl", images, build_tokenizer(), CHAT_TEMPLATE)
 
 
 def main() -> None:

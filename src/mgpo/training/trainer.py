@@ -50,11 +50,11 @@ from mgpo.training.precision import refuse_rounded_weights
 from mgpo.training.sharing import SharedPrefix
 from mgpo.training.turns import PolicyInTraining, Rollout, check_text
 from mgpo.training.vllm_sampling import VLLMSampling
-from mgpo.training.weights import freeze_vision_tower
+from mgpo.training.weights import freeze_vision_tower, leave_out_router_loss
 
 ASKED_WITH = (
     "method", "max_turns", "crop_frame", "coordinates", "box_order", "box_key", "min_pixels", "max_pixels", "min_box_side", "max_box_aspect",
-    "max_grounding_tokens", "max_answer_tokens",
+    "max_grounding_tokens", "max_answer_tokens", "chat_template_kwargs",
 )  # fmt: skip
 """Settings with which a trained model is to be asked."""
 
@@ -87,7 +87,7 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         self.protocol = args.protocol(own_budget(name, processor), form_of(model_type))
         processor.tokenizer.padding_side = "left"  # TRL sets it only on a processor that it loads itself
         set_budget(processor, self.protocol.budget)
-        self.turn_tokens = TurnTokens(processor)
+        self.turn_tokens = TurnTokens(processor, args.chat_template_kwargs)
         args.fit_completion(self.protocol)
         args.check_vllm_length(self.protocol)
         args.min_pixels, args.max_pixels = self.protocol.budget.min_pixels, self.protocol.budget.max_pixels
@@ -116,9 +116,11 @@ class MGPOTrainer(Resuming, GRPOTrainer):
             )
         if self.protocol.method is Method.MGPO:
             self.tools = [_environment]
+        self._image_pad_token_id = self.turn_tokens.image_token_id  # TRL looks for two names, and takes the first
         args.fit_context(self.protocol, getattr(self.model.config.get_text_config(), "max_position_embeddings", None))
         if args.freeze_vision_tower:
             freeze_vision_tower(self.model)
+        leave_out_router_loss(self)
         refuse_rounded_weights(self, args.allow_low_precision_weights)
         # dr_grpo divides by this. TRL also counts the crop and the environment's texts, which are not sampled.
         self.max_completion_length = args.spoken_tokens(self.protocol)
@@ -175,6 +177,7 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         """
         if self.protocol.method is not Method.MGPO:
             for episode, completion, ids in zip(self._episodes, completions, completion_ids_list, strict=True):
+                completion[-1]["content"] = self.turn_tokens.decode(ids)  # TRL leaves out what the template opened
                 episode.reply(completion[-1]["content"], truncated=ids[-1] not in self.eos_token_ids)
         for episode in self._episodes:
             for name, value in episode_metrics(episode).items():

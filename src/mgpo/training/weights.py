@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from mgpo.config import DataArguments
 from mgpo.policies.shared.vision_cache import towers
+
+logger = logging.getLogger(__name__)
 
 
 def model_kwargs(data: DataArguments) -> dict[str, Any]:
@@ -38,3 +41,21 @@ def freeze_vision_tower(model: Any) -> None:
         raise ValueError(f"freeze_vision_tower: {type(model).__name__} has no module named visual or vision_tower.")
     for module in found:
         module.requires_grad_(False)
+
+
+def leave_out_router_loss(trainer: Any) -> None:
+    """Train a mixture of experts without the router's loss where TRL cannot compute it: GLM-4.5V, which balances by a bias.
+
+    Raises:
+        ValueError: the settings ask for that loss.
+    """
+    text = trainer.model.config.get_text_config()
+    if not trainer.aux_loss_enabled or hasattr(text, "num_experts"):
+        return
+    if trainer.args.router_aux_loss_coef:
+        raise ValueError(
+            f"router_aux_loss_coef={trainer.args.router_aux_loss_coef}: TRL cannot compute the router's loss of a "
+            f"{trainer.model.config.model_type} model. Leave router_aux_loss_coef out or set it to 0."
+        )
+    trainer.aux_loss_enabled, trainer.router_aux_loss_coef = False, 0.0
+    logger.warning("The router's loss is left out: TRL cannot compute it for %s.", trainer.model.config.model_type)

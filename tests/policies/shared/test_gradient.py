@@ -50,7 +50,7 @@ def by_hand(trainer, processor):
             )
             before = ("" if turn == 0 else "\n" if isinstance(MIXED[0][i], str) else "<|im_end|>\n") + text
             context = tokenizer(before, add_special_tokens=False)["input_ids"]
-            said = Script.ids(tokenizer, MIXED[turn][i])
+            said = Script.ids(trainer.turn_tokens, MIXED[turn][i])
             ids += context + said
             learned += [False] * len(context) + [True] * len(said)
         vision = processed(processor, [user.image for user in episode.user_turns])
@@ -116,7 +116,7 @@ def test_it_would_notice_a_token_of_the_environment(random_tiny, tmp_path, rows,
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(random_tiny)
     episodes = by_hand(trainer, processor)
     ids, learned, vision, advantage = episodes[1]
-    first_end = int(learned.int().argmax()) + len(Script.ids(trainer._tokenizer, MIXED[0][1]))
+    first_end = int(learned.int().argmax()) + len(Script.ids(trainer.turn_tokens, MIXED[0][1]))
     assert ids[first_end] == trainer.turn_tokens.turn_end_id and not learned[first_end]
     learned[first_end] = True
     plain_grpo(plain, plain, episodes).backward()

@@ -8,80 +8,18 @@ rejection. The last tests show that this would not hold with the defects that su
 
 import pytest
 import torch
-from support import TALL, WIDE, make_trainer, rollouts, unpadded
-from transformers import GenerationMixin, Qwen2_5_VLForConditionalGeneration
-
-from mgpo.method.grounding import BoxStatus, Grounding
+from sampling import at_sampling, difference, recomputed, sample_two_turns
+from support import unpadded
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 TOLERANCE = 1e-4
-BOXES = (WIDE, (30, 60, 150, 110), TALL, None)
-"""What is read in turn 1. The first two crops have the same shape, so that they can be exchanged."""
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["shared", "plain"])
 def sampled(loud_tiny, tmp_path_factory, rows, request):
     """Trainer, its output, and per sample the log-probabilities at sampling: of raw logits and of what was drawn from."""
     with pytest.MonkeyPatch.context() as patch:
-        return _sample(loud_tiny, tmp_path_factory.mktemp("run"), rows, patch, request.param)
-
-
-def _sample(model, folder, rows, patch, shared):
-    trainer = make_trainer(model, folder, rows, shared_prefix=shared)
-    turns, single = [], type(trainer)._generate_single_turn
-    generate = GenerationMixin.generate
-
-    def capturing(model, *args, **kwargs):
-        asked = kwargs["generation_config"].return_dict_in_generate
-        out = generate(model, *args, **kwargs, output_logits=True, output_scores=True, return_dict_in_generate=True)
-        raw = torch.stack(out.logits, 1).float().log_softmax(-1)
-        drawn_from = torch.stack(out.scores, 1).float().log_softmax(-1)
-        turns[-1].update(raw=raw, drawn_from=drawn_from)
-        return out if asked else out.sequences
-
-    def turn(self, prompt_ids, *args, **kwargs):
-        turns.append({"lengths": [len(ids) for ids in prompt_ids]})
-        ids, logprobs = single(self, prompt_ids, *args, **kwargs)
-        for name in ("raw", "drawn_from"):
-            turns[-1][name] = [
-                lp[range(len(said)), said].tolist() for lp, said in zip(turns[-1][name], ids, strict=True)
-            ]
-        return ids, logprobs
-
-    boxes = iter(BOXES)
-
-    def read(text, frame, rules):
-        box = next(boxes)
-        return Grounding(BoxStatus.VALID, box, frame.to_original(box)) if box else Grounding(BoxStatus.NO_JSON)
-
-    patch.setattr("mgpo.method.protocol.read_grounding", read)
-    patch.setattr(GenerationMixin, "generate", capturing)
-    patch.setattr(type(trainer), "_generate_single_turn", turn)
-    torch.manual_seed(5)
-    output = trainer._generate_and_score_completions(rollouts(rows))
-    return trainer, output, turns
-
-
-def at_sampling(turns, name="raw"):
-    """Per sample: the sampled tokens' log-probabilities of both turns, in order."""
-    return [torch.tensor(first + second) for first, second in zip(turns[0][name], turns[1][name], strict=True)]
-
-
-def recomputed(trainer, output, model=None, **changed):
-    """TRL's own recomputation, and per sample the values at the tokens that are learned."""
-    fields = {
-        key: output[key] for key in ("pixel_values", "image_grid_thw", "mm_token_type_ids", "num_images")
-    } | changed
-    ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
-    mask = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
-    keep = output["completion_ids"].size(1)
-    with torch.no_grad():
-        logps, _, _ = trainer._get_per_token_logps_and_entropies(model or trainer.model, ids, mask, keep, **fields)
-    learned = (output["tool_mask"] * output["completion_mask"]).bool()
-    return [row[kept] for row, kept in zip(logps, learned)]
-
-
-def difference(one, other):
-    return max((a - b).abs().max().item() for a, b in zip(one, other, strict=True))
+        return sample_two_turns(loud_tiny, tmp_path_factory.mktemp("run"), rows, patch, shared_prefix=request.param)
 
 
 def test_the_sample_is_what_the_test_needs(sampled):

@@ -1,0 +1,57 @@
+"""Processors without their video half, which cannot be built where torchvision is missing.
+
+    build_without_video("qwen3_vl", image_processor, tokenizer, chat_template)
+
+transformers builds a video processor with every processor of these families, and all video processors need torchvision.
+Images do not: transformers has image processors on Pillow.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from transformers import ProcessorMixin
+from transformers.models.glm4v.processing_glm4v import Glm4vProcessor
+from transformers.models.glm46v.processing_glm46v import Glm46VProcessor
+from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
+from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
+from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+
+_QWEN, _GLM = ("<|image_pad|>", "<|video_pad|>"), ("<|image|>", "<|video|>")
+PROCESSORS: dict[str, tuple[type[ProcessorMixin], tuple[str, str]]] = {
+    "qwen2_vl": (Qwen2VLProcessor, _QWEN),
+    "qwen2_5_vl": (Qwen2_5_VLProcessor, _QWEN),
+    "qwen3_vl": (Qwen3VLProcessor, _QWEN),
+    "qwen3_vl_moe": (Qwen3VLProcessor, _QWEN),
+    "qwen3_5": (Qwen3VLProcessor, _QWEN),
+    "qwen3_5_moe": (Qwen3VLProcessor, _QWEN),
+    "glm4v_moe": (Glm4vProcessor, _GLM),
+    "glm46v": (Glm46VProcessor, _GLM),
+}
+"""By model type: the processor of transformers, and its placeholders of images and videos."""
+
+
+def build_without_video(model_type: str, image_processor: Any, tokenizer: Any, chat_template: str | None) -> Any:
+    """The processor of a model type, for texts and images.
+
+    Raises:
+        KeyError: the type is not in `PROCESSORS`.
+    """
+    full, placeholders = PROCESSORS[model_type]
+    return _images_only(full, *placeholders)(image_processor, tokenizer, chat_template)
+
+
+@cache
+def _images_only(full: type[ProcessorMixin], image_token: str, video_token: str) -> type[ProcessorMixin]:
+    """The class without its video half. It keeps its name, so that plain transformers can load a folder that it saves."""
+
+    def __init__(
+        self: Any, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **_: Any
+    ) -> None:
+        self.image_token, self.video_token = image_token, video_token
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(video_token)
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+    return type(full.__name__, (full,), {"__init__": __init__, "__module__": full.__module__, "__doc__": full.__doc__})

@@ -1,0 +1,109 @@
+"""Every model family, by a tiny random model of its own architecture: trained in two turns, asked, evaluated.
+
+`docs/models.md` lists what each can do, and names these tests.
+"""
+
+import pytest
+import torch
+from family_models import FAMILY_MODELS, make
+from peft import LoraConfig
+from sampling import at_sampling, difference, recomputed, sample_two_turns
+from support import CUT, PROSE, TALL, WIDE, Script, make_trainer, rollouts, unpadded
+
+from mgpo import GroundedVQA, evaluate
+from mgpo.method.grounding import BoxStatus, Frame, read_grounding
+from mgpo.method.protocol import End
+from mgpo.method.question import Question
+from mgpo.policies.local import LocalPolicy
+
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module", params=FAMILY_MODELS)
+def model(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param) / "model"
+    folder.mkdir()
+    return make(request.param, folder)
+
+
+@pytest.fixture(scope="module")
+def sampled(model, tmp_path_factory, rows):
+    with pytest.MonkeyPatch.context() as patch:
+        return sample_two_turns(model, tmp_path_factory.mktemp("run"), rows, patch)
+
+
+def test_recomputed_logprobs_equal_the_sampled_ones(sampled):
+    """In float32, padded on the left, with two images of different sizes in a sample."""
+    trainer, output, turns = sampled
+    grids = [tuple(grid) for grid in output["image_grid_thw"].tolist()]
+    assert len(turns) == 2 and len(set(grids)) >= 3 and output["num_images"] == [2] * 4
+    assert len(set(turns[0]["lengths"])) > 1 and len(set(turns[1]["lengths"])) > 1, "nothing is left-padded"
+    found = difference(recomputed(trainer, output), at_sampling(turns))
+    assert found < TOLERANCE, f"sampled and recomputed log-probabilities differ by {found}"
+
+
+def test_image_tokens_equal_image_features(sampled):
+    trainer, output, _ = sampled
+    merge = trainer.processing_class.image_processor.merge_size**2
+    features = iter((output["image_grid_thw"].prod(-1) // merge).tolist())
+    for row, count in enumerate(output["num_images"]):
+        prompt, said, _ = unpadded(output, row)
+        assert (prompt + said).count(trainer.turn_tokens.image_token_id) == sum(next(features) for _ in range(count))
+
+
+def test_the_mask_is_one_on_what_the_model_said(model, tmp_path, rows, monkeypatch):
+    """A valid box, a turn that was cut off, an invalid box; every other token is the environment's."""
+    form = LocalPolicy.load(str(model)).box_form
+    inverted = form.written((70, 70, 20, 20), (192, 192), "it")
+    first = [form.written(WIDE, (192, 160), "it"), (PROSE, CUT), form.written(TALL, (160, 192), "it"), inverted]
+    last = ["\\boxed{A}", "It is \\boxed{B}", ("\\boxed{", CUT), "\\boxed{B}"]
+    if LocalPolicy.load(str(model)).tokens.opens_thinking:  # the template opened the block, the model closes it
+        first = [said if isinstance(said, tuple) else "A \\boxed{C}?</think>\n\n" + said for said in first]
+        last = [said if isinstance(said, tuple) else "B?</think>\n\n" + said for said in last]
+    Script((first, last)).install(monkeypatch)
+    trainer = make_trainer(model, tmp_path, rows)
+    output = trainer._generate_and_score_completions(rollouts(rows))
+    tokens = trainer.turn_tokens
+    for i in range(4):
+        _, said, mask = unpadded(output, i)
+        own = [token for token, on in zip(said, mask) if on]
+        assert own == Script.ids(tokens, first[i]) + Script.ids(tokens, last[i])
+        texts = [turn.text for turn in trainer._episodes[i].user_turns]
+        environment = tokens.tokenizer.decode([token for token, on in zip(said, mask) if not on])
+        assert texts[1] in environment and texts[0] not in environment
+    assert [e.first_grounding.status for e in trainer._episodes] == [
+        BoxStatus.VALID, BoxStatus.NO_JSON, BoxStatus.VALID, BoxStatus.INVERTED,
+    ]  # fmt: skip
+    assert [e.end for e in trainer._episodes] == [End.ANSWERED, End.ANSWERED, End.TRUNCATED, End.ANSWERED]
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_two_steps_train_it(model, tmp_path, rows, lora):
+    peft = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
+    args = {"max_steps": 2, "extra_reward_funcs": ["support.even_ids"], "peft_config": peft}
+    trainer = make_trainer(model, tmp_path, rows, **args)
+    learned = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+    assert all("lora" in name for name in learned) == lora
+    trainer.train()
+    after = dict(trainer.model.named_parameters())
+    assert any(not torch.equal(before, after[name]) for name, before in learned.items())
+    assert all(after[name].isfinite().all() for name in learned)
+
+
+def test_it_is_asked_and_evaluated(model, rows):
+    vqa = GroundedVQA.from_pretrained(str(model))
+    found = vqa.ask(rows[0]["image"], rows[0]["question"], rows[0]["choices"])
+    assert len(found.turns) == 2
+    questions = [Question.from_row(row) for row in rows[:3]]
+    assert len(evaluate(vqa.policy, questions, vqa.protocol, vqa.limits)) == 3
+
+
+@pytest.mark.parametrize("size", [(192, 160), (160, 192)])
+def test_a_box_survives_in_the_family_s_own_form(model, size):
+    policy = LocalPolicy.load(str(model))
+    frame = Frame(size, (0, 0, size[0] * 10, size[1] * 10))
+    rules = GroundedVQA.from_pretrained(str(model)).protocol.box
+    for box in (WIDE, (5, 5, 50, 130), (0, 0, *size)):
+        found = read_grounding("Here: " + policy.box_form.written(box, size, "it"), frame, rules)
+        assert found.status is BoxStatus.VALID
+        assert found.box_px_input == pytest.approx(box, abs=max(size) / 1000)
