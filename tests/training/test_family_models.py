@@ -9,12 +9,14 @@ from family_models import FAMILY_MODELS, make
 from peft import LoraConfig
 from sampling import at_sampling, difference, recomputed, sample_two_turns
 from support import CUT, PROSE, TALL, WIDE, Script, make_trainer, rollouts, unpadded
+from updates import same, update
 
 from mgpo import GroundedVQA, evaluate
 from mgpo.method.grounding import BoxStatus, Frame, read_grounding
 from mgpo.method.protocol import End
 from mgpo.method.question import Question
 from mgpo.policies.local import LocalPolicy
+from mgpo.policies.shared.packed import FAMILIES
 
 TOLERANCE = 1e-4
 
@@ -75,6 +77,18 @@ def test_the_mask_is_one_on_what_the_model_said(model, tmp_path, rows, monkeypat
         BoxStatus.VALID, BoxStatus.NO_JSON, BoxStatus.VALID, BoxStatus.INVERTED,
     ]  # fmt: skip
     assert [e.end for e in trainer._episodes] == [End.ANSWERED, End.ANSWERED, End.TRUNCATED, End.ANSWERED]
+
+
+def test_shared_prompts_give_the_loss_and_gradients_of_the_plain_path(model, tmp_path, rows, monkeypatch):
+    """Two turns, two images per rollout, the vision tower trained; or a sentence says why its prompts are not shared."""
+    args = {"router_aux_loss_coef": 0.0} if "moe" in model.parent.name else {}
+    if form := LocalPolicy.load(str(model)).box_form:
+        first = [form.written(WIDE, (192, 160), "it"), (PROSE, CUT), form.written(TALL, (160, 192), "it")]
+    turns = (first, ["\\boxed{A}", "It is \\boxed{B}", ("\\boxed{", CUT)])
+    plain = update(model, tmp_path / "plain", rows, monkeypatch, shared=False, turns=turns, **args)
+    shared = update(model, tmp_path / "shared", rows, monkeypatch, shared=True, turns=turns, **args)
+    assert shared[2].sharing.on == (shared[2].model.config.model_type in FAMILIES) and not plain[2].sharing.on
+    same(plain, shared)
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])

@@ -81,8 +81,8 @@ def test_other_families_are_left_alone(loud_tiny):
     from mgpo.policies.shared.packed import use_packed_attention
 
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(loud_tiny)
-    model.config.model_type = "qwen3_vl"
-    with pytest.raises(ValueError, match="not for qwen3_vl"):
+    model.config.model_type = "qwen3_5"
+    with pytest.raises(ValueError, match="of qwen3_5 models cannot be shared yet"):
         use_packed_attention(model)
 
 

@@ -5,7 +5,8 @@ rollout's tokens attend to the prompt and to their own rollout only. Every linea
 without padding. Attention is computed part by part, so there is no wasted work and no mask of row x row.
 
 `use_packed_attention(model)` replaces a model's SDPA by a function that accepts a `Packed` layout as its mask; other
-masks are passed on to SDPA.
+masks are passed on to SDPA. A layout travels as an attribute of a 4-D tensor (`Packed.mask`), which every model of
+transformers hands on to its attention as it is.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "mgpo_sdpa"
-FAMILIES = {"qwen2_vl", "qwen2_5_vl"}
+FAMILIES = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v_moe", "glm46v"}
+"""Model types all of whose layers attend to everything before a token, so that a packed row can hold a prefix once."""
+TOWERS = FAMILIES | {"qwen3_5", "qwen3_5_moe"}
+"""Model types whose vision tower `mgpo.policies.shared.vision_cache` can cache."""
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of a conversation, by layer: (key-value heads, tokens, head size) each."""
 
@@ -50,6 +54,12 @@ class Packed:
     parts: tuple[Part, ...]
     past: tuple[Layers | None, ...] = ()
 
+    def mask(self, device: torch.device | str) -> torch.Tensor:
+        """The layout as an attention mask: a 4-D tensor without content that carries it."""
+        mask = torch.empty(1, 1, 1, 1, device=device)
+        mask.packed = self  # type: ignore[attr-defined]
+        return mask
+
 
 def packed_attention(
     module: torch.nn.Module,
@@ -61,7 +71,7 @@ def packed_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """SDPA as in transformers; computed part by part if the mask is a `Packed` layout.
+    """SDPA as in transformers; computed part by part if the mask carries a `Packed` layout.
 
     Args:
         query: (1, heads, tokens, head size); key and value have the key-value heads.
@@ -69,17 +79,18 @@ def packed_attention(
     Returns:
         (1, tokens, heads, head size).
     """
-    if not isinstance(attention_mask, Packed):
+    layout: Packed | None = getattr(attention_mask, "packed", None)
+    if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     out = []
-    for number, part in enumerate(attention_mask.parts):
+    for number, part in enumerate(layout.parts):
         seen = [(key[:, :, part.start : part.stop], value[:, :, part.start : part.stop])]
         if part.prefix is not None:
             first, last = part.prefix
             seen.insert(0, (key[:, :, first:last], value[:, :, first:last]))
-        if attention_mask.past and (layers := attention_mask.past[number]) is not None:
+        if layout.past and (layers := layout.past[number]) is not None:
             past_key, past_value = layers[cast(int, module.layer_idx)]
             seen.insert(0, (repeat_kv(past_key[None], groups), repeat_kv(past_value[None], groups)))
         keys, values = (torch.cat(kept, 2) if len(kept) > 1 else kept[0] for kept in zip(*seen))
@@ -105,7 +116,9 @@ def use_packed_attention(model: Any) -> None:
         ValueError: the model does not support it; the message says why.
     """
     if not shares_well(model):
-        raise ValueError(f"it is written for Qwen2-VL and Qwen2.5-VL, not for {model.config.model_type}")
+        raise ValueError(
+            f"prompts of {model.config.model_type} models cannot be shared yet (docs/models.md lists those that can)"
+        )
     config = model.config.get_text_config()
     if config._attn_implementation not in ("sdpa", NAME):
         raise ValueError(f"it needs attn_implementation: sdpa, but the model uses {config._attn_implementation}")

@@ -192,7 +192,7 @@ class SharedSampler:
             base_of(model)(
                 input_ids=torch.tensor([new_ids], device=device),
                 position_ids=torch.cat(positions, 1)[:, None].to(device),
-                attention_mask={"full_attention": Packed(tuple(parts), tuple(past))},
+                attention_mask=Packed(tuple(parts), tuple(past)).mask(device),
                 past_key_values=recorder,
                 use_cache=True,
                 **vision,

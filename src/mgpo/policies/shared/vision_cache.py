@@ -16,7 +16,7 @@ import torch
 import xxhash
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from mgpo.policies.shared.packed import shares_well
+from mgpo.policies.shared.packed import TOWERS
 
 MEMORY_TOKENS = 200_000
 """Largest number of cached visual tokens: 0.13 GB for `mgpo-tiny`, 1.4 GB in bfloat16 for a hidden size of 3584."""
@@ -29,13 +29,15 @@ def towers(model: Any) -> list[torch.nn.Module]:
 
 def remember_towers(model: Any) -> None:
     """Apply `remember_images` to every tower of a model, if it is of a family whose tower returns features only."""
-    if shares_well(model):
+    if model.config.model_type in TOWERS:
         for tower in towers(model):
             remember_images(tower)
 
 
 def remember_images(visual: Any, memory_tokens: int = MEMORY_TOKENS) -> None:
-    """Make a Qwen2.5-VL vision tower encode each unique image once: per call while it is trained, for good while frozen.
+    """Make a vision tower encode each unique image once: per call while it is trained, for good while frozen.
+
+    DeepStack features, which Qwen3-VL's tower also returns for its first language layers, are cached like the others.
 
     Args:
         visual: the tower; its forward takes patches (sum of patches, values) and `grid_thw` (images, 3).
@@ -45,12 +47,12 @@ def remember_images(visual: Any, memory_tokens: int = MEMORY_TOKENS) -> None:
         return
     visual.remembers_images = True
     encode = visual.forward
-    seen: OrderedDict[bytes, torch.Tensor] = OrderedDict()
-    kept_tokens = 0
+    seen: OrderedDict[bytes, list[torch.Tensor]] = OrderedDict()
+    kept_tokens, kind = 0, BaseModelOutputWithPooling
     weight = next(visual.parameters())
 
     def forward(hidden_states: torch.Tensor, grid_thw: torch.Tensor, **kwargs: Any) -> Any:
-        nonlocal kept_tokens
+        nonlocal kept_tokens, kind
         images = hidden_states.split(grid_thw.prod(-1).tolist())
         if any(p.requires_grad for p in visual.parameters()) or hidden_states.requires_grad:
             return _encode_unique(encode, images, grid_thw, visual.config.spatial_merge_size**2, kwargs)
@@ -60,17 +62,17 @@ def remember_images(visual: Any, memory_tokens: int = MEMORY_TOKENS) -> None:
         if new:
             at = list(new.values())
             with torch.no_grad():
-                out = encode(torch.cat([images[i] for i in at]), grid_thw[at], **kwargs).pooler_output
-            merge = visual.config.spatial_merge_size**2
-            for key, features in zip(new, out.split((grid_thw[at].prod(-1) // merge).tolist())):
-                seen[key] = features.clone()
-                kept_tokens += len(features)
+                out = encode(torch.cat([images[i] for i in at]), grid_thw[at], **kwargs)
+            kind = type(out)
+            for key, features in zip(new, _by_image(out, grid_thw[at], visual.config.spatial_merge_size**2)):
+                seen[key] = [one.clone() for one in features]
+                kept_tokens += sum(map(len, features))
         for key in keys:
             seen.move_to_end(key)
-        features = torch.cat([seen[key] for key in keys])
+        found = _joined(kind, [seen[key] for key in keys])
         while kept_tokens > memory_tokens and len(seen) > 1:
-            kept_tokens -= len(seen.popitem(last=False)[1])
-        return BaseModelOutputWithPooling(last_hidden_state=None, pooler_output=features)
+            kept_tokens -= sum(map(len, seen.popitem(last=False)[1]))
+        return found
 
     visual.forward = forward
 
@@ -83,10 +85,22 @@ def _encode_unique(encode: Any, images: Any, grid_thw: torch.Tensor, merge: int,
     out = encode(torch.cat([images[i] for i in first]), grid_thw[first], **kwargs)
     if len(first) == len(images):
         return out
-    features = out.pooler_output.split((grid_thw[first].prod(-1) // merge).tolist())
-    return BaseModelOutputWithPooling(
-        last_hidden_state=None, pooler_output=torch.cat([features[number] for number in numbers])
-    )
+    features = _by_image(out, grid_thw[first], merge)
+    return _joined(type(out), [features[number] for number in numbers])
+
+
+def _by_image(out: Any, grid_thw: torch.Tensor, merge: int) -> list[list[torch.Tensor]]:
+    """For each image, the tower's features, then its DeepStack features layer by layer."""
+    sizes = (grid_thw.prod(-1) // merge).tolist()
+    layers = [out.pooler_output, *(getattr(out, "deepstack_features", None) or [])]
+    return [list(features) for features in zip(*(layer.split(sizes) for layer in layers))]
+
+
+def _joined(kind: type, images: list[list[torch.Tensor]]) -> Any:
+    """What the tower returns for these images together, in its own kind of output."""
+    features, *deepstack = (torch.cat(layer) for layer in zip(*images))
+    more = {"deepstack_features": deepstack} if deepstack else {}
+    return kind(last_hidden_state=None, pooler_output=features, **more)
 
 
 def image_key(patches: torch.Tensor, grid: list[int]) -> bytes:
