@@ -8,7 +8,7 @@ import torch
 from family_models import FAMILY_MODELS, make
 from peft import LoraConfig
 from sampling import at_sampling, difference, recomputed, sample_two_turns
-from support import CUT, PROSE, TALL, WIDE, Script, make_trainer, rollouts, unpadded
+from support import CUT, PROSE, SMALL, TALL, WIDE, Script, make_trainer, rollouts, unpadded
 from updates import same, update
 
 from mgpo import GroundedVQA, evaluate
@@ -16,7 +16,8 @@ from mgpo.method.grounding import BoxStatus, Frame, read_grounding
 from mgpo.method.protocol import End
 from mgpo.method.question import Question
 from mgpo.policies.local import LocalPolicy
-from mgpo.policies.shared.packed import FAMILIES
+from mgpo.policies.shared.models import FAMILIES
+from mgpo.policies.shared.packed import is_hybrid
 
 TOLERANCE = 1e-4
 
@@ -79,16 +80,40 @@ def test_the_mask_is_one_on_what_the_model_said(model, tmp_path, rows, monkeypat
     assert [e.end for e in trainer._episodes] == [End.ANSWERED, End.ANSWERED, End.TRUNCATED, End.ANSWERED]
 
 
+def without_router_loss(model):
+    """A mixture of experts shares prompts only without its router's loss, which counts tokens as often as they occur."""
+    return {"router_aux_loss_coef": 0.0} if "moe" in model.parent.name else {}
+
+
 def test_shared_prompts_give_the_loss_and_gradients_of_the_plain_path(model, tmp_path, rows, monkeypatch):
     """Two turns, two images per rollout, the vision tower trained; or a sentence says why its prompts are not shared."""
-    args = {"router_aux_loss_coef": 0.0} if "moe" in model.parent.name else {}
-    if form := LocalPolicy.load(str(model)).box_form:
-        first = [form.written(WIDE, (192, 160), "it"), (PROSE, CUT), form.written(TALL, (160, 192), "it")]
-    turns = (first, ["\\boxed{A}", "It is \\boxed{B}", ("\\boxed{", CUT)])
+    args = without_router_loss(model)
+    policy = LocalPolicy.load(str(model))
+    form, think = policy.box_form, "</think>" if policy.tokens.opens_thinking else ""
+    boxes = [think + form.written(box, (192, 160), "it") for box in (WIDE, SMALL)]
+    turns = ([boxes[0], (PROSE, CUT), boxes[1]], [think + "\\boxed{A}", think + "It is \\boxed{B}", ("\\boxed{", CUT)])
     plain = update(model, tmp_path / "plain", rows, monkeypatch, shared=False, turns=turns, **args)
     shared = update(model, tmp_path / "shared", rows, monkeypatch, shared=True, turns=turns, **args)
     assert shared[2].sharing.on == (shared[2].model.config.model_type in FAMILIES) and not plain[2].sharing.on
     same(plain, shared)
+
+
+def test_prompts_are_computed_once_and_later_turns_continue(model, tmp_path, rows):
+    """Tokens of the language model's forwards over more than what is sampled: prompts once, then what is new."""
+    args = {"per_device_train_batch_size": 6, "num_generations": 2} | without_router_loss(model)
+    trainer, tokens = make_trainer(model, tmp_path, rows, **args), []
+    trainer.model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: tokens.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
+    )
+    output = trainer._generate_and_score_completions(rollouts(rows, 3, 2))
+    filled = [count for count in tokens if count > 6]  # what is sampled comes in sixes
+    prompts = output["prompt_mask"].sum(1)[::2] - 1  # the last token is where sampling begins
+    environment = (output["completion_mask"] * (1 - output["tool_mask"])).sum()
+    said = sum(mask.index(0) for mask in (unpadded(output, row)[2] for row in range(6)))  # in turn 1
+    assert len(filled) == 2 and filled[0] == prompts.sum()
+    # A recurrent state is kept as it was before the turn was sampled, so that turn is computed again.
+    new = environment + said if is_hybrid(trainer.model) else environment
+    assert new - 6 <= filled[1] <= new + 6
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])

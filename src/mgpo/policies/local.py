@@ -15,7 +15,7 @@ from mgpo.method.grounding import BoxForm
 from mgpo.method.protocol import UserTurn
 from mgpo.policies.families import form_of
 from mgpo.policies.loading import budget_of, load_model, load_processor, set_budget, trained_with
-from mgpo.policies.shared.packed import use_packed_attention
+from mgpo.policies.shared.models import use_packed_attention
 from mgpo.policies.shared.sampler import SharedSampler
 from mgpo.policies.shared.vision_cache import remember_towers
 from mgpo.policies.tokens import TurnTokens

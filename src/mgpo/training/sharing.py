@@ -23,7 +23,7 @@ from trl.trainer.utils import (
     unsplit_pixel_values_by_grid,
 )
 
-from mgpo.policies.shared.packed import use_packed_attention
+from mgpo.policies.shared.models import use_packed_attention
 from mgpo.policies.shared.sampler import SharedSampler
 from mgpo.policies.shared.update import Batch, pack, unpack
 from mgpo.policies.shared.vision_cache import remember_towers

@@ -1,12 +1,16 @@
 """A packed row gives each of its conversations what a row of its own would."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from mgpo.policies.shared.packed import NAME, Packed, Part, packed_attention, use_packed_attention
+from mgpo.policies.shared.models import NAME, use_packed_attention
+from mgpo.policies.shared.packed import Packed, Part, packed_attention
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
+PLAIN = SimpleNamespace(device="cpu", config=SimpleNamespace(get_text_config=SimpleNamespace))
 
 
 class Layer(torch.nn.Module):
@@ -34,7 +38,7 @@ def test_each_part_sees_its_prefix_and_itself():
     """A prompt of 5 tokens with branches of 3 and 1, then one of 4 with a branch of 2."""
     tensors = draw(15)
     parts = (Part(0, 5), Part(5, 8, (0, 5)), Part(8, 9, (0, 5)), Part(9, 13), Part(13, 15, (9, 13)))
-    found, _ = packed_attention(Layer(), *tensors, Packed(parts).mask("cpu"), scaling=SIZE**-0.5)
+    found, _ = packed_attention(Layer(), *tensors, Packed(parts).mask(PLAIN), scaling=SIZE**-0.5)
     for part in parts:
         before = part.prefix or (0, 0)
         whole = alone(*pick(tensors, before, (part.start, part.stop)))
@@ -48,7 +52,7 @@ def test_what_was_computed_before_is_seen():
     past = [(key[0, :, 0:4], value[0, :, 0:4])]
     parts = (Part(0, 3), Part(3, 5))
     now = [x[:, :, 4:9] for x in tensors]
-    found, _ = packed_attention(Layer(), *now, Packed(parts, (past, None)).mask("cpu"), scaling=SIZE**-0.5)
+    found, _ = packed_attention(Layer(), *now, Packed(parts, (past, None)).mask(PLAIN), scaling=SIZE**-0.5)
     torch.testing.assert_close(found[:, 0:3], alone(*pick(tensors, (0, 7)))[:, 4:7])
     torch.testing.assert_close(found[:, 3:5], alone(*pick(tensors, (7, 9))))
 

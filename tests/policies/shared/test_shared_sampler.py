@@ -6,7 +6,7 @@ from peft import LoraConfig
 from support import TALL, WIDE, make_trainer, rollouts
 
 from mgpo.method.grounding import BoxStatus, Grounding
-from mgpo.policies.shared.packed import NAME
+from mgpo.policies.shared.models import NAME
 
 BOXES = (WIDE, None, TALL, (30, 60, 150, 110), None, WIDE)
 LORA = LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|v_proj)", init_lora_weights=False)
@@ -78,11 +78,11 @@ def test_sampling_that_wants_its_own_cache_gets_it(loud_tiny, tmp_path, rows, kw
 def test_other_families_are_left_alone(loud_tiny):
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    from mgpo.policies.shared.packed import use_packed_attention
+    from mgpo.policies.shared.models import use_packed_attention
 
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(loud_tiny)
-    model.config.model_type = "qwen3_5"
-    with pytest.raises(ValueError, match="of qwen3_5 models cannot be shared yet"):
+    model.config.model_type = "internvl"
+    with pytest.raises(ValueError, match="of internvl models cannot be shared yet"):
         use_packed_attention(model)
 
 

@@ -4,8 +4,7 @@ The rollouts of a question share their prompt. A packed row holds the prompt onc
 rollout's tokens attend to the prompt and to their own rollout only. Every linear layer then works on unique tokens,
 without padding. Attention is computed part by part, so there is no wasted work and no mask of row x row.
 
-`use_packed_attention(model)` replaces a model's SDPA by a function that accepts a `Packed` layout as its mask; other
-masks are passed on to SDPA. A layout travels as an attribute of a 4-D tensor (`Packed.mask`), which every model of
+`packed_attention` replaces a model's SDPA: it accepts a `Packed` layout as its mask, and passes other masks on to SDPA. A layout travels as an attribute of a 4-D tensor (`Packed.mask`), which every model of
 transformers hands on to its attention as it is.
 """
 
@@ -16,17 +15,13 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-NAME = "mgpo_sdpa"
-FAMILIES = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v_moe", "glm46v"}
-"""Model types all of whose layers attend to everything before a token, so that a packed row can hold a prefix once."""
-TOWERS = FAMILIES | {"qwen3_5", "qwen3_5_moe"}
-"""Model types whose vision tower `mgpo.policies.shared.vision_cache` can cache."""
+LAYERS = ("full_attention", "linear_attention")
+"""Kinds of layers that can run over a packed row."""
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
-"""Keys and values of a conversation, by layer: (key-value heads, tokens, head size) each."""
+"""What is cached of a conversation, by layer: keys and values (key-value heads, tokens, head size), or for a layer of linear
+attention the states of its convolution and of its recurrence (1, ...) after the last token."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +49,11 @@ class Packed:
     parts: tuple[Part, ...]
     past: tuple[Layers | None, ...] = ()
 
-    def mask(self, device: torch.device | str) -> torch.Tensor:
-        """The layout as an attention mask: a 4-D tensor without content that carries it."""
-        mask = torch.empty(1, 1, 1, 1, device=device)
+    def mask(self, model: Any) -> Any:
+        """The layout as a model's attention mask: a 4-D tensor without content that carries it, by kind of layer."""
+        mask = torch.empty(1, 1, 1, 1, device=model.device)
         mask.packed = self  # type: ignore[attr-defined]
-        return mask
+        return {kind: mask for kind in LAYERS} if is_hybrid(model) else mask
 
 
 def packed_attention(
@@ -109,29 +104,9 @@ def _sees(own: int, length: int, device: torch.device) -> torch.Tensor:
     return torch.ones(own, length, dtype=torch.bool, device=device).tril(length - own)
 
 
-def use_packed_attention(model: Any) -> None:
-    """Make a model's language half accept a `Packed` layout as attention mask.
-
-    Raises:
-        ValueError: the model does not support it; the message says why.
-    """
-    if not shares_well(model):
-        raise ValueError(
-            f"prompts of {model.config.model_type} models cannot be shared yet (docs/models.md lists those that can)"
-        )
-    config = model.config.get_text_config()
-    if config._attn_implementation not in ("sdpa", NAME):
-        raise ValueError(f"it needs attn_implementation: sdpa, but the model uses {config._attn_implementation}")
-    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
-        raise ValueError("the model has layers with a sliding window")
-    AttentionInterface.register(NAME, packed_attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    config._attn_implementation = NAME
-
-
-def shares_well(model: Any) -> bool:
-    """Whether a model is of a family for whose vision tower and masks this package's sharing was written."""
-    return model.config.model_type in FAMILIES
+def is_hybrid(model: Any) -> bool:
+    """Whether some of a model's layers have a recurrent state instead of keys and values."""
+    return LAYERS[1] in (getattr(model.config.get_text_config(), "layer_types", None) or ())
 
 
 def base_of(model: Any) -> Any:

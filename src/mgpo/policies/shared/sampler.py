@@ -16,13 +16,18 @@ import torch
 from PIL import Image
 from transformers import DynamicCache, GenerationConfig
 
-from mgpo.policies.shared.packed import Layers, Packed, Part, base_of
+from mgpo.policies.shared.linear import State, linear_layers
+from mgpo.policies.shared.packed import Layers, Packed, Part, base_of, is_hybrid
 from mgpo.policies.tokens import TurnTokens
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The cached part of a conversation: its first tokens, its images, and its keys and values by layer."""
+    """The cached part of a conversation: its first tokens, its images, and what each layer keeps of them.
+
+    A recurrent state cannot be cut back to fewer tokens, so with such layers the conversation is kept as it was before its
+    last turn was sampled.
+    """
 
     ids: list[int]
     images: list[Image.Image]
@@ -30,14 +35,35 @@ class Kept:
 
 
 class _Recorder:
-    """Takes the place of a cache during a packed forward: records keys and values, and returns them unchanged."""
+    """Takes the place of a cache during a packed forward: records keys and values, and returns them unchanged.
+
+    Layers of linear attention leave the states at the end of each part in `ends`, by layer.
+    """
 
     def __init__(self) -> None:
-        self.layers: Layers = []
+        self.keys: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.ends: dict[int, list[State]] = {}
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        self.layers.append((key[0], value[0]))
+        self.keys[layer] = key[0], value[0]
         return key, value
+
+    def of_part(self, number: int, part: Part, past: Layers | None) -> Layers:
+        """What a part's conversation keeps, by layer: what it had before, and what the forward added."""
+        if not self.keys and not self.ends:  # nothing was new in any part
+            return past or []
+        found: Layers = []
+        for layer in sorted(self.keys.keys() | self.ends.keys()):
+            if layer in self.ends:
+                state = self.ends[layer][number]
+                assert state.conv is not None and state.recurrent is not None
+                found.append((state.conv, state.recurrent))
+                continue
+            own = tuple(one[:, part.start : part.stop] for one in self.keys[layer])
+            before = past[layer] if past is not None else None
+            key, value = own if before is None else (torch.cat([a, b], 1) for a, b in zip(before, own))
+            found.append((key, value))
+        return found
 
     def get_seq_length(self, *_: Any) -> int:
         return 0
@@ -56,6 +82,7 @@ class SharedSampler:
     def __init__(self, tokens: TurnTokens, pad_id: int, end_ids: Sequence[int], row_tokens: int = 32_768) -> None:
         self.tokens, self.pad_id, self.end_ids, self.row_tokens = tokens, pad_id, set(end_ids), row_tokens
         self._kept: list[Kept | None] = []
+        self._whole = False
 
     def forget(self) -> None:
         """Drop the cache, because the weights have changed or the episodes are over."""
@@ -82,15 +109,17 @@ class SharedSampler:
         Returns:
             New token ids of each, up to and including its end-of-turn token, if it sampled one.
         """
+        self._whole = is_hybrid(model)
         positions, deltas = self._positions(model, ids, images)
         before = [self._known(i, row, images[i]) for i, row in enumerate(ids)]
         filled = self._fill_all(model, ids, images, before, positions)
         before.clear()
         self.forget()  # frees the padded cache of the previous turn before the next one is made
+        if self._whole and not last:
+            self._kept = [Kept(row[:-1], list(shown), layers) for row, shown, layers in zip(ids, images, filled)]
         said, layers = self._sample(model, ids, filled, deltas, config)
-        if last:
-            return said
-        self._keep(ids, images, said, layers)
+        if not (last or self._whole):
+            self._keep(ids, images, said, layers)
         return said
 
     def _keep(
@@ -113,6 +142,8 @@ class SharedSampler:
         same = len(kept.images) <= len(images) and all(a is b for a, b in zip(kept.images, images))
         if not same or kept.ids[:known] != ids[:known]:
             return None
+        if self._whole:
+            return kept if known == len(kept.ids) else None
         return Kept(ids[:known], kept.images, [(k[:, :known], v[:, :known]) for k, v in kept.layers])
 
     def _fill_all(
@@ -192,19 +223,12 @@ class SharedSampler:
             base_of(model)(
                 input_ids=torch.tensor([new_ids], device=device),
                 position_ids=torch.cat(positions, 1)[:, None].to(device),
-                attention_mask=Packed(tuple(parts), tuple(past)).mask(device),
+                attention_mask=Packed(tuple(parts), tuple(past)).mask(model),
                 past_key_values=recorder,
                 use_cache=True,
                 **vision,
             )
-        filled = []
-        for part, layers in zip(parts, past):
-            own = [(k[:, part.start : part.stop], v[:, part.start : part.stop]) for k, v in recorder.layers]
-            if layers is not None:
-                joined = zip(layers, own) if own else ((old, (old[0][:, :0], old[1][:, :0])) for old in layers)
-                own = [(torch.cat([a[0], b[0]], 1), torch.cat([a[1], b[1]], 1)) for a, b in joined]
-            filled.append(own)
-        return filled
+        return [recorder.of_part(i, part, layers) for i, (part, layers) in enumerate(zip(parts, past))]
 
     def _sample(
         self, model: Any, ids: list[list[int]], filled: list[Layers], deltas: torch.Tensor, config: GenerationConfig
@@ -217,7 +241,13 @@ class SharedSampler:
             padded[i, width - len(row) :] = torch.tensor(row)
             mask[i, width - len(row) :] = 1
         cache = DynamicCache(config=model.config.get_text_config())
+        recurrent = {layer.layer_idx for layer in linear_layers(model)}
         for layer, (k, _) in enumerate(filled[0]):
+            if layer in recurrent:
+                conv, state = (torch.cat([layers[layer][i] for layers in filled]) for i in (0, 1))
+                cache.update_conv_state(conv, layer, conv_kernel_size=conv.shape[-1])
+                cache.update_recurrent_state(state, layer)
+                continue
             keys = k.new_zeros(len(ids), k.shape[0], width - 1, k.shape[2])
             values = torch.zeros_like(keys)
             for i, layers in enumerate(filled):
@@ -234,7 +264,8 @@ class SharedSampler:
             generation_config=config,
         )
         said = [self._until_end(row) for row in out.sequences[:, width:].tolist()]
-        return said, [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+        kept = [] if recurrent else [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+        return said, kept
 
     def _until_end(self, ids: list[int]) -> list[int]:
         end = next((at for at, token in enumerate(ids) if token in self.end_ids), len(ids))

@@ -94,7 +94,7 @@ def pack(model: Any, batch: Batch, rows: list[int]) -> PackedBatch:
     taken, targets = torch.cat(take), torch.cat(labels)
     inputs = {
         "input_ids": batch.input_ids.flatten()[taken][None],
-        "attention_mask": Packed(tuple(parts)).mask(device),
+        "attention_mask": Packed(tuple(parts)).mask(model),
         "position_ids": positions.flatten(1)[:, taken][:, None],
         # Image tokens of the environment are never scored; the loss masks its text.
         "shift_labels": targets.masked_fill(targets == image_id, -100)[None],
