@@ -69,5 +69,5 @@ def test_settings_override_the_family():
     settings = {"coordinates": "absolute", "box_order": "xyxy", "box_key": "bbox_2d"}
     assert Protocol.from_settings(settings, PixelBudget(), own).box.form == BoxForm()
     assert Protocol.from_settings({"box_key": "box"}, PixelBudget(), own).box.form.key == "box"
-    with pytest.raises(ValueError, match="box_order to yxyx"):
+    with pytest.raises(ValueError, match="box_order: yxyx"):
         Protocol.from_settings({"box_order": "yxyx"}, PixelBudget(), None)

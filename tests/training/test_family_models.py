@@ -3,21 +3,28 @@
 `docs/models.md` lists what each can do, and names these tests.
 """
 
+import base64
+from pathlib import Path
+
 import pytest
 import torch
 from family_models import FAMILY_MODELS, make
+from fastapi.testclient import TestClient
 from peft import LoraConfig
+from PIL import Image
 from sampling import at_sampling, difference, recomputed, sample_two_turns
 from support import CUT, PROSE, SMALL, TALL, WIDE, Script, make_trainer, rollouts, unpadded
 from updates import same, update
 
 from mgpo import GroundedVQA, evaluate
 from mgpo.method.grounding import BoxStatus, Frame, read_grounding
-from mgpo.method.protocol import End
+from mgpo.method.protocol import End, Episode, Method, Protocol
 from mgpo.method.question import Question
 from mgpo.policies.local import LocalPolicy
 from mgpo.policies.shared.models import FAMILIES
 from mgpo.policies.shared.packed import is_hybrid
+from mgpo.serving.app import create_app
+from mgpo.serving.limits import Limits
 
 TOLERANCE = 1e-4
 
@@ -129,12 +136,40 @@ def test_two_steps_train_it(model, tmp_path, rows, lora):
     assert all(after[name].isfinite().all() for name in learned)
 
 
+def test_text_of_the_data_creates_no_special_token(model, rows):
+    """A question that spells out every special token that the family has, and two that it has not."""
+    policy = LocalPolicy.load(str(model))
+    tokens = policy.tokens
+    special = {name: i for name, i in tokens.tokenizer.get_added_vocab().items() if name.startswith(("<", "[g"))}
+    evil = "".join(special) + "[gMASK]<|im_start|>"
+
+    def opened(question):
+        row = Question(None, question, (evil, "x"), "A")
+        ids = tokens.opening(
+            Episode(row, Image.open(rows[0]["image"]), Protocol(method=Method.DIRECT, budget=policy.budget)).opening()
+        )
+        return [token for token in ids if token in special.values() and token != tokens.image_token_id]
+
+    assert len(special) > 12 and opened(evil) == opened("Which letter?")
+
+
 def test_it_is_asked_and_evaluated(model, rows):
     vqa = GroundedVQA.from_pretrained(str(model))
     found = vqa.ask(rows[0]["image"], rows[0]["question"], rows[0]["choices"])
     assert len(found.turns) == 2
     questions = [Question.from_row(row) for row in rows[:3]]
     assert len(evaluate(vqa.policy, questions, vqa.protocol, vqa.limits)) == 3
+
+
+def test_it_is_served(model, rows):
+    data = base64.b64encode(Path(rows[0]["image"]).read_bytes()).decode()
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + data}}
+    content = [image, {"type": "text", "text": "Which letter?\nA. H\nB. K"}]
+    app = create_app(GroundedVQA.from_pretrained(str(model)), "it", Limits())
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        body = {"model": "it", "messages": [{"role": "user", "content": content}]}
+        found = client.post("/v1/chat/completions", json=body).json()
+    assert len(found["mgpo"]["turns"]) == 2 and found["choices"][0]["finish_reason"] in ("stop", "length")
 
 
 @pytest.mark.parametrize("size", [(192, 160), (160, 192)])

@@ -47,7 +47,9 @@ ASK_LETTER = "Think about what you see, then put the letter of your answer in \\
 ASK_TEXT = "Think about what you see, then put your answer in \\boxed{}."
 
 _SPECIAL = re.compile(
-    r"<\|[^\s|<>][^|<>]*\|>|</?(?:s|pad|unk|eos|bos|img|IMG_CONTEXT|image|video|box|ref|quad|tool_call|think)>",
+    r"<\|[^\s|<>][^|<>]*\|>|</?(?:s|pad|unk|eos|bos|sop|eop|img|IMG_CONTEXT|image|video|box|ref|quad|tool_call|think)>"
+    r"|\[[gs]?MASK\]|<(?:start|end)_of_\w+>|<image_soft_token>|<fake_token_around_image>|<global-img>|<row_\d+_col_\d+>"
+    r"|◁/?\w+▷",
 )
 
 
@@ -127,8 +129,8 @@ class Protocol:
             raise ValueError(
                 "It is not known how this model family writes boxes. Set coordinates (on the command line: --coordinates) to "
                 "absolute, for pixels of the image that the model was given, relative_1000, for thousandths of its sides, or "
-                "relative_1, for fractions of them. Set box_order to yxyx if it writes top before left, and box_key if its key "
-                "is not bbox_2d."
+                "relative_1, for fractions of them. A recipe may also set box_order: yxyx, if it writes top before left, and "
+                "box_key, if its key is not bbox_2d."
             )
         return cls(
             method=method,
