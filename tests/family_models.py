@@ -6,11 +6,15 @@ written after the families' own: what stands between turns, where images go, wha
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 import yaml
-from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedTokenizerFast
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from mgpo.policies.loading import budget_of
@@ -64,6 +68,29 @@ LINEAR = dict(
 )  # fmt: skip
 GLM_TEXT = TEXT | dict(rope_parameters=MROPE | {"partial_rotary_factor": 1.0})
 
+INTERNVL = QWEN.replace("<|vision_start|><|image_pad|><|vision_end|>", "<IMG_CONTEXT>\n")
+GEMMA = (
+    "<bos>{% for message in messages %}{% set role = 'model' if message['role'] == 'assistant' else 'user' %}"
+    "{{ '<start_of_turn>' + role + '\n' }}"
+    + PARTS.replace("{{ part['text'] }}", "{{ part['text'] | trim }}").replace("IMAGE", "<start_of_image>")
+    + "{{ '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+"""Named roles, texts without spaces around them."""
+TILES = {
+    "internvl": (
+        TEXT | dict(model_type="qwen2", rope_parameters={"rope_type": "default", "rope_theta": 1e4}),
+        dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=(56, 56)),
+        INTERNVL,
+    ),
+    "gemma3": (
+        TEXT | dict(head_dim=16, sliding_window=64, query_pre_attn_scalar=16,
+                    layer_types=["sliding_attention", "full_attention"]),
+        dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=56, patch_size=14),
+        GEMMA,
+    ),
+}  # fmt: skip
+"""Families that cut images by themselves."""
+
 FAMILY_MODELS = {
     "qwen2_vl": (TEXT | dict(rope_parameters=MROPE), dict(depth=2, embed_dim=32, hidden_size=64, num_heads=2), QWEN2),
     "qwen2_5_vl": (TEXT | dict(rope_parameters=MROPE), VISION | dict(fullatt_block_indexes=[1]), QWEN2),
@@ -95,10 +122,31 @@ def _tokenizer(model_type: str):
         tokenizer.add_special_tokens({"additional_special_tokens": GLM_SPECIAL, "eos_token": "<|endoftext|>"})
     if model_type.startswith(("glm", "qwen3_5")):
         tokenizer.add_tokens(["<think>", "</think>"])
+    if model_type in SPECIAL_OF:
+        names = SPECIAL_OF[model_type]
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer.backend_tokenizer, eos_token=names.get("eos_token", "<|im_end|>"),
+            pad_token="<|endoftext|>", extra_special_tokens={k: v for k, v in names.items() if k != "eos_token"},
+            padding_side="left", clean_up_tokenization_spaces=False,
+        )  # fmt: skip
+        if model_type == "gemma3":
+            tokenizer.add_special_tokens({"additional_special_tokens": ["<bos>", "<start_of_turn>"]})
     return tokenizer
 
 
+SPECIAL_OF = {
+    "internvl": {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
+                 "video_token": "<video>"},
+    "gemma3": {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>",
+               "eos_token": "<end_of_turn>"},
+}  # fmt: skip
+
+
 def _image_processor(model_type: str):
+    if model_type == "internvl":
+        return GotOcr2ImageProcessorPil(size={"height": 56, "width": 56}, crop_to_patches=True, max_patches=4)
+    if model_type == "gemma3":
+        return Gemma3ImageProcessorPil(size={"height": 56, "width": 56})
     if model_type.startswith("glm"):
         kind = Glm46VImageProcessorPil if model_type == "glm46v" else Glm4vImageProcessorPil
         # GLM counts an image as two frames.
@@ -108,22 +156,36 @@ def _image_processor(model_type: str):
     return Qwen2VLImageProcessorPil(size=size, patch_size=patch, merge_size=2)
 
 
+NAMES = {
+    "internvl": {"image_token_id": "<IMG_CONTEXT>"},
+    "gemma3": {"boi_token_index": "<start_of_image>", "eoi_token_index": "<end_of_image>",
+               "image_token_index": "<image_soft_token>"},
+}  # fmt: skip
+CHOSEN = {"gemma3": {"coordinates": "relative_1000", "box_order": "yxyx", "box_key": "box_2d"}}
+"""How boxes are written, where the family does not decide it."""
+MORE = {"internvl": {"image_seq_length": 4}, "gemma3": {"mm_tokens_per_image": 4}}
+
+
 def make(model_type: str, folder, **settings):
     """Write a checkpoint of a family, with the stop tokens of its generation settings, and `settings` as a run keeps them."""
-    text, vision, template = FAMILY_MODELS[model_type]
+    text, vision, template = (FAMILY_MODELS | TILES)[model_type]
     tokenizer = _tokenizer(model_type)
-    processor = build_without_video(model_type, _image_processor(model_type), tokenizer, template)
+    per_image = SimpleNamespace(image_seq_length=4, mm_tokens_per_image=4)
+    processor = build_without_video(model_type, _image_processor(model_type), tokenizer, template, per_image)
     tokenizer.chat_template = template
     names = (
         {"image_token_id": "<|image|>", "video_token_id": "<|video|>", "image_start_token_id": "<|begin_of_image|>",
          "image_end_token_id": "<|end_of_image|>", "video_start_token_id": "<|begin_of_video|>",
          "video_end_token_id": "<|end_of_video|>"}
         if model_type.startswith("glm")
+        else NAMES[model_type]
+        if model_type in TILES
         else {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>",
               "vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
     )  # fmt: skip
-    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
-    ends = ["<|endoftext|>", "<|user|>", "<|observation|>"] if model_type.startswith("glm") else ["<|im_end|>"]
+    more = MORE.get(model_type, {})
+    ids = more | {name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
+    ends = ["<|endoftext|>", "<|user|>", "<|observation|>"] if model_type.startswith("glm") else [tokenizer.eos_token]
     ends = tokenizer.convert_tokens_to_ids(ends)
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": ends[0], "bos_token_id": None}
     text = {k: v for k, v in (text | special).items() if k != "bos_token_id"}
@@ -138,6 +200,6 @@ def make(model_type: str, folder, **settings):
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     budget = budget_of(processor)
-    settings = {"min_pixels": budget.min_pixels, "max_pixels": budget.max_pixels} | settings
+    settings = {"min_pixels": budget.min_pixels, "max_pixels": budget.max_pixels} | CHOSEN.get(model_type, {}) | settings
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     return folder

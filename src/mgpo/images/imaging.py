@@ -47,11 +47,13 @@ class PixelBudget:
         min_pixels: smaller images are enlarged to at least this many pixels.
         max_pixels: larger images are shrunk to at most this many pixels.
         factor: both sides become multiples of this, in pixels (patch size times merge size: 28 for Qwen2.5-VL).
+        tokens: most visual tokens of one image, where the family's processor decides that and not the pixels.
     """
 
     min_pixels: int = 256 * 28 * 28
     max_pixels: int = 1280 * 28 * 28
     factor: int = 28
+    tokens: int | None = None
 
     def __post_init__(self) -> None:
         unit = self.factor**2
@@ -62,8 +64,9 @@ class PixelBudget:
         if self.max_pixels < 4 * unit:
             raise ValueError(f"max_pixels={self.max_pixels} is below four visual tokens ({4 * unit} pixels). Raise it.")
         fewest = math.ceil(self.min_pixels / unit)
-        rows = range(1, math.isqrt(self.max_tokens) + 1)
-        if not any(math.ceil(fewest / r) <= min(self.max_tokens // r, MAX_ASPECT_RATIO * r) for r in rows):
+        most = self.max_pixels // unit
+        rows = range(1, math.isqrt(most) + 1)
+        if not any(math.ceil(fewest / r) <= min(most // r, MAX_ASPECT_RATIO * r) for r in rows):
             raise ValueError(
                 f"No image has between {self.min_pixels} and {self.max_pixels} pixels with sides that are multiples of "
                 f"{self.factor}. Lower min_pixels, or raise max_pixels."
@@ -81,12 +84,12 @@ class PixelBudget:
         """
         most = max_pixels or max(self.max_pixels, min_pixels or 0)
         least = self.min_pixels if self.min_pixels < most else max(1, most // 5 // self.factor**2) * self.factor**2
-        return PixelBudget(min_pixels or least, most, self.factor)
+        return PixelBudget(min_pixels or least, most, self.factor, self.tokens)
 
     @property
     def max_tokens(self) -> int:
         """Most visual tokens that one image can cost."""
-        return self.max_pixels // self.factor**2
+        return self.max_pixels // self.factor**2 if self.tokens is None else self.tokens
 
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:
         """Size in pixels, (width, height), at which an image of `size` is shown to the model.
@@ -127,10 +130,10 @@ class PixelBudget:
 
     def _nearest_in_aspect(self, width: int, height: int) -> tuple[int, int]:
         """Of all sizes within the budget, the one nearest to width:height; the largest where several are."""
-        fewest = math.ceil(self.min_pixels / self.factor**2)
+        fewest, most = math.ceil(self.min_pixels / self.factor**2), self.max_pixels // self.factor**2
         sizes = []
-        for rows in range(1, self.max_tokens + 1):
-            low, high = math.ceil(fewest / rows), self.max_tokens // rows
+        for rows in range(1, most + 1):
+            low, high = math.ceil(fewest / rows), most // rows
             columns = min(max(round(rows * width / height), low), high)
             if low <= high and max(rows, columns) <= MAX_ASPECT_RATIO * min(rows, columns):
                 distortion = abs(math.log(columns * height / (rows * width)))

@@ -26,7 +26,7 @@ class Family:
         name: as people call it.
         model_types: `model_type` of its configurations.
         pattern: regular expression of its models' names, in lower case and with hyphens.
-        form: how it was trained to write boxes.
+        form: how it was trained to write boxes; None where no source says so, and it must be set.
         factor: the sides of its images are multiples of this, in pixels: patch size times merge size; None where images are
             cut into tiles instead.
         source: where the facts are from.
@@ -35,7 +35,7 @@ class Family:
     name: str
     model_types: tuple[str, ...]
     pattern: str
-    form: BoxForm
+    form: BoxForm | None
     factor: int | None
     source: str
 
@@ -65,6 +65,10 @@ FAMILIES = (
     Family(
         "InternVL 3 and 3.5", ("internvl",), r"internvl", BoxForm(Coordinates.RELATIVE_1000, bare=True), None,
         "documentation of InternVL, grounding data: <box>[[x1, y1, x2, y2]]</box>, in thousandths",
+    ),
+    Family(
+        "Gemma 3", ("gemma3",), r"gemma-?3(?!n)", None, None,
+        "no source: Google documents y1 x1 y2 x2 in thousandths under box_2d for Gemini, not for Gemma",
     ),
 )  # fmt: skip
 

@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils import logging
 
 from mgpo.images.imaging import PixelBudget
+from mgpo.policies.pictures import most_tokens
 from mgpo.policies.processors import PROCESSORS, build_without_video
 
 TINY = "mgpo-tiny"
@@ -78,7 +79,7 @@ def load_processor(name_or_path: str, budget: PixelBudget | None = None) -> Any:
     if has_torchvision():
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
     else:
-        model_type = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
+        model_type = _config(path).model_type
         if model_type not in PROCESSORS:
             raise ImportError(
                 f"The processor of a {model_type} model needs torchvision, which is missing or does not work with "
@@ -86,8 +87,10 @@ def load_processor(name_or_path: str, budget: PixelBudget | None = None) -> Any:
             )
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         images = AutoImageProcessor.from_pretrained(path, trust_remote_code=False, backend="pil")
-        processor = build_without_video(model_type, images, tokenizer, tokenizer.chat_template)
-    if not hasattr(processor.image_processor, "merge_size"):
+        processor = build_without_video(model_type, images, tokenizer, tokenizer.chat_template, _config(path))
+    if type(processor).__name__ == "InternVLProcessor":
+        processor.image_processor.crop_to_patches = True  # its processor asks for tiles, but TRL calls the image processor
+    if not hasattr(processor.image_processor, "merge_size") and most_tokens(processor) is None:
         raise ValueError(
             f"The processor of {name_or_path} ({type(processor).__name__}) does not cut an image into one grid of patches, so "
             "its images cannot be sized and counted here. Models of this family can be asked and evaluated behind an endpoint "
@@ -144,12 +147,15 @@ def own_budget(name_or_path: str, processor: Any) -> PixelBudget:
     16,384 tokens, at which a crop would not be enlarged and an overview hardly shrunk.
     """
     images, settings = processor.image_processor, trained_with(name_or_path)
-    usual = PixelBudget.usual(images.patch_size * images.merge_size)
+    tokens = most_tokens(processor)
+    usual = PixelBudget.usual(images.patch_size * images.merge_size) if tokens is None else PixelBudget(tokens=tokens)
     return usual.changed(settings.get("min_pixels"), settings.get("max_pixels"))
 
 
 def budget_of(processor: Any) -> PixelBudget:
     """The pixel budget that a processor is set to."""
+    if (tokens := most_tokens(processor)) is not None:
+        return getattr(processor, "given_budget", PixelBudget(tokens=tokens))
     size, images = dict(processor.image_processor.size), processor.image_processor
     counted = _counted(images)
     least, most = size["shortest_edge"] // counted, size["longest_edge"] // counted
@@ -157,10 +163,20 @@ def budget_of(processor: Any) -> PixelBudget:
 
 
 def set_budget(processor: Any, budget: PixelBudget) -> None:
-    """Set a processor to a pixel budget."""
+    """Set a processor to a pixel budget.
+
+    A processor that cuts images by itself keeps its own rule; the budget is that of the images that it is given.
+    """
+    if most_tokens(processor) is not None:
+        processor.given_budget = budget
+        return
     counted = _counted(processor.image_processor)
     size = {"shortest_edge": budget.min_pixels * counted, "longest_edge": budget.max_pixels * counted}
     processor.image_processor.size = size
+
+
+def _config(path: str) -> Any:
+    return AutoConfig.from_pretrained(path, trust_remote_code=False)
 
 
 def _counted(images: Any) -> int:

@@ -153,7 +153,7 @@ class LocalPolicy(TokenPolicy):
         out = self.model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
-            mm_token_type_ids=(ids == self.tokens.image_token_id).int().to(device),
+            **self.tokens.types(ids.to(device)),
             **{name: value.to(device) for name, value in vision.items()},
             generation_config=config,
         )

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
+from mgpo.policies.pictures import Tiles
+
 
 class PixelMemory:
     """An image processor that caches the patches of images; everything but the call is the wrapped processor's own.
@@ -42,11 +44,29 @@ class PixelMemory:
         )
 
 
+class TileMemory:
+    """An image processor of a family that cuts images by itself: gives TRL what the model takes, each image made once."""
+
+    def __init__(self, image_processor: Any, tiles: Tiles) -> None:
+        self._own, self._tiles = image_processor, tiles
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    def __call__(self, images: Any, crop_to_patches: bool = False, **kwargs: Any) -> BatchFeature:
+        """`pixel_values` of all images in order; with `crop_to_patches`, as TRL asks, also the number of tiles of each."""
+        flat = _flat(images)
+        found: dict[str, Any] = dict(self._tiles.pixels(flat))
+        if crop_to_patches:
+            found["num_patches"] = torch.tensor([len(self._tiles.processed(image)["pixel_values"]) for image in flat])
+        return BatchFeature(found)
+
+
 @contextmanager
-def pixels_once(processor: Any) -> Iterator[PixelMemory]:
-    """Within this context, `processor` preprocesses each image once."""
+def pixels_once(processor: Any, tiles: Tiles | None = None) -> Iterator[PixelMemory | TileMemory]:
+    """Within this context, `processor` preprocesses each image once; `tiles` where the family cuts images by itself."""
     own = processor.image_processor
-    processor.image_processor = memory = PixelMemory(own)
+    processor.image_processor = memory = PixelMemory(own) if tiles is None else TileMemory(own, tiles)
     try:
         yield memory
     finally:

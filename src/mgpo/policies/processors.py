@@ -12,8 +12,10 @@ from functools import cache
 from typing import Any
 
 from transformers import ProcessorMixin
+from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 from transformers.models.glm4v.processing_glm4v import Glm4vProcessor
 from transformers.models.glm46v.processing_glm46v import Glm46VProcessor
+from transformers.models.internvl.processing_internvl import InternVLProcessor
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
@@ -28,18 +30,46 @@ PROCESSORS: dict[str, tuple[type[ProcessorMixin], tuple[str, str]]] = {
     "qwen3_5_moe": (Qwen3VLProcessor, _QWEN),
     "glm4v_moe": (Glm4vProcessor, _GLM),
     "glm46v": (Glm46VProcessor, _GLM),
+    "internvl": (InternVLProcessor, _QWEN),
+    "gemma3": (Gemma3Processor, _QWEN),
 }
 """By model type: the processor of transformers, and its placeholders of images and videos."""
 
 
-def build_without_video(model_type: str, image_processor: Any, tokenizer: Any, chat_template: str | None) -> Any:
+def build_without_video(
+    model_type: str, image_processor: Any, tokenizer: Any, chat_template: str | None, config: Any = None
+) -> Any:
     """The processor of a model type, for texts and images.
+
+    Args:
+        model_type: one of `PROCESSORS`.
+        image_processor, tokenizer, chat_template: its parts.
+        config: the model's configuration; needed where it says how many tokens an image takes (InternVL, Gemma 3).
 
     Raises:
         KeyError: the type is not in `PROCESSORS`.
     """
     full, placeholders = PROCESSORS[model_type]
+    if model_type == "gemma3":  # it has no video half
+        return Gemma3Processor(image_processor, tokenizer, chat_template, config.mm_tokens_per_image)
+    if model_type == "internvl":
+        return _InternVLProcessor(image_processor, tokenizer, chat_template, config.image_seq_length)
     return _images_only(full, *placeholders)(image_processor, tokenizer, chat_template)
+
+
+class _InternVLProcessor(InternVLProcessor):
+    def __init__(
+        self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None,
+        image_seq_length: int = 256, **_: Any,
+    ) -> None:  # fmt: skip
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+        self.image_seq_length = image_seq_length
+        self.start_image_token, self.end_image_token = tokenizer.start_image_token, tokenizer.end_image_token
+        self.image_token, self.video_token = tokenizer.context_image_token, tokenizer.video_token
+        self.image_token_id = tokenizer.context_image_token_id
+
+
+_InternVLProcessor.__name__ = "InternVLProcessor"
 
 
 @cache

@@ -16,9 +16,11 @@ from PIL import Image
 
 from mgpo.method.protocol import UserTurn
 from mgpo.method.thinking import BLOCKS
+from mgpo.policies.pictures import pictures_of
 
 BANNED_UNLESS_END = (
-    "vision", "image", "video", "im_start", "object_ref", "box_", "quad_", "|assistant", "|system",
+    "vision", "image", "video", "im_start", "object_ref", "box_", "quad_", "|assistant", "|system", "IMG_CONTEXT",
+    "<img>", "</img>", "start_of_",
 )  # fmt: skip
 """Parts of the names of special tokens that begin a turn, or stand for an image or a region."""
 _EMPTY_BLOCK = re.compile("|".join(rf"{re.escape(start)}\s*{re.escape(end)}\s*" for start, end in BLOCKS))
@@ -31,8 +33,7 @@ class TurnTokens:
     """Writes user turns as token ids in a model's chat format.
 
     Args:
-        processor: a processor whose images are one grid of patches each: tokenizer, chat template, and an image processor
-            with patch and merge size (Qwen2-VL and later ones of Qwen, GLM-4.5V and 4.6V).
+        processor: the family's processor: tokenizer, chat template, image processor (`mgpo.policies.pictures`).
         template_kwargs: variables of the chat template, e.g. `enable_thinking`.
 
     Attributes:
@@ -45,26 +46,15 @@ class TurnTokens:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.template_kwargs = template_kwargs or {}
-        self.image_token: str = processor.image_token
-        self.image_token_id: int = processor.image_token_id
-        self.factor: int = processor.image_processor.patch_size * processor.image_processor.merge_size
+        self.pictures = pictures_of(processor)
+        self.image_token_id = self.pictures.feature_id
         opening = self._rendered([{"role": "user", "content": "?"}])
         self.opens_thinking = opening.rstrip().endswith(tuple(start for start, _ in BLOCKS))
         self.turn_end_id: int = self._after_said([{"role": "user", "content": "?"}])[0]
 
     def image_tokens(self, image: Image.Image) -> int:
-        """Number of placeholders for an image that has its final size.
-
-        Raises:
-            ValueError: the size is no multiple of the patch grid, so the processor would resize it again.
-        """
-        width, height = image.size
-        if width % self.factor or height % self.factor:
-            raise ValueError(
-                f"An image of {width}x{height} px does not fit the model's grid: both sides must be multiples of "
-                f"{self.factor} px."
-            )
-        return (width // self.factor) * (height // self.factor)
+        """Number of features of an image that has its final size; raises ValueError if that is not one of its grid."""
+        return self.pictures.tokens(image)
 
     def grid(self, image: Image.Image) -> list[int]:
         """`image_grid_thw` of an image that has its final size: 1, rows and columns of patches."""
@@ -93,23 +83,16 @@ class TurnTokens:
         """Special tokens that must never be sampled: a sampled vision placeholder has no image features."""
         ends = {self.turn_end_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
         names = {str(t): i for t, i in self.tokenizer.get_added_vocab().items() if i not in ends}
-        return sorted(i for name, i in names.items() if any(part in name for part in BANNED_UNLESS_END) and "|" in name)
+        return sorted(i for name, i in names.items() if _special(name) and any(part in name for part in BANNED_UNLESS_END))
 
     def pixels(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        """`pixel_values` and `image_grid_thw` of images that have their final size.
+        """Model inputs of images that have their final size; raises RuntimeError if the processor resized one."""
+        return self.pictures.pixels(images)
 
-        Raises:
-            RuntimeError: the processor resized one of them.
-        """
-        inputs = self.processor.image_processor(images=list(images), return_tensors="pt")
-        grids, patch = inputs["image_grid_thw"], self.processor.image_processor.patch_size
-        for image, (_, rows, cols) in zip(images, grids.tolist(), strict=True):
-            if (cols * patch, rows * patch) != image.size:
-                raise RuntimeError(
-                    f"The image processor resized an image of {image.size[0]}x{image.size[1]} px to {cols * patch}x"
-                    f"{rows * patch} px, because its pixel budget differs from the protocol's."
-                )
-        return {"pixel_values": inputs["pixel_values"], "image_grid_thw": grids}
+    def types(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The types of tokens (1: image) under the name that the model takes them; nothing for one that takes none."""
+        name = self.pictures.types
+        return {} if name is None else {name: (ids == self.image_token_id).int()}
 
     def check(self, ids: Sequence[int], images: Sequence[Image.Image], name: str) -> None:
         """Check that a sample has as many image tokens as image features.
@@ -147,14 +130,17 @@ class TurnTokens:
 
     def _ids(self, text: str, turn: UserTurn | None) -> list[int]:
         if turn is not None and turn.image is not None:
-            head, found, tail = text.partition(self.image_token)
+            mark = self.pictures.placeholder
+            head, found, tail = text.partition(mark)
             if not found:
-                raise RuntimeError(
-                    f"The chat template wrote no image placeholder ({self.image_token}) for a turn with an image."
-                )
-            text = head + self.image_token * self.image_tokens(turn.image) + tail
+                raise RuntimeError(f"The chat template wrote no image placeholder ({mark}) for a turn with an image.")
+            text = head + self.pictures.text(turn.image) + tail
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
+
+
+def _special(name: str) -> bool:
+    return "|" in name or (name.startswith("<") and name.endswith(">"))
 
 
 def _message(turn: UserTurn) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from mgpo.method.question import Question
 from mgpo.method.rewards import accuracy_reward
 from mgpo.policies.families import form_of
 from mgpo.policies.loading import load_processor, model_type_of, own_budget, resolve, set_budget
+from mgpo.policies.pictures import Tiles
 from mgpo.policies.pixel_memory import pixels_once
 from mgpo.policies.tokens import TurnTokens
 from mgpo.policies.turn_loop import GivenFirst, TurnLimits, limit_of, run_episodes
@@ -153,7 +154,7 @@ class MGPOTrainer(Resuming, GRPOTrainer):
                 }
                 | {"prompt": [{"role": "user", "content": turn.text}], "images": [shown]}
             )
-        with pixels_once(self.processing_class) if self.args.shared_prefix else nullcontext(), self.finite.sampling():
+        with self._pixels(), self.finite.sampling():
             output = super()._generate_and_score_completions(rows)
         self.finite.check(output, self._episodes)
         self._check_images(output)
@@ -161,6 +162,13 @@ class MGPOTrainer(Resuming, GRPOTrainer):
             self.vllm_sampling.compare(output)
         self._save_trajectories()
         return output
+
+    def _pixels(self) -> Any:
+        """The context in which TRL processes the images of a batch."""
+        pictures = self.turn_tokens.pictures
+        if isinstance(pictures, Tiles):
+            return pixels_once(self.processing_class, pictures)
+        return pixels_once(self.processing_class) if self.args.shared_prefix else nullcontext()
 
     def _check_images(self, output: dict[str, Any]) -> None:
         """Check that the batch holds every image that was shown, whole: TRL would silently train without images."""
@@ -264,7 +272,9 @@ class MGPOTrainer(Resuming, GRPOTrainer):
     def _speak_again(self, ids: list[list[int]], images: list[list[Any]], limit: int, last: bool) -> tuple:
         """One more turn of the model for all rollouts, even ended ones: a call is collective under ZeRO-3 and FSDP."""
         self._turn_limit, self._is_last_turn = limit, last
-        return self._generate_single_turn(ids, images, self._vision_fields(ids, images), 1, has_tool_images=True)
+        # With True, TRL would make types of tokens even for a model that takes none.
+        types = self.turn_tokens.pictures.types is not None
+        return self._generate_single_turn(ids, images, self._vision_fields(ids, images), 1, has_tool_images=types)
 
     def _vision_fields(self, ids: list[list[int]], images: list[list[Any]]) -> dict[str, Any]:
         """Pixel values of all images in order, and the token types; empty for engines that take images."""
@@ -272,15 +282,17 @@ class MGPOTrainer(Resuming, GRPOTrainer):
             return {}
         flat = [image for row in images for image in row]
         image_id = self.turn_tokens.image_token_id
-        return {
-            **self.turn_tokens.pixels(flat),
-            "mm_token_type_ids": [[int(token == image_id) for token in row] for row in ids],
-        }
+        types = self.turn_tokens.pictures.types
+        return self.turn_tokens.pixels(flat) | (
+            {} if types is None else {types: [[int(token == image_id) for token in row] for row in ids]}
+        )
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         return self.sharing.part(generation_batch) if self.sharing.splits else super()._prepare_inputs(generation_batch)
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple:
+        if self.turn_tokens.pictures.types is None:
+            kwargs.pop("token_type_ids", None)  # TRL makes them for every family without a grid
         share = self.sharing.on and kwargs.get("pixel_values") is not None
         compute = self.sharing.log_probs if share else super()._get_per_token_logps_and_entropies
         return compute(*args, **kwargs)
