@@ -69,8 +69,14 @@ def test_recomputed_logprobs_equal_the_sampled_ones(sampled):
 
 def test_image_tokens_equal_image_features(sampled):
     trainer, output, _ = sampled
-    merge = trainer.processing_class.image_processor.merge_size**2
-    features = iter((output["image_grid_thw"].prod(-1) // merge).tolist())
+    merge = getattr(trainer.processing_class.image_processor, "merge_size", None)
+    if merge is not None:
+        features = iter((output["image_grid_thw"].prod(-1) // merge**2).tolist())
+    else:
+        shown = [turn.image for episode in trainer._episodes for turn in episode.user_turns]
+        tiles = [len(trainer.turn_tokens.pixels([image])["pixel_values"]) for image in shown]
+        assert sum(tiles) == len(output["pixel_values"])
+        features = iter([count * trainer.processing_class.image_seq_length for count in tiles])
     for row, count in enumerate(output["num_images"]):
         prompt, said, _ = unpadded(output, row)
         assert (prompt + said).count(trainer.turn_tokens.image_token_id) == sum(next(features) for _ in range(count))
