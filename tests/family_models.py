@@ -15,6 +15,7 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from mgpo.policies.loading import budget_of
@@ -76,11 +77,21 @@ GEMMA = (
     + "{{ '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 """Named roles, texts without spaces around them."""
+IDEFICS = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize + ':' }}"
+    + PARTS.replace("IMAGE", "<image>")
+    + "{{ '<end_of_utterance>\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
 TILES = {
     "internvl": (
         TEXT | dict(model_type="qwen2", rope_parameters={"rope_type": "default", "rope_theta": 1e4}),
         dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=(56, 56)),
         INTERNVL,
+    ),
+    "idefics3": (
+        TEXT | dict(model_type="llama"),
+        dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=56, patch_size=14),
+        IDEFICS,
     ),
     "gemma3": (
         TEXT | dict(head_dim=16, sliding_window=64, query_pre_attn_scalar=16,
@@ -129,6 +140,11 @@ def _tokenizer(model_type: str):
             pad_token="<|endoftext|>", extra_special_tokens={k: v for k, v in names.items() if k != "eos_token"},
             padding_side="left", clean_up_tokenization_spaces=False,
         )  # fmt: skip
+        if model_type == "idefics3":
+            cells = [f"<row_{row}_col_{col}>" for row in (1, 2) for col in (1, 2)]
+            tokenizer.add_special_tokens(
+                {"additional_special_tokens": ["<fake_token_around_image>", "<global-img>", *cells]}
+            )
         if model_type == "gemma3":
             tokenizer.add_special_tokens({"additional_special_tokens": ["<bos>", "<start_of_turn>"]})
     return tokenizer
@@ -137,6 +153,7 @@ def _tokenizer(model_type: str):
 SPECIAL_OF = {
     "internvl": {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
                  "video_token": "<video>"},
+    "idefics3": {"image_token": "<image>", "eos_token": "<end_of_utterance>"},
     "gemma3": {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>",
                "eos_token": "<end_of_turn>"},
 }  # fmt: skip
@@ -145,6 +162,9 @@ SPECIAL_OF = {
 def _image_processor(model_type: str):
     if model_type == "internvl":
         return GotOcr2ImageProcessorPil(size={"height": 56, "width": 56}, crop_to_patches=True, max_patches=4)
+    if model_type == "idefics3":
+        size, tile = {"longest_edge": 112}, {"longest_edge": 56}
+        return Idefics3ImageProcessorPil(size=size, max_image_size=tile)
     if model_type == "gemma3":
         return Gemma3ImageProcessorPil(size={"height": 56, "width": 56})
     if model_type.startswith("glm"):
@@ -157,20 +177,28 @@ def _image_processor(model_type: str):
 
 
 NAMES = {
+    "idefics3": {"image_token_id": "<image>"},
     "internvl": {"image_token_id": "<IMG_CONTEXT>"},
     "gemma3": {"boi_token_index": "<start_of_image>", "eoi_token_index": "<end_of_image>",
                "image_token_index": "<image_soft_token>"},
 }  # fmt: skip
-CHOSEN = {"gemma3": {"coordinates": "relative_1000", "box_order": "yxyx", "box_key": "box_2d"}}
+CHOSEN = {"idefics3": {"coordinates": "relative_1"}} | {
+    "gemma3": {"coordinates": "relative_1000", "box_order": "yxyx", "box_key": "box_2d"}
+}
 """How boxes are written, where the family does not decide it."""
-MORE = {"internvl": {"image_seq_length": 4}, "gemma3": {"mm_tokens_per_image": 4}}
+MORE = {"idefics3": {"scale_factor": 2}} | {"internvl": {"image_seq_length": 4}, "gemma3": {"mm_tokens_per_image": 4}}
 
 
 def make(model_type: str, folder, **settings):
     """Write a checkpoint of a family, with the stop tokens of its generation settings, and `settings` as a run keeps them."""
     text, vision, template = (FAMILY_MODELS | TILES)[model_type]
     tokenizer = _tokenizer(model_type)
-    per_image = SimpleNamespace(image_seq_length=4, mm_tokens_per_image=4)
+    per_image = SimpleNamespace(
+        image_seq_length=4,
+        mm_tokens_per_image=4,
+        scale_factor=2,
+        vision_config=SimpleNamespace(image_size=56, patch_size=14),
+    )
     processor = build_without_video(model_type, _image_processor(model_type), tokenizer, template, per_image)
     tokenizer.chat_template = template
     names = (
@@ -200,6 +228,8 @@ def make(model_type: str, folder, **settings):
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     budget = budget_of(processor)
-    settings = {"min_pixels": budget.min_pixels, "max_pixels": budget.max_pixels} | CHOSEN.get(model_type, {}) | settings
+    settings = (
+        {"min_pixels": budget.min_pixels, "max_pixels": budget.max_pixels} | CHOSEN.get(model_type, {}) | settings
+    )
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     return folder

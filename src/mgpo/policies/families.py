@@ -67,6 +67,10 @@ FAMILIES = (
         "documentation of InternVL, grounding data: <box>[[x1, y1, x2, y2]]</box>, in thousandths",
     ),
     Family(
+        "Idefics 3 and SmolVLM", ("idefics3",), r"idefics3|smolvlm", None, None,
+        "no source: their cards show no boxes",
+    ),
+    Family(
         "Gemma 3", ("gemma3",), r"gemma-?3(?!n)", None, None,
         "no source: Google documents y1 x1 y2 x2 in thousandths under box_2d for Gemini, not for Gemma",
     ),

@@ -89,7 +89,9 @@ def load_processor(name_or_path: str, budget: PixelBudget | None = None) -> Any:
         images = AutoImageProcessor.from_pretrained(path, trust_remote_code=False, backend="pil")
         processor = build_without_video(model_type, images, tokenizer, tokenizer.chat_template, _config(path))
     if type(processor).__name__ == "InternVLProcessor":
-        processor.image_processor.crop_to_patches = True  # its processor asks for tiles, but TRL calls the image processor
+        processor.image_processor.crop_to_patches = (
+            True  # its processor asks for tiles, but TRL calls the image processor
+        )
     if not hasattr(processor.image_processor, "merge_size") and most_tokens(processor) is None:
         raise ValueError(
             f"The processor of {name_or_path} ({type(processor).__name__}) does not cut an image into one grid of patches, so "

@@ -1,7 +1,7 @@
 """How a family turns an image into tokens and model inputs: the one place that knows grids from tiles.
 
-    pictures = pictures_of(processor)
-    pictures.text(image), pictures.tokens(image), pictures.pixels([image])
+pictures = pictures_of(processor)
+pictures.text(image), pictures.tokens(image), pictures.pixels([image])
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image
 
 KEPT = 512
 """Processed images that are kept, the least recently used being dropped first."""
-CROPS_ITSELF = {"InternVLProcessor": None, "Gemma3Processor": "token_type_ids"}
+CROPS_ITSELF = {"InternVLProcessor": None, "Gemma3Processor": "token_type_ids", "Idefics3Processor": None}
 """Processors that cut images into tiles or bring them to one size, and the name under which their models take the types of
 tokens (None: they take none)."""
 
@@ -87,6 +87,7 @@ class Tiles:
         own = getattr(processor.tokenizer, "image_token_id", None)  # Gemma 3: not the placeholder
         self.feature_id: int = processor.image_token_id if own is None else own
         self._process = processor.image_processor
+        self._asked = {"return_row_col_info": True} if type(processor).__name__ == "Idefics3Processor" else {}
         self._made: OrderedDict[int, tuple[Image.Image, Any]] = OrderedDict()
 
     def tokens(self, image: Image.Image) -> int:
@@ -101,14 +102,19 @@ class Tiles:
         return text
 
     def pixels(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        """`pixel_values` (tiles of all images in order, channels, height, width)."""
-        return {"pixel_values": torch.cat([self.processed(image)["pixel_values"] for image in images])}
+        """`pixel_values`: tiles of all images in order (tiles, channels, height, width); for Idefics 3, whose model takes
+        images of equally many tiles and leaves out those of zeros, (images, tiles, channels, height, width)."""
+        tiles = [self.processed(image)["pixel_values"] for image in images]
+        if tiles[0].dim() == 5:
+            most = max(one.shape[1] for one in tiles)
+            tiles = [torch.cat([one, one.new_zeros(1, most - one.shape[1], *one.shape[2:])], 1) for one in tiles]
+        return {"pixel_values": torch.cat(tiles)}
 
     def processed(self, image: Image.Image) -> Any:
         """What the family's image processor makes of one image."""
         known = self._made.get(id(image))
         if known is None:
-            known = image, self._process(images=[image], return_tensors="pt")
+            known = image, self._process(images=[image], return_tensors="pt", **self._asked)
             self._made[id(image)] = known
         self._made.move_to_end(id(image))
         while len(self._made) > KEPT:
@@ -126,6 +132,9 @@ def most_tokens(processor: Any) -> int | None:
     kind = type(processor).__name__
     if kind not in CROPS_ITSELF:
         return None
-    tiles = processor.image_processor.max_patches + 1 if kind == "InternVLProcessor" else 1  # and a thumbnail
-    count: int = processor.image_seq_length * tiles
-    return count
+    images = processor.image_processor
+    if kind == "Idefics3Processor":
+        side = -(-images.size["longest_edge"] // images.max_image_size["longest_edge"])
+        return int((processor.image_seq_len + 3) * (side**2 + 1))  # tiles with their tags, and the image as a whole
+    tiles = images.max_patches + 1 if kind == "InternVLProcessor" else 1
+    return int(processor.image_seq_length * tiles)

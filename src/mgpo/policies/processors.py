@@ -15,6 +15,7 @@ from transformers import ProcessorMixin
 from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 from transformers.models.glm4v.processing_glm4v import Glm4vProcessor
 from transformers.models.glm46v.processing_glm46v import Glm46VProcessor
+from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
 from transformers.models.internvl.processing_internvl import InternVLProcessor
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
@@ -32,6 +33,7 @@ PROCESSORS: dict[str, tuple[type[ProcessorMixin], tuple[str, str]]] = {
     "glm46v": (Glm46VProcessor, _GLM),
     "internvl": (InternVLProcessor, _QWEN),
     "gemma3": (Gemma3Processor, _QWEN),
+    "idefics3": (Idefics3Processor, _QWEN),
 }
 """By model type: the processor of transformers, and its placeholders of images and videos."""
 
@@ -52,6 +54,10 @@ def build_without_video(
     full, placeholders = PROCESSORS[model_type]
     if model_type == "gemma3":  # it has no video half
         return Gemma3Processor(image_processor, tokenizer, chat_template, config.mm_tokens_per_image)
+    if model_type == "idefics3":
+        vision = config.vision_config
+        tokens = (vision.image_size // vision.patch_size // config.scale_factor) ** 2
+        return Idefics3Processor(image_processor, tokenizer, tokens, chat_template)
     if model_type == "internvl":
         return _InternVLProcessor(image_processor, tokenizer, chat_template, config.image_seq_length)
     return _images_only(full, *placeholders)(image_processor, tokenizer, chat_template)

@@ -83,7 +83,9 @@ class TurnTokens:
         """Special tokens that must never be sampled: a sampled vision placeholder has no image features."""
         ends = {self.turn_end_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
         names = {str(t): i for t, i in self.tokenizer.get_added_vocab().items() if i not in ends}
-        return sorted(i for name, i in names.items() if _special(name) and any(part in name for part in BANNED_UNLESS_END))
+        return sorted(
+            i for name, i in names.items() if _special(name) and any(part in name for part in BANNED_UNLESS_END)
+        )
 
     def pixels(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         """Model inputs of images that have their final size; raises RuntimeError if the processor resized one."""
