@@ -12,6 +12,7 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedTokenizerFast
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
@@ -77,6 +78,12 @@ GEMMA = (
     + "{{ '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 """Named roles, texts without spaces around them."""
+GEMMA4 = (
+    "<bos>{% for message in messages %}{% set role = 'model' if message['role'] == 'assistant' else 'user' %}"
+    "{{ '<|turn>' + role + '\n' }}"
+    + PARTS.replace("IMAGE", "<|image|>")
+    + "{{ '<turn|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|turn>model\n' }}{% endif %}"
+)
 IDEFICS = (
     "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize + ':' }}"
     + PARTS.replace("IMAGE", "<image>")
@@ -92,6 +99,13 @@ TILES = {
         TEXT | dict(model_type="llama"),
         dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=56, patch_size=14),
         IDEFICS,
+    ),
+    "gemma4": (
+        TEXT | dict(head_dim=16, sliding_window=64, hidden_size_per_layer_input=0, global_head_dim=16,
+                    num_global_key_value_heads=2, layer_types=["sliding_attention", "full_attention"]),
+        dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=16,
+             intermediate_size=48, patch_size=16, pooling_kernel_size=3),
+        GEMMA4,
     ),
     "gemma3": (
         TEXT | dict(head_dim=16, sliding_window=64, query_pre_attn_scalar=16,
@@ -145,6 +159,8 @@ def _tokenizer(model_type: str):
             tokenizer.add_special_tokens(
                 {"additional_special_tokens": ["<fake_token_around_image>", "<global-img>", *cells]}
             )
+        if model_type == "gemma4":
+            tokenizer.add_special_tokens({"additional_special_tokens": ["<bos>", "<|turn>", "<|video|>"]})
         if model_type == "gemma3":
             tokenizer.add_special_tokens({"additional_special_tokens": ["<bos>", "<start_of_turn>"]})
     return tokenizer
@@ -154,6 +170,7 @@ SPECIAL_OF = {
     "internvl": {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
                  "video_token": "<video>"},
     "idefics3": {"image_token": "<image>", "eos_token": "<end_of_utterance>"},
+    "gemma4": {"boi_token": "<|image>", "eoi_token": "<image|>", "image_token": "<|image|>", "eos_token": "<turn|>"},
     "gemma3": {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>",
                "eos_token": "<end_of_turn>"},
 }  # fmt: skip
@@ -165,6 +182,8 @@ def _image_processor(model_type: str):
     if model_type == "idefics3":
         size, tile = {"longest_edge": 112}, {"longest_edge": 56}
         return Idefics3ImageProcessorPil(size=size, max_image_size=tile)
+    if model_type == "gemma4":
+        return Gemma4ImageProcessorPil(max_soft_tokens=70)
     if model_type == "gemma3":
         return Gemma3ImageProcessorPil(size={"height": 56, "width": 56})
     if model_type.startswith("glm"):
@@ -179,10 +198,12 @@ def _image_processor(model_type: str):
 NAMES = {
     "idefics3": {"image_token_id": "<image>"},
     "internvl": {"image_token_id": "<IMG_CONTEXT>"},
+    "gemma4": {"boi_token_id": "<|image>", "eoi_token_id": "<image|>", "image_token_id": "<|image|>",
+               "video_token_id": "<|video|>"},
     "gemma3": {"boi_token_index": "<start_of_image>", "eoi_token_index": "<end_of_image>",
                "image_token_index": "<image_soft_token>"},
 }  # fmt: skip
-CHOSEN = {"idefics3": {"coordinates": "relative_1"}} | {
+CHOSEN = {"idefics3": {"coordinates": "relative_1"}, "gemma4": {"coordinates": "absolute"}} | {
     "gemma3": {"coordinates": "relative_1000", "box_order": "yxyx", "box_key": "box_2d"}
 }
 """How boxes are written, where the family does not decide it."""

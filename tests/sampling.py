@@ -54,7 +54,15 @@ def at_sampling(turns, name="raw"):
 
 def recomputed(trainer, output, model=None, **changed):
     """TRL's own recomputation, and per sample the values at the tokens that are learned."""
-    names = ("pixel_values", "image_grid_thw", "mm_token_type_ids", "token_type_ids", "num_images", "num_tiles")
+    names = (
+        "pixel_values",
+        "image_grid_thw",
+        "mm_token_type_ids",
+        "token_type_ids",
+        "num_images",
+        "num_tiles",
+        "image_position_ids",
+    )
     fields = {key: output[key] for key in names if key in output} | changed
     ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
     mask = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)

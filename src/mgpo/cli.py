@@ -19,7 +19,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Check and convert training an
 app.add_typer(data_app, name="data")
 MIN_PIXELS = "Enlarge smaller images to this many pixels. Default: as in training, else 256 visual tokens."
 MAX_PIXELS = "Shrink larger images to this many pixels. Default: as in training, else 1280 visual tokens."
-COORDINATES = "How the model writes boxes: absolute or relative_1000. Needed only for an unknown model family."
+COORDINATES = "Unit of the model's boxes: absolute, relative_1000 or relative_1. Needed only where its family is unknown."
 OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 

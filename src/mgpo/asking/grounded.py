@@ -114,7 +114,7 @@ class GroundedVQA:
             engine: see `mgpo.asking.settings.load_policy`.
             endpoint: base URL of an OpenAI-compatible server that generates the turns.
             min_pixels, max_pixels: pixel budget of every image: smaller ones are enlarged, larger ones are shrunk.
-            coordinates: how the model writes boxes, `absolute` or `relative_1000`; needed for unknown families only.
+            coordinates: how the model writes boxes, `absolute`, `relative_1000` or `relative_1`; needed for unknown families only.
         """
         from mgpo.policies.loading import trained_with
 

@@ -49,7 +49,7 @@ ASK_TEXT = "Think about what you see, then put your answer in \\boxed{}."
 _SPECIAL = re.compile(
     r"<\|[^\s|<>][^|<>]*\|>|</?(?:s|pad|unk|eos|bos|sop|eop|img|IMG_CONTEXT|image|video|box|ref|quad|tool_call|think)>"
     r"|\[[gs]?MASK\]|<(?:start|end)_of_\w+>|<image_soft_token>|<fake_token_around_image>|<global-img>|<row_\d+_col_\d+>"
-    r"|◁/?\w+▷",
+    r"|◁/?\w+▷|<\|\w+>|<\w+\|>",
 )
 
 

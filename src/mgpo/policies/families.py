@@ -24,7 +24,7 @@ class Family:
 
     Attributes:
         name: as people call it.
-        model_types: `model_type` of its configurations.
+        model_types: `model_type` of its configurations; none for a family that can only be asked behind an endpoint.
         pattern: regular expression of its models' names, in lower case and with hyphens.
         form: how it was trained to write boxes; None where no source says so, and it must be set.
         factor: the sides of its images are multiples of this, in pixels: patch size times merge size; None where images are
@@ -67,11 +67,15 @@ FAMILIES = (
         "documentation of InternVL, grounding data: <box>[[x1, y1, x2, y2]]</box>, in thousandths",
     ),
     Family(
+        "Kimi-VL", (), r"kimi-?vl", BoxForm(Coordinates.RELATIVE_1), None,
+        "model card of Kimi-VL: coordinates between 0 and 1; its code is not part of transformers, so it is asked behind an endpoint",
+    ),
+    Family(
         "Idefics 3 and SmolVLM", ("idefics3",), r"idefics3|smolvlm", None, None,
         "no source: their cards show no boxes",
     ),
     Family(
-        "Gemma 3", ("gemma3",), r"gemma-?3(?!n)", None, None,
+        "Gemma 3 and 4", ("gemma3", "gemma4"), r"gemma-?(?:3(?!n)|4)", None, None,
         "no source: Google documents y1 x1 y2 x2 in thousandths under box_2d for Gemini, not for Gemma",
     ),
 )  # fmt: skip

@@ -15,7 +15,12 @@ from PIL import Image
 
 KEPT = 512
 """Processed images that are kept, the least recently used being dropped first."""
-CROPS_ITSELF = {"InternVLProcessor": None, "Gemma3Processor": "token_type_ids", "Idefics3Processor": None}
+CROPS_ITSELF = {
+    "InternVLProcessor": None,
+    "Gemma3Processor": "token_type_ids",
+    "Gemma4Processor": "mm_token_type_ids",
+    "Idefics3Processor": None,
+}
 """Processors that cut images into tiles or bring them to one size, and the name under which their models take the types of
 tokens (None: they take none)."""
 
@@ -84,7 +89,7 @@ class Tiles:
         self.processor = processor
         self.types = CROPS_ITSELF[type(processor).__name__]
         self.placeholder: str = processor.image_token
-        own = getattr(processor.tokenizer, "image_token_id", None)  # Gemma 3: not the placeholder
+        own = getattr(processor.tokenizer, "image_token_id", None)  # Gemma 3: another token than the placeholder
         self.feature_id: int = processor.image_token_id if own is None else own
         self._process = processor.image_processor
         self._asked = {"return_row_col_info": True} if type(processor).__name__ == "Idefics3Processor" else {}
@@ -103,12 +108,16 @@ class Tiles:
 
     def pixels(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         """`pixel_values`: tiles of all images in order (tiles, channels, height, width); for Idefics 3, whose model takes
-        images of equally many tiles and leaves out those of zeros, (images, tiles, channels, height, width)."""
+        images of equally many tiles and leaves out those of zeros, (images, tiles, channels, height, width); for Gemma 4
+        (images, patches, values), and `image_position_ids` (images, patches, 2)."""
         tiles = [self.processed(image)["pixel_values"] for image in images]
         if tiles[0].dim() == 5:
             most = max(one.shape[1] for one in tiles)
             tiles = [torch.cat([one, one.new_zeros(1, most - one.shape[1], *one.shape[2:])], 1) for one in tiles]
-        return {"pixel_values": torch.cat(tiles)}
+        more = [name for name in ("image_position_ids",) if name in self.processed(images[0])]
+        return {"pixel_values": torch.cat(tiles)} | {
+            name: torch.cat([self.processed(image)[name] for image in images]) for name in more
+        }
 
     def processed(self, image: Image.Image) -> Any:
         """What the family's image processor makes of one image."""
@@ -136,5 +145,7 @@ def most_tokens(processor: Any) -> int | None:
     if kind == "Idefics3Processor":
         side = -(-images.size["longest_edge"] // images.max_image_size["longest_edge"])
         return int((processor.image_seq_len + 3) * (side**2 + 1))  # tiles with their tags, and the image as a whole
+    if kind == "Gemma4Processor":
+        return int(images.max_soft_tokens)
     tiles = images.max_patches + 1 if kind == "InternVLProcessor" else 1
     return int(processor.image_seq_length * tiles)

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import ProcessorMixin
 from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
+from transformers.models.gemma4.processing_gemma4 import Gemma4Processor
 from transformers.models.glm4v.processing_glm4v import Glm4vProcessor
 from transformers.models.glm46v.processing_glm46v import Glm46VProcessor
 from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
@@ -33,6 +34,7 @@ PROCESSORS: dict[str, tuple[type[ProcessorMixin], tuple[str, str]]] = {
     "glm46v": (Glm46VProcessor, _GLM),
     "internvl": (InternVLProcessor, _QWEN),
     "gemma3": (Gemma3Processor, _QWEN),
+    "gemma4": (Gemma4Processor, _QWEN),
     "idefics3": (Idefics3Processor, _QWEN),
 }
 """By model type: the processor of transformers, and its placeholders of images and videos."""
@@ -52,6 +54,8 @@ def build_without_video(
         KeyError: the type is not in `PROCESSORS`.
     """
     full, placeholders = PROCESSORS[model_type]
+    if model_type == "gemma4":
+        return _Gemma4Processor(image_processor, tokenizer, chat_template)
     if model_type == "gemma3":  # it has no video half
         return Gemma3Processor(image_processor, tokenizer, chat_template, config.mm_tokens_per_image)
     if model_type == "idefics3":
@@ -75,6 +79,18 @@ class _InternVLProcessor(InternVLProcessor):
         self.image_token_id = tokenizer.context_image_token_id
 
 
+class _Gemma4Processor(Gemma4Processor):
+    def __init__(
+        self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None,
+        image_seq_length: int = 280, **_: Any,
+    ) -> None:  # fmt: skip
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+        self.image_seq_length = image_seq_length
+        self.image_token, self.image_token_id = tokenizer.image_token, tokenizer.image_token_id
+        self.boi_token, self.eoi_token = tokenizer.boi_token, tokenizer.eoi_token
+
+
+_Gemma4Processor.__name__ = "Gemma4Processor"
 _InternVLProcessor.__name__ = "InternVLProcessor"
 
 

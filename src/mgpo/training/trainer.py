@@ -272,9 +272,7 @@ class MGPOTrainer(Resuming, GRPOTrainer):
     def _speak_again(self, ids: list[list[int]], images: list[list[Any]], limit: int, last: bool) -> tuple:
         """One more turn of the model for all rollouts, even ended ones: a call is collective under ZeRO-3 and FSDP."""
         self._turn_limit, self._is_last_turn = limit, last
-        # With True, TRL would make types of tokens even for a model that takes none.
-        types = self.turn_tokens.pictures.types is not None
-        return self._generate_single_turn(ids, images, self._vision_fields(ids, images), 1, has_tool_images=types)
+        return self._generate_single_turn(ids, images, self._vision_fields(ids, images), 1)
 
     def _vision_fields(self, ids: list[list[int]], images: list[list[Any]]) -> dict[str, Any]:
         """Pixel values of all images in order, and the token types; empty for engines that take images."""
@@ -291,8 +289,9 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         return self.sharing.part(generation_batch) if self.sharing.splits else super()._prepare_inputs(generation_batch)
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple:
-        if self.turn_tokens.pictures.types is None:
-            kwargs.pop("token_type_ids", None)  # TRL makes them for every family without a grid
+        if "token_type_ids" in kwargs:  # so TRL calls them for every family without a grid, even where there are none
+            types, name = kwargs.pop("token_type_ids"), self.turn_tokens.pictures.types
+            kwargs |= {} if name is None else {name: types}
         share = self.sharing.on and kwargs.get("pixel_values") is not None
         compute = self.sharing.log_probs if share else super()._get_per_token_logps_and_entropies
         return compute(*args, **kwargs)
