@@ -136,6 +136,7 @@ FAMILY_MODELS = {
         VISION | dict(image_size=112),
         GLM,
     ),
+    "glm4v": (GLM_TEXT, VISION | dict(image_size=112), GLM),
     "glm46v": (GLM_TEXT, VISION | dict(image_size=112), GLM),
 }
 """By model type: text and vision configuration, chat template."""
@@ -146,7 +147,7 @@ def _tokenizer(model_type: str):
     if model_type.startswith("glm"):
         tokenizer.add_special_tokens({"additional_special_tokens": GLM_SPECIAL, "eos_token": "<|endoftext|>"})
     if model_type.startswith(("glm", "qwen3_5")):
-        tokenizer.add_tokens(["<think>", "</think>"])
+        tokenizer.add_tokens(["<think>", "</think>", "<tool_response>", "<arg_key>", "</arg_value>", "<tts_pad>"])
     if model_type in SPECIAL_OF:
         names = SPECIAL_OF[model_type]
         tokenizer = PreTrainedTokenizerFast(
@@ -187,7 +188,7 @@ def _image_processor(model_type: str):
     if model_type == "gemma3":
         return Gemma3ImageProcessorPil(size={"height": 56, "width": 56})
     if model_type.startswith("glm"):
-        kind = Glm46VImageProcessorPil if model_type == "glm46v" else Glm4vImageProcessorPil
+        kind = Glm46VImageProcessorPil if model_type in ("glm46v", "glm4v") else Glm4vImageProcessorPil
         # GLM counts an image as two frames.
         return kind(size={"shortest_edge": 28 * 28 * 8, "longest_edge": 28 * 28 * 72}, patch_size=14, merge_size=2)
     patch = 16 if model_type.startswith("qwen3") else 14
@@ -203,8 +204,10 @@ NAMES = {
     "gemma3": {"boi_token_index": "<start_of_image>", "eoi_token_index": "<end_of_image>",
                "image_token_index": "<image_soft_token>"},
 }  # fmt: skip
-CHOSEN = {"idefics3": {"coordinates": "relative_1"}, "gemma4": {"coordinates": "absolute"}} | {
-    "gemma3": {"coordinates": "relative_1000", "box_order": "yxyx", "box_key": "box_2d"}
+CHOSEN = {
+    "idefics3": {"coordinates": "relative_1"},
+    "gemma4": {"coordinates": "absolute"},
+    "gemma3": {"coordinates": "relative_1000 yxyx box_2d"},
 }
 """How boxes are written, where the family does not decide it."""
 MORE = {"idefics3": {"scale_factor": 2}} | {"internvl": {"image_seq_length": 4}, "gemma3": {"mm_tokens_per_image": 4}}

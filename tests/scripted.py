@@ -40,7 +40,7 @@ class Scripted(TokenPolicy):
             assert len(conversation.images) == 1 and temperature == 0
             self.alone[question.id] = conversation.images[0]
             said = right if RIGHT_ALONE[question.id] else wrong
-        ids = self.tokens.tokenizer(said, add_special_tokens=False)["input_ids"] + [self.tokens.eos_id]
+        ids = self.tokens.tokenizer(said, add_special_tokens=False)["input_ids"] + [self.tokens.turn_end_id]
         return Said(ids, said, False)
 
     def _box(self, question, temperature):

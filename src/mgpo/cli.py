@@ -19,7 +19,10 @@ data_app = typer.Typer(no_args_is_help=True, help="Check and convert training an
 app.add_typer(data_app, name="data")
 MIN_PIXELS = "Enlarge smaller images to this many pixels. Default: as in training, else 256 visual tokens."
 MAX_PIXELS = "Shrink larger images to this many pixels. Default: as in training, else 1280 visual tokens."
-COORDINATES = "Unit of the model's boxes: absolute, relative_1000 or relative_1. Needed only where its family is unknown."
+COORDINATES = (
+    "Unit of the model's boxes: absolute, relative_1000 or relative_1. Needed only where its family is unknown."
+)
+THINKING = "Whether the chat template lets the model think first. Default: as in training, else the template's."
 OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -69,6 +72,7 @@ def evaluate_command(
     min_pixels: Annotated[int | None, typer.Option(help=MIN_PIXELS)] = None,
     max_pixels: Annotated[int | None, typer.Option("--max-pixels", "--pixel-budget", help=MAX_PIXELS)] = None,
     coordinates: Annotated[str | None, typer.Option(help=COORDINATES)] = None,
+    thinking: Annotated[bool | None, typer.Option(help=THINKING)] = None,
     grounding_tokens: Annotated[
         int | None, typer.Option(help="Token limit of a grounding turn. Default: as in training, else 128.")
     ] = None,
@@ -104,7 +108,7 @@ def evaluate_command(
     names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
     request = EvaluationRequest(
         model=model, tasks=names, out=out, data=_data_by_task(names, data or []), split=split, seed=seed, n=n,
-        protocol=protocol, max_turns=max_turns, min_pixels=min_pixels, max_pixels=max_pixels, coordinates=coordinates, grounding_tokens=grounding_tokens,
+        protocol=protocol, max_turns=max_turns, min_pixels=min_pixels, max_pixels=max_pixels, coordinates=coordinates, thinking=thinking, grounding_tokens=grounding_tokens,
         answer_tokens=answer_tokens, batch_size=batch_size, sampled=sampled, megapixels=megapixels,
         backgrounds=backgrounds, pictures=pictures, engine=engine, endpoint=endpoint, judge=judge, judge_model=judge_model,
         controls=tuple(name.strip() for name in controls.split(",") if name.strip()),
@@ -151,6 +155,7 @@ def ask(
     min_pixels: Annotated[int | None, typer.Option(help=MIN_PIXELS)] = None,
     max_pixels: Annotated[int | None, typer.Option("--max-pixels", "--pixel-budget", help=MAX_PIXELS)] = None,
     coordinates: Annotated[str | None, typer.Option(help=COORDINATES)] = None,
+    thinking: Annotated[bool | None, typer.Option(help=THINKING)] = None,
     save: Annotated[Path | None, typer.Option(help="Save a picture of the box, the crop and the answer.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
@@ -161,7 +166,7 @@ def ask(
         raise ValueError('mgpo ask needs a photograph and a question: mgpo ask photo.jpg "Which brand is it?".')
     *images, question = asked
     settings = {"engine": engine, "endpoint": endpoint, "protocol": protocol, "max_turns": max_turns,
-                "min_pixels": min_pixels, "max_pixels": max_pixels, "coordinates": coordinates}  # fmt: skip
+                "min_pixels": min_pixels, "max_pixels": max_pixels, "coordinates": coordinates, "thinking": thinking}  # fmt: skip
     status = Console(stderr=True).status("asking ...")
     with status:
         answers = ask_photographs(images, question, choice or [], model, settings)
@@ -204,6 +209,7 @@ def serve(
     min_pixels: Annotated[int | None, typer.Option(help=MIN_PIXELS)] = None,
     max_pixels: Annotated[int | None, typer.Option("--max-pixels", "--pixel-budget", help=MAX_PIXELS)] = None,
     coordinates: Annotated[str | None, typer.Option(help=COORDINATES)] = None,
+    thinking: Annotated[bool | None, typer.Option(help=THINKING)] = None,
     answer_tokens: Annotated[
         int | None, typer.Option(help="Token limit of the answer. Default: as in training, else 512.")
     ] = None,
@@ -233,7 +239,7 @@ def serve(
         bodies_bytes=bodies_mb * 1024**2,
     )
     settings = {"engine": engine, "endpoint": endpoint, "protocol": protocol, "max_turns": max_turns,
-                "min_pixels": min_pixels, "max_pixels": max_pixels, "coordinates": coordinates, "answer_tokens": answer_tokens}  # fmt: skip
+                "min_pixels": min_pixels, "max_pixels": max_pixels, "coordinates": coordinates, "thinking": thinking, "answer_tokens": answer_tokens}  # fmt: skip
     run(ServeRequest(model, settings, host, port, name, limits, page))
 
 

@@ -86,11 +86,10 @@ class MGPOConfig(GRPOConfig):
     )
     coordinates: str = field(
         default="auto",
-        metadata={"help": "Unit of boxes: auto (by model family), absolute, relative_1000 or relative_1."},
-    )
-    box_order: str = field(default="auto", metadata={"help": "Order in boxes: auto (by model family), xyxy or yxyx."})
-    box_key: str = field(
-        default="auto", metadata={"help": "JSON key of boxes: auto (by model family), or e.g. bbox_2d."}
+        metadata={
+            "help": "How boxes are written: auto (by model family), or a unit (absolute, relative_1000, relative_1), "
+            "optionally with an order (xyxy, yxyx) and a JSON key: 'relative_1000 yxyx box_2d'."
+        },
     )
     max_grounding_tokens: int = field(default=128, metadata={"help": "Token limit of a turn that names a region."})
     max_answer_tokens: int = field(default=512, metadata={"help": "Token limit of the last turn."})

@@ -20,7 +20,7 @@ class Fixed(Scripted):
 
         said = box(WIDE) if len(conversation.images) == 1 else "Look. \\boxed{B}"
         return Said(
-            self.tokens.tokenizer(said, add_special_tokens=False)["input_ids"] + [self.tokens.eos_id], said, False
+            self.tokens.tokenizer(said, add_special_tokens=False)["input_ids"] + [self.tokens.turn_end_id], said, False
         )
 
 

@@ -48,6 +48,8 @@ def test_fractions_may_be_written_with_a_point_and_pixels_may_not():
         "<|begin_of_box|>[[100, 200, 300, 600]]<|end_of_box|>",
         "<ref>the sign</ref><box>[[100, 200, 300, 600]]</box>",
         "the sign[[100,200,300,600]]",  # as it is decoded, without special tokens
+        "<|begin_of_box|>[100, 200, 300, 600]<|end_of_box|>",
+        "```json\n[[100, 200, 300, 600]]\n```",
     ],
 )
 def test_boxes_between_tags(text):
@@ -55,7 +57,10 @@ def test_boxes_between_tags(text):
     form = BoxForm(Coordinates.RELATIVE_1000, bare=True)
     found = read_grounding(text, frame, BoxRules(form=form))
     assert found.status is BoxStatus.VALID and found.box_px_original == (100, 200, 300, 600)
-    assert read_grounding(text, frame, BoxRules(form=BoxForm(Coordinates.RELATIVE_1000))).status is BoxStatus.NO_JSON
+    assert read_grounding(text, frame, BoxRules(form=BoxForm(Coordinates.RELATIVE_1000))).status in (
+        BoxStatus.NO_JSON,
+        BoxStatus.NOT_A_LIST,
+    )
 
 
 def test_what_is_asked_for_is_what_is_read():
@@ -66,8 +71,20 @@ def test_what_is_asked_for_is_what_is_read():
 
 def test_settings_override_the_family():
     own = BoxForm(Coordinates.RELATIVE_1000, BoxOrder.YXYX, "box_2d")
-    settings = {"coordinates": "absolute", "box_order": "xyxy", "box_key": "bbox_2d"}
-    assert Protocol.from_settings(settings, PixelBudget(), own).box.form == BoxForm()
-    assert Protocol.from_settings({"box_key": "box"}, PixelBudget(), own).box.form.key == "box"
-    with pytest.raises(ValueError, match="box_order: yxyx"):
-        Protocol.from_settings({"box_order": "yxyx"}, PixelBudget(), None)
+
+    def form(text, own=own):
+        return Protocol.from_settings({"coordinates": text}, PixelBudget(), own).box.form
+
+    assert form("absolute xyxy bbox_2d") == form("absolute, xyxy, bbox_2d") == BoxForm()
+    assert form("absolute") == BoxForm(Coordinates.ABSOLUTE, own.order, own.key) and form("auto") == own
+    assert form("relative_1 box").key == "box" and form("relative_1", None) == BoxForm(Coordinates.RELATIVE_1)
+    for text in ("pixels", "", "yxyx relative_1", "absolute xyxy yxyx", "absolute a b"):
+        with pytest.raises(ValueError, match="is not a way to write boxes"):
+            form(text)
+    with pytest.raises(ValueError, match="'relative_1000 yxyx box_2d'"):
+        form("auto", None)
+
+
+@given(form=forms)
+def test_a_form_that_is_saved_is_read_back(form):
+    assert BoxForm.parse(str(form)) == form

@@ -84,7 +84,7 @@ def test_both_turns_and_their_log_probabilities(server, here):
     second = []
     for kept, ids in zip(twice, said):
         turn = UserTurn("And here?", kept.images[0].resize((140, 196)), None)
-        grown = SimpleNamespace(ids=kept.ids + ids + here.tokens.reply(turn, closed=ids[-1] == here.tokens.eos_id),
+        grown = SimpleNamespace(ids=kept.ids + ids + here.tokens.reply(turn, closed=ids[-1] == here.tokens.turn_end_id),
                                 images=[*kept.images, turn.image])  # fmt: skip
         second.append(grown)
     said, logprobs = speaker.speak([c.ids for c in second], [c.images for c in second], 6, 1)

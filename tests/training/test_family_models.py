@@ -21,6 +21,7 @@ from mgpo import GroundedVQA, evaluate
 from mgpo.method.grounding import BoxStatus, Frame, read_grounding
 from mgpo.method.protocol import End, Episode, Method, Protocol
 from mgpo.method.question import Question
+from mgpo.method.thinking import spoken
 from mgpo.policies.local import LocalPolicy
 from mgpo.policies.shared.models import FAMILIES
 from mgpo.policies.shared.packed import is_hybrid
@@ -150,10 +151,46 @@ def test_prompts_are_computed_once_and_later_turns_continue(model, tmp_path, row
     assert new - 6 <= filled[1] <= new + 6
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_two_steps_train_it(model, tmp_path, rows, lora):
+def test_an_ended_conversation_costs_the_others_nothing(model, rows):
+    """Asked again with nothing new, as the turn loop does in training: nothing is said wrongly, and nothing raises."""
+    policy = LocalPolicy.load(str(model))
+    protocol = GroundedVQA.from_pretrained(str(model)).protocol
+    episodes = [Episode(Question.from_row(row), Image.open(row["image"]), protocol) for row in rows[:2]]
+    conversations = [policy.open(episode.opening()) for episode in episodes]
+    first = policy.say(conversations, 6)
+    policy.follow(conversations[0], first[0], episodes[0].reply("no box"))
+    again = policy.say(conversations, 6)
+    alone = LocalPolicy.load(str(model))
+    assert [said.ids for said in alone.say(conversations, 6)] == [said.ids for said in again]
+    assert again[1].ids == first[1].ids
+
+
+def test_a_given_turn_is_read_as_it_was_given(model, rows):
+    """Controls write the model's turn, or begin it; a thinking block that the template opened is closed first."""
+    policy = LocalPolicy.load(str(model))
+    form = form_of(model)
+    text = form.written(WIDE, (192, 160), "it")
+    said = policy.write(text)
+    assert spoken(policy.tokens.decode(said.ids)).strip() == text
+    begun = form.example.split('": [')[0]
+    episode = Episode(
+        Question.from_row(rows[0]), Image.open(rows[0]["image"]), Protocol(method=Method.DIRECT, budget=policy.budget)
+    )
+    [continued] = policy.go_on([policy.open(episode.opening())], begun, 24)
+    assert spoken(continued.text).strip().startswith(begun)
+
+
+@pytest.mark.parametrize(("method", "lora"), [("mgpo", False), ("mgpo", True), ("grpo", False)])
+def test_two_steps_train_it(model, tmp_path, rows, method, lora):
+    """All weights, or LoRA's; over two turns, or in one, where TRL itself processes the images."""
     peft = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
-    args = {"max_steps": 2, "extra_reward_funcs": ["support.even_ids"], "peft_config": peft} | chosen(model)
+    args = {"max_steps": 2, "extra_reward_funcs": ["support.even_ids"], "peft_config": peft, "method": method} | chosen(
+        model
+    )
+    if method == "grpo" and type_of(model) in TILES:
+        with pytest.raises(ValueError, match="can only be trained with method=mgpo yet"):
+            make_trainer(model, tmp_path, rows, **args)
+        return
     trainer = make_trainer(model, tmp_path, rows, **args)
     learned = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
     assert all("lora" in name for name in learned) == lora

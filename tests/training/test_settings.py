@@ -194,15 +194,15 @@ def test_an_image_in_memory_is_known_by_its_pixels():
     """A column of `datasets.Image` gives a new object for each rollout; four rollouts prefilled their prompt four times."""
     from PIL import Image
 
-    from mgpo.training.trainer import _image_key
+    from mgpo.images.identity import image_key
 
     one, same, other = (Image.new("RGB", (30, 20), colour) for colour in ("red", "red", "blue"))
-    assert _image_key(one) == _image_key(same) != _image_key(other)
-    assert _image_key(one) != _image_key(one.resize((20, 30)))
+    assert image_key(one) == image_key(same) != image_key(other)
+    assert image_key(one) != image_key(one.resize((20, 30)))
     palettes = [Image.new("P", (30, 20)) for _ in range(2)]
     for image, colour in zip(palettes, ((255, 0, 0), (0, 0, 255))):
         image.putpalette(colour)
-    assert palettes[0].tobytes() == palettes[1].tobytes() and _image_key(palettes[0]) != _image_key(palettes[1])
+    assert palettes[0].tobytes() == palettes[1].tobytes() and image_key(palettes[0]) != image_key(palettes[1])
 
 
 def test_a_model_trained_from_python_is_asked_as_it_was_trained(random_tiny, tmp_path, rows):

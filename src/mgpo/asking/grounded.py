@@ -103,6 +103,7 @@ class GroundedVQA:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         coordinates: str | None = None,
+        thinking: bool | None = None,
         grounding_tokens: int | None = None,
         answer_tokens: int | None = None,
         max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
@@ -114,11 +115,12 @@ class GroundedVQA:
             engine: see `mgpo.asking.settings.load_policy`.
             endpoint: base URL of an OpenAI-compatible server that generates the turns.
             min_pixels, max_pixels: pixel budget of every image: smaller ones are enlarged, larger ones are shrunk.
-            coordinates: how the model writes boxes, `absolute`, `relative_1000` or `relative_1`; needed for unknown families only.
+            thinking: whether the chat template lets the model think first (`enable_thinking`).
+            coordinates: how the model writes boxes, needed for unknown families only: see `BoxForm.parse`.
         """
         from mgpo.policies.loading import trained_with
 
-        policy, trained = load_policy(model, engine, endpoint), trained_with(model)
+        policy, trained = load_policy(model, engine, endpoint, thinking), trained_with(model)
         return cls(
             policy,
             protocol_for(policy, protocol, max_turns, min_pixels, max_pixels, coordinates, trained),

@@ -10,17 +10,24 @@ from mgpo.policies.turn_loop import Policy, TurnLimits
 ENGINES = ("transformers", "vllm")
 
 
-def load_policy(model: str, engine: str = "transformers", endpoint: str | None = None) -> Policy:
+def load_policy(
+    model: str, engine: str = "transformers", endpoint: str | None = None, thinking: bool | None = None
+) -> Policy:
     """A policy by name.
 
     Args:
         model: `mgpo-tiny`, a folder or a hub id; with an endpoint, the model's name on the server.
         engine: one of `ENGINES`; not used with an endpoint.
         endpoint: base URL of an OpenAI-compatible server, e.g. http://localhost:8000/v1.
+        thinking: `enable_thinking` of the chat template; None leaves it as in the training run, else to the template.
 
     Raises:
-        ValueError: the engine is unknown, or what it needs is not installed.
+        ValueError: the engine is unknown, what it needs is not installed, or a server decides on thinking.
     """
+    if endpoint and thinking is not None:
+        raise ValueError(
+            "The server of an endpoint decides whether its model thinks. Set that there, not with --thinking."
+        )
     if endpoint:
         from mgpo.policies.endpoint import EndpointPolicy
 
@@ -30,10 +37,10 @@ def load_policy(model: str, engine: str = "transformers", endpoint: str | None =
     if engine == "vllm":
         from mgpo.policies.vllm_policy import VLLMPolicy
 
-        return VLLMPolicy(model)
+        return VLLMPolicy(model, thinking)
     from mgpo.policies.local import LocalPolicy
 
-    return LocalPolicy.load(model)
+    return LocalPolicy.load(model, thinking=thinking)
 
 
 def protocol_for(

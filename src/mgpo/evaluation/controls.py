@@ -41,6 +41,7 @@ from mgpo.evaluation.comparing import bootstrap_interval, drawn_together, mcnema
 from mgpo.method.grounding import BoxForm, BoxRules, BoxStatus, Coordinates, Frame, read_grounding
 from mgpo.method.protocol import Episode, Method, Protocol, UserTurn
 from mgpo.method.rewards import is_correct
+from mgpo.method.thinking import spoken
 from mgpo.policies.turn_loop import GivenFirst, Policy, Said, TurnLimits, run_episodes
 
 TRIES = 16
@@ -136,7 +137,9 @@ def _resampled(policy: Policy, done: Sequence[Episode], limits: TurnLimits, seed
 
 def _forced(policy: Policy, done: Sequence[Episode], said: Sequence[Said], limits: TurnLimits) -> list[Said | None]:
     """The model's own greedy turn where its box is valid; else a turn that it continues from the opening of a box."""
-    opening = box_opening([own.text for own, episode in zip(said, done) if _valid(episode)], done[0].protocol.box.form)
+    opening = box_opening(
+        [spoken(own.text) for own, episode in zip(said, done) if _valid(episode)], done[0].protocol.box.form
+    )
     waiting = [number for number, episode in enumerate(done) if not _valid(episode)]
     found: list[Said | None] = list(said)
     if waiting:

@@ -47,6 +47,7 @@ class EvaluationRequest:
         n: largest number of questions per task; all if None (500 for needle, which has no end).
         sampled: measure boxes in a first turn sampled at temperature 1, not in the greedy episode.
         pictures: number of questions per task whose images are saved for `mgpo view`.
+        thinking: `enable_thinking` of the chat template.
         engine, endpoint: what runs the model: see `mgpo.asking.settings.load_policy`.
         judge, judge_model: endpoint and model that judge open answers.
         controls: names in `mgpo.evaluation.controls.Control`, which every question is also asked under.
@@ -64,6 +65,7 @@ class EvaluationRequest:
     min_pixels: int | None = None
     max_pixels: int | None = None
     coordinates: str | None = None
+    thinking: bool | None = None
     grounding_tokens: int | None = None
     answer_tokens: int | None = None
     batch_size: int = 16
@@ -96,7 +98,10 @@ def run_evaluation(request: EvaluationRequest, console: Console) -> list[dict[st
         unread = [] if task == WORLD else task_of(task).unread(request.data.get(task), request.split)
         if unread:
             console.print(unread_note(unread, request.data.get(task, task)), markup=False, soft_wrap=True)
-    policy, trained = load_policy(request.model, request.engine, request.endpoint), trained_with(request.model)
+    policy, trained = (
+        load_policy(request.model, request.engine, request.endpoint, request.thinking),
+        trained_with(request.model),
+    )
     protocol = protocol_for(
         policy,
         request.protocol,
@@ -116,6 +121,7 @@ def run_evaluation(request: EvaluationRequest, console: Console) -> list[dict[st
         "megapixels": request.megapixels, "backgrounds": request.backgrounds,
         "controls": [str(control) for control in controls] or None, "engine": request.engine, "endpoint": request.endpoint, "judge": request.judge and f"{request.judge_model} at {request.judge}",
     }  # fmt: skip
+    settings |= {k: v for k in ("coordinates", "thinking") if (v := getattr(request, k)) is not None}
     judge = Judge(request.judge, request.judge_model, request.out / "judge.jsonl") if request.judge else None
     begin(request.out, settings)
     rows = []

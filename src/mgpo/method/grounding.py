@@ -31,7 +31,7 @@ MAX_TEXT_CHARS = 200_000
 MAX_BLOCKS = 32
 """At most this many fenced blocks of a turn are read; a turn that names one region needs only one."""
 
-_BARE = re.compile(r"\[(\[(?:\s?-?\d{1,6}(?:\.\d{1,8})?\s?,){3}\s?-?\d{1,6}(?:\.\d{1,8})?\s?\])\]")
+_BARE = re.compile(r"\[(?:\s?-?\d{1,6}\s?,){3}\s?-?\d{1,6}\s?\]")
 _FENCE = re.compile(r"```[ \t]*(?:json|JSON)?[ \t]*\r?\n?(.*?)(?:```|\Z)", re.DOTALL)
 
 
@@ -63,13 +63,35 @@ class BoxForm:
         coordinates: the unit of the numbers.
         order: their order.
         key: their key in the JSON object.
-        bare: whether the family also writes `[[x1, y1, x2, y2]]` without JSON keys or a label, between tags of its own.
+        bare: whether the family also writes `[x1, y1, x2, y2]`, in one or two brackets, without keys or a label.
     """
 
     coordinates: Coordinates = Coordinates.ABSOLUTE
     order: BoxOrder = BoxOrder.XYXY
     key: str = "bbox_2d"
     bare: bool = False
+
+    @classmethod
+    def parse(cls, text: str, own: BoxForm | None = None) -> BoxForm:
+        """The form that a setting names: a unit, then an order and a key where they differ from the family's `own`.
+
+        Raises:
+            ValueError: the first word is not a unit, or there are more than a unit, an order and a key.
+        """
+        unit, *more = text.replace(",", " ").split() or [""]
+        orders = [word for word in more if word in list(BoxOrder)]
+        keys = [word for word in more if word not in list(BoxOrder)]
+        if unit not in list(Coordinates) or len(orders) > 1 or len(keys) > 1:
+            raise ValueError(
+                f"coordinates={text!r} is not a way to write boxes. Give a unit ({', '.join(Coordinates)}), then an order "
+                "(xyxy or yxyx) and a JSON key if they are not the family's: relative_1000 yxyx box_2d."
+            )
+        own = own or cls()
+        order = BoxOrder(orders[0]) if orders else own.order
+        return cls(Coordinates(unit), order, keys[0] if keys else own.key, own.bare)
+
+    def __str__(self) -> str:
+        return f"{self.coordinates} {self.order} {self.key}"
 
     @property
     def example(self) -> str:
@@ -224,8 +246,8 @@ def read_grounding(text: str, frame: Frame, rules: BoxRules = BoxRules()) -> Gro
         if grounding.status is BoxStatus.VALID:
             return grounding
         first = first or grounding
-    if first is None and rules.form.bare and (match := _BARE.search(text)):
-        return _read_numbers(json.loads(match.group(1)), None, frame, rules)
+    if rules.form.bare and (first is None or first.status is BoxStatus.NOT_A_LIST) and (match := _BARE.search(text)):
+        return _read_numbers([int(number) for number in re.findall(r"-?\d+", match.group())], None, frame, rules)
     return first or Grounding(BoxStatus.NO_JSON)
 
 

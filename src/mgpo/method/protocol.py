@@ -24,7 +24,6 @@ from mgpo.images.imaging import PixelBudget
 from mgpo.images.photograph import Photograph
 from mgpo.method.grounding import (
     BoxForm,
-    BoxOrder,
     BoxRules,
     BoxStatus,
     Coordinates,
@@ -47,9 +46,9 @@ ASK_LETTER = "Think about what you see, then put the letter of your answer in \\
 ASK_TEXT = "Think about what you see, then put your answer in \\boxed{}."
 
 _SPECIAL = re.compile(
-    r"<\|[^\s|<>][^|<>]*\|>|</?(?:s|pad|unk|eos|bos|sop|eop|img|IMG_CONTEXT|image|video|box|ref|quad|tool_call|think)>"
-    r"|\[[gs]?MASK\]|<(?:start|end)_of_\w+>|<image_soft_token>|<fake_token_around_image>|<global-img>|<row_\d+_col_\d+>"
-    r"|◁/?\w+▷|<\|\w+>|<\w+\|>",
+    r"<\|[^\s|<>][^|<>]*\|>|<\|\w+>|<\w+\|>|\[[gs]?MASK\]|◁/?\w+▷"
+    r"|</?(?:s|pad|unk|eos|bos|sop|eop|img|IMG_CONTEXT|image|video|box|ref|quad|think|tool_call|tool_response|arg_key|arg_value)>"
+    r"|<(?:tts_|start_of_|end_of_|row_\d+_col_)\w+>|<image_soft_token>|<fake_token_around_image>|<global-img>",
 )
 
 
@@ -124,13 +123,14 @@ class Protocol:
         """
         way, usual = settings.get("method", "mgpo"), BoxRules()
         method = Method.DIRECT if way == "sft" else Method(way)
-        form = _form(settings, own_form)
+        written = settings.get("coordinates", "auto")
+        form = own_form if written == "auto" else BoxForm.parse(written, own_form)
         if form is None and method is not Method.DIRECT:
             raise ValueError(
                 "It is not known how this model family writes boxes. Set coordinates (on the command line: --coordinates) to "
                 "absolute, for pixels of the image that the model was given, relative_1000, for thousandths of its sides, or "
-                "relative_1, for fractions of them. A recipe may also set box_order: yxyx, if it writes top before left, and "
-                "box_key, if its key is not bbox_2d."
+                "relative_1, for fractions of them; add yxyx if it writes top before left, and its JSON key if that is not bbox_2d: "
+                "'relative_1000 yxyx box_2d'."
             )
         return cls(
             method=method,
@@ -153,20 +153,6 @@ class Protocol:
     def turns(self) -> int:
         """The largest number of turns that the model gets."""
         return self.max_turns if self.looks_again else 1
-
-
-def _form(settings: Mapping[str, Any], own: BoxForm | None) -> BoxForm | None:
-    """The family's form with what the settings say instead; None if neither says the unit."""
-    given = {name: settings.get(name, "auto") for name in ("coordinates", "box_order", "box_key")}
-    if own is None and given["coordinates"] == "auto":
-        return None
-    form = own or BoxForm()
-    return BoxForm(
-        form.coordinates if given["coordinates"] == "auto" else Coordinates(given["coordinates"]),
-        form.order if given["box_order"] == "auto" else BoxOrder(given["box_order"]),
-        form.key if given["box_key"] == "auto" else given["box_key"],
-        form.bare,
-    )
 
 
 @dataclass(frozen=True)

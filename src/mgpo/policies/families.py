@@ -54,11 +54,11 @@ FAMILIES = (
         "cookbook 2d_grounding of the Qwen3-VL repository: relative coordinates from 0 to 1000",
     ),
     Family(
-        "Qwen3.5", ("qwen3_5", "qwen3_5_moe"), r"qwen3\.5", _THOUSANDTHS, 32,
+        "Qwen3.5 and later", ("qwen3_5", "qwen3_5_moe"), r"qwen3\.[5-9]", _THOUSANDTHS, 32,
         "as Qwen3-VL, whose processor it uses",
     ),
     Family(
-        "GLM-4.5V and 4.6V", ("glm4v_moe", "glm46v"), r"glm-?4\.[56]v",
+        "GLM-4.1V to 4.6V", ("glm4v", "glm4v_moe", "glm46v"), r"glm-?4\.[156]v",
         BoxForm(Coordinates.RELATIVE_1000, bare=True), 28,
         "model cards of GLM-4.5V and GLM-4.6V: [[x1, y1, x2, y2]] between box tags, in thousandths",
     ),

@@ -142,6 +142,12 @@ def trained_with(name_or_path: str) -> dict[str, Any]:
     return yaml.safe_load(file.read_text()) or {} if file.is_file() else {}
 
 
+def template_kwargs_of(name_or_path: str, thinking: bool | None = None) -> dict[str, Any]:
+    """Variables of a policy's chat template: those of its training run, with `enable_thinking` where that is given."""
+    own = trained_with(name_or_path).get("chat_template_kwargs") or {}
+    return own if thinking is None else own | {"enable_thinking": thinking}
+
+
 def own_budget(name_or_path: str, processor: Any) -> PixelBudget:
     """The default pixel budget of a policy: that of its training run, else the method's 256 to 1280 visual tokens.
 

@@ -14,7 +14,7 @@ from mgpo.images.imaging import PixelBudget
 from mgpo.method.grounding import BoxForm
 from mgpo.method.protocol import UserTurn
 from mgpo.policies.families import form_of
-from mgpo.policies.loading import budget_of, load_model, load_processor, set_budget, trained_with
+from mgpo.policies.loading import budget_of, load_model, load_processor, set_budget, template_kwargs_of
 from mgpo.policies.shared.models import use_packed_attention
 from mgpo.policies.shared.sampler import SharedSampler
 from mgpo.policies.shared.vision_cache import remember_towers
@@ -51,15 +51,14 @@ class TokenPolicy:
 
     def go_on(self, conversations: Sequence[Conversation], begun: str, max_new_tokens: int) -> list[Said]:
         """The model's next turn in each conversation, decoded greedily as a continuation of the text `begun`."""
-        ids = self.tokens.tokenizer(begun, add_special_tokens=False)["input_ids"]
+        ids = self.tokens.ids_of(begun)
         started = [Conversation(c.ids + ids, list(c.images)) for c in conversations]
         rest = self.say(started, max(1, max_new_tokens - len(ids)))
-        return [Said(ids + said.ids, begun + said.text, said.truncated) for said in rest]
+        return [Said(ids + said.ids, self.tokens.decode(ids + said.ids), said.truncated) for said in rest]
 
     def write(self, text: str) -> Said:
         """A turn with this text, as if the model had said it."""
-        ids = self.tokens.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return Said([*ids, self.tokens.turn_end_id], text, False)
+        return Said([*self.tokens.ids_of(text), self.tokens.turn_end_id], text, False)
 
 
 class LocalPolicy(TokenPolicy):
@@ -89,12 +88,16 @@ class LocalPolicy(TokenPolicy):
         self._shared = SharedSampler(self.tokens, self.tokens.tokenizer.pad_token_id, self._ends)
 
     @classmethod
-    def load(cls, name_or_path: str, budget: PixelBudget | None = None, dtype: str = "auto") -> LocalPolicy:
-        """Load `mgpo-tiny`, a folder or a hub id for inference: without gradients, and with each image encoded once."""
+    def load(
+        cls, name_or_path: str, budget: PixelBudget | None = None, dtype: str = "auto", thinking: bool | None = None
+    ) -> LocalPolicy:
+        """Load `mgpo-tiny`, a folder or a hub id for inference: without gradients, and with each image encoded once.
+
+        `thinking` is `enable_thinking` of its chat template; None is as in its training run.
+        """
         model = load_model(name_or_path, dtype).requires_grad_(False)
         remember_towers(model)
-        template_kwargs = trained_with(name_or_path).get("chat_template_kwargs")
-        return cls(model, load_processor(name_or_path, budget), template_kwargs)
+        return cls(model, load_processor(name_or_path, budget), template_kwargs_of(name_or_path, thinking))
 
     @property
     def budget(self) -> PixelBudget:

@@ -30,6 +30,7 @@ PROCESSORS: dict[str, tuple[type[ProcessorMixin], tuple[str, str]]] = {
     "qwen3_vl_moe": (Qwen3VLProcessor, _QWEN),
     "qwen3_5": (Qwen3VLProcessor, _QWEN),
     "qwen3_5_moe": (Qwen3VLProcessor, _QWEN),
+    "glm4v": (Glm4vProcessor, _GLM),
     "glm4v_moe": (Glm4vProcessor, _GLM),
     "glm46v": (Glm46VProcessor, _GLM),
     "internvl": (InternVLProcessor, _QWEN),
@@ -38,6 +39,11 @@ PROCESSORS: dict[str, tuple[type[ProcessorMixin], tuple[str, str]]] = {
     "idefics3": (Idefics3Processor, _QWEN),
 }
 """By model type: the processor of transformers, and its placeholders of images and videos."""
+MARKS = {
+    "<|video_pad|>": {"vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>"},
+    "<|video|>": {"video_start_token": "<|begin_of_video|>", "video_end_token": "<|end_of_video|>"},
+}
+"""Further tokens that processors name as attributes, by the placeholder of videos."""
 
 
 def build_without_video(
@@ -54,6 +60,8 @@ def build_without_video(
         KeyError: the type is not in `PROCESSORS`.
     """
     full, placeholders = PROCESSORS[model_type]
+    if full is Glm4vProcessor and type(image_processor).__name__.startswith("Glm46V"):
+        full = Glm46VProcessor  # GLM-4.6V has the model types of GLM-4.1V and 4.5V
     if model_type == "gemma4":
         return _Gemma4Processor(image_processor, tokenizer, chat_template)
     if model_type == "gemma3":  # it has no video half
@@ -104,6 +112,10 @@ def _images_only(full: type[ProcessorMixin], image_token: str, video_token: str)
         self.image_token, self.video_token = image_token, video_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         self.video_token_id = tokenizer.convert_tokens_to_ids(video_token)
+        for name, token in MARKS[video_token].items():
+            setattr(self, name, token)
+            setattr(self, f"{name}_id", tokenizer.convert_tokens_to_ids(token))
+            setattr(self, name.removesuffix("_token") + "_id", tokenizer.convert_tokens_to_ids(token))
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
     return type(full.__name__, (full,), {"__init__": __init__, "__module__": full.__module__, "__doc__": full.__doc__})

@@ -39,7 +39,6 @@ class TurnTokens:
     Attributes:
         turn_end_id: what the model writes to end its turn, and what the template writes after it: `<|im_end|>`, or for GLM
             the `<|user|>` of the turn that follows.
-        opens_thinking: whether the template opens a thinking block where the model's turn begins.
     """
 
     def __init__(self, processor: Any, template_kwargs: dict[str, Any] | None = None) -> None:
@@ -49,8 +48,13 @@ class TurnTokens:
         self.pictures = pictures_of(processor)
         self.image_token_id = self.pictures.feature_id
         opening = self._rendered([{"role": "user", "content": "?"}])
-        self.opens_thinking = opening.rstrip().endswith(tuple(start for start, _ in BLOCKS))
+        self._thinking = next((block for block in BLOCKS if opening.rstrip().endswith(block[0])), None)
         self.turn_end_id: int = self._after_said([{"role": "user", "content": "?"}])[0]
+
+    @property
+    def opens_thinking(self) -> bool:
+        """Whether the template opens a thinking block where the model's turn begins."""
+        return self._thinking is not None
 
     def image_tokens(self, image: Image.Image) -> int:
         """Number of features of an image that has its final size; raises ValueError if that is not one of its grid."""
@@ -106,10 +110,16 @@ class TurnTokens:
         if tokens != features:
             raise RuntimeError(f"Sample {name!r} holds {tokens} image tokens for {features} image features.")
 
+    def ids_of(self, text: str) -> list[int]:
+        """Ids of a turn, or the beginning of one, that says this text; a thinking block that the template opened is closed."""
+        close = f"\n{self._thinking[1]}\n\n" if self._thinking else ""
+        ids: list[int] = self.tokenizer(close + text, add_special_tokens=False)["input_ids"]
+        return ids
+
     def decode(self, ids: Sequence[int]) -> str:
         """What a turn of the model says, with the opening of its thinking block where the template wrote that."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return BLOCKS[0][0] + text if self.opens_thinking else text
+        return self._thinking[0] + text if self._thinking else text
 
     def _rendered(self, messages: list[dict[str, Any]], generate: bool = True) -> str:
         text: str = self.tokenizer.apply_chat_template(

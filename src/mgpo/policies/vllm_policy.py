@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from mgpo.images.imaging import PixelBudget
 from mgpo.method.grounding import BoxForm
 from mgpo.policies.families import form_of
-from mgpo.policies.loading import budget_of, load_processor, resolve, set_budget, trained_with
+from mgpo.policies.loading import budget_of, load_processor, resolve, set_budget, template_kwargs_of
 from mgpo.policies.local import Conversation, TokenPolicy
 from mgpo.policies.tokens import TurnTokens
 from mgpo.policies.turn_loop import Said
@@ -22,13 +22,14 @@ class VLLMPolicy(TokenPolicy):
 
     Args:
         model: `mgpo-tiny`, a folder or a hub id.
+        thinking: `enable_thinking` of its chat template; None is as in its training run.
         settings: further arguments of `vllm.LLM`.
 
     Raises:
         ValueError: vLLM is not installed.
     """
 
-    def __init__(self, model: str, **settings: Any) -> None:
+    def __init__(self, model: str, thinking: bool | None = None, **settings: Any) -> None:
         try:
             import vllm
         except ImportError as error:
@@ -36,7 +37,7 @@ class VLLMPolicy(TokenPolicy):
         path = resolve(model)
         self._vllm = vllm
         self.processor = load_processor(model)
-        self.tokens = TurnTokens(self.processor, trained_with(model).get("chat_template_kwargs"))
+        self.tokens = TurnTokens(self.processor, template_kwargs_of(model, thinking))
         self.box_form: BoxForm | None = form_of(AutoConfig.from_pretrained(path, trust_remote_code=False).model_type)
         pictures = {"image": IMAGES_PER_PROMPT, "video": 0}
         self.llm = vllm.LLM(model=path, load_format="safetensors", limit_mm_per_prompt=pictures, **settings)

@@ -7,12 +7,13 @@ from typing import Any
 
 from trl import SFTConfig, SFTTrainer
 
-from mgpo.config import DataArguments, MGPOConfig
+from mgpo.config import SFT, DataArguments, MGPOConfig
 from mgpo.images.photograph import Photograph
 from mgpo.method.protocol import Protocol, neutral, opening_text
 from mgpo.method.question import Question
 from mgpo.policies.families import form_of
 from mgpo.policies.loading import budget_of, load_processor, model_type_of, resolve, set_budget
+from mgpo.policies.pictures import pictures_of, refuse_tiles
 from mgpo.policies.shared.vision_cache import remember_towers
 from mgpo.runs.log import RunLog
 from mgpo.runs.resuming import Resuming
@@ -58,6 +59,7 @@ def build_sft_trainer(data: DataArguments, config: MGPOConfig, questions: Any, a
     name = data.model_name_or_path
     processor = load_processor(name)
     protocol = config.protocol(budget_of(processor), form_of(model_type_of(name)))
+    refuse_tiles(pictures_of(processor), SFT)
     set_budget(processor, protocol.budget)
     config.min_pixels, config.max_pixels = (
         protocol.budget.min_pixels,

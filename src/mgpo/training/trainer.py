@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from trl import GRPOTrainer
 from trl.trainer.utils import strip_images_from_messages
 
 from mgpo.config import MGPOConfig
-from mgpo.images.imaging import ORIENTATION_TAG
+from mgpo.images.identity import image_key
 from mgpo.images.photograph import Photograph
 from mgpo.method.metrics import episode_metrics
 from mgpo.method.protocol import Episode, Method
@@ -37,7 +36,7 @@ from mgpo.method.question import Question
 from mgpo.method.rewards import accuracy_reward
 from mgpo.policies.families import form_of
 from mgpo.policies.loading import load_processor, model_type_of, own_budget, resolve, set_budget
-from mgpo.policies.pictures import Tiles
+from mgpo.policies.pictures import Tiles, refuse_tiles
 from mgpo.policies.pixel_memory import pixels_once
 from mgpo.policies.tokens import TurnTokens
 from mgpo.policies.turn_loop import GivenFirst, TurnLimits, limit_of, run_episodes
@@ -54,7 +53,7 @@ from mgpo.training.vllm_sampling import VLLMSampling
 from mgpo.training.weights import freeze_vision_tower, leave_out_router_loss
 
 ASKED_WITH = (
-    "method", "max_turns", "crop_frame", "coordinates", "box_order", "box_key", "min_pixels", "max_pixels", "min_box_side", "max_box_aspect",
+    "method", "max_turns", "crop_frame", "coordinates", "min_pixels", "max_pixels", "min_box_side", "max_box_aspect",
     "max_grounding_tokens", "max_answer_tokens", "chat_template_kwargs",
 )  # fmt: skip
 """Settings with which a trained model is to be asked."""
@@ -89,11 +88,11 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         processor.tokenizer.padding_side = "left"  # TRL sets it only on a processor that it loads itself
         set_budget(processor, self.protocol.budget)
         self.turn_tokens = TurnTokens(processor, args.chat_template_kwargs)
+        refuse_tiles(self.turn_tokens.pictures, args.method)
         args.fit_completion(self.protocol)
         args.check_vllm_length(self.protocol)
         args.min_pixels, args.max_pixels = self.protocol.budget.min_pixels, self.protocol.budget.max_pixels
-        form = self.protocol.box.form
-        args.coordinates, args.box_order, args.box_key = str(form.coordinates), str(form.order), form.key
+        args.coordinates = str(self.protocol.box.form)
         banned = (
             {"bad_words": banned_words(self.turn_tokens)}
             if args.use_vllm
@@ -117,6 +116,11 @@ class MGPOTrainer(Resuming, GRPOTrainer):
             )
         if self.protocol.method is Method.MGPO:
             self.tools = [_environment]
+        if (
+            not self.use_vllm and self.turn_tokens.turn_end_id not in self.eos_token_ids
+        ):  # TRL takes them from generation_config.json
+            self.eos_token_ids.append(self.turn_tokens.turn_end_id)
+            self.generation_config.eos_token_id = self.eos_token_ids
         self._image_pad_token_id = self.turn_tokens.image_token_id  # TRL looks for two names, and takes the first
         args.fit_context(self.protocol, getattr(self.model.config.get_text_config(), "max_position_embeddings", None))
         if args.freeze_vision_tower:
@@ -135,7 +139,7 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         originals: dict[Any, Any] = {}
         for row in inputs:
             question = Question.from_row(row)
-            key = _image_key(row["image"])
+            key = image_key(row["image"])
             if key not in originals:
                 original = Photograph(row["image"])
                 originals[key] = (original, original.overview(self.protocol.budget), {})
@@ -289,7 +293,9 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         return self.sharing.part(generation_batch) if self.sharing.splits else super()._prepare_inputs(generation_batch)
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple:
-        if "token_type_ids" in kwargs:  # so TRL calls them for every family without a grid, even where there are none
+        if (
+            kwargs.get("token_type_ids") is not None
+        ):  # so TRL calls them for every family without a grid, even where there are none
             types, name = kwargs.pop("token_type_ids"), self.turn_tokens.pictures.types
             kwargs |= {} if name is None else {name: types}
         share = self.sharing.on and kwargs.get("pixel_values") is not None
@@ -341,19 +347,3 @@ def load_dotted(path: str) -> Any:
         raise ValueError(
             f"extra_reward_funcs: {path!r} was not found ({error}). Write package.module.function."
         ) from error
-
-
-def _image_key(image: Any) -> Any:
-    """A key that is equal for rows with the same image, so that the rollouts of a question share one decoded original.
-
-    A column of `datasets.Image` decodes its file anew for each row, so images in memory are identified by their pixels.
-    """
-    if isinstance(image, dict):
-        return image.get("path"), image.get("bytes")
-    if isinstance(image, (str, Path, bytes)):
-        return image
-    pixels = image.tobytes()
-    if image.mode == "P":  # the pixels are indices into a palette
-        pixels += bytes(image.getpalette("RGBA") or ())
-    more = repr(image.info.get("transparency")), image.getexif().get(ORIENTATION_TAG)
-    return image.mode, image.size, xxhash.xxh3_128_digest(pixels), *more

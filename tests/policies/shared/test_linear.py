@@ -92,6 +92,31 @@ def test_a_conversation_goes_on_from_its_cached_state(model):
     assert all(torch.equal(a, b[0][i]) for states, b in zip(kept, past) for i, a in enumerate(states))
 
 
+def test_a_conversation_without_new_tokens_keeps_its_state(model):
+    pack_linear_layers(model)
+    hidden = torch.randn(1, 14, 32, dtype=torch.float64)
+    first = Ends()
+    model.run(hidden[:, :10], Packed((Part(0, 4), Part(4, 10))), first)
+    past = tuple([(state.conv, state.recurrent)] for state in first.ends[0])
+    rest = Ends()
+    found = model.run(hidden[:, 10:], Packed((Part(0, 0), Part(0, 4)), past), rest)
+    torch.testing.assert_close(found, model.run(hidden[:, 4:])[:, 6:], atol=1e-6, rtol=1e-5)
+    assert torch.equal(rest.ends[0][0].recurrent, past[0][0][1])
+    assert not torch.equal(rest.ends[0][1].recurrent, past[1][0][1])
+
+
+def test_one_token_after_a_prefix_takes_the_way_that_has_a_gradient(model, monkeypatch):
+    """Kernels for a single step (flash-linear-attention) have no backward pass; the reference for it must not be called."""
+    monkeypatch.setattr(f"{Qwen3_5GatedDeltaNet.__module__}.torch_recurrent_gated_delta_rule", None)
+    pack_linear_layers(model)
+    hidden = torch.randn(1, 6, 32, dtype=torch.float64, requires_grad=True)
+    layout = Packed((Part(0, 4), Part(4, 5, (0, 4)), Part(5, 6, (0, 4))))
+    found = model.run(hidden, layout)
+    found[:, 4:].sum().backward()
+    assert hidden.grad[:, :4].abs().sum() > 0
+    torch.testing.assert_close(found[:, 4:5], model.run(hidden[:, :5])[:, 4:], atol=1e-6, rtol=1e-5)
+
+
 def test_a_short_beginning_is_padded_as_the_layer_pads_it():
     state = State()
     new = torch.ones(1, 3, 2)

@@ -69,3 +69,18 @@ def test_models_that_cannot_are_named(random_tiny):
     with pytest.raises(ValueError, match="sliding window"):
         use_packed_attention(model)
     assert model.config.get_text_config()._attn_implementation != NAME
+
+
+def test_a_mask_that_lost_its_layout_is_no_mask():
+    """As when it is copied to another device: the result is not finite, so the step is skipped, and no rollout sees another."""
+    tensors = draw(6)
+    copied = Packed((Part(0, 3), Part(3, 6))).mask(PLAIN).clone()
+    found, _ = packed_attention(Layer(), *tensors, copied.double(), scaling=SIZE**-0.5)
+    assert found.isnan().all()
+
+
+def test_a_model_that_is_split_over_devices_is_refused(loud_tiny):
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(loud_tiny)
+    model.hf_device_map = {"model.visual": 0, "model.language_model": 1}
+    with pytest.raises(ValueError, match="split over devices"):
+        use_packed_attention(model)

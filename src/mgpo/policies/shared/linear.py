@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from mgpo.policies.shared.packed import Packed, Part
+from mgpo.policies.shared.packed import Packed
 
 
 @dataclass
@@ -81,43 +81,47 @@ def _packed(layer: Any, plain: Any) -> Any:
         if layout is None:
             return plain(hidden_states, cache_params=cache_params, attention_mask=attention_mask, **kwargs)
         out: list[torch.Tensor | None] = [None] * len(layout.parts)
-        ends: dict[tuple[int, int], State] = {}
+        ends: dict[int, State] = {}
         for numbers, begin in _batches(layout, ends, layer.layer_idx, every_end=cache_params is not None):
             parts = [layout.parts[number] for number in numbers]
+            if len(parts) == 1 and parts[0].start == parts[0].stop:  # an ended conversation gains nothing
+                ends[numbers[0]] = begin
+                continue
+            state = begin.expanded(len(parts))
             spans = [hidden_states[0, part.start : part.stop] for part in parts]
-            state = begin.expanded(len(spans))
-            done = plain(torch.nn.utils.rnn.pad_sequence(spans, batch_first=True), cache_params=state)
+            batch = torch.nn.utils.rnn.pad_sequence(spans, batch_first=True)
+            if parts[0].prefix is not None and cache_params is None:  # kernels for one token have no backward pass
+                batch = F.pad(batch, (0, 0, 0, max(0, 2 - batch.shape[1])))
+            done = plain(batch, cache_params=state)
             for row, (number, part) in enumerate(zip(numbers, parts)):
                 out[number] = done[row, : part.stop - part.start]
             if len(parts) == 1:
-                ends[parts[0].start, parts[0].stop] = state
+                ends[numbers[0]] = state
         if cache_params is not None:
-            cache_params.ends[layer.layer_idx] = [ends[part.start, part.stop] for part in layout.parts]
+            cache_params.ends[layer.layer_idx] = [ends[number] for number in range(len(layout.parts))]
         return torch.cat([part for part in out if part is not None])[None]
 
     return forward
 
 
-def _batches(
-    layout: Packed, ends: dict[tuple[int, int], State], layer: int, every_end: bool
-) -> Iterator[tuple[list[int], State]]:
+def _batches(layout: Packed, ends: dict[int, State], layer: int, every_end: bool) -> Iterator[tuple[list[int], State]]:
     """Parts that run together, with the state that they begin from; a prefix runs before the parts that need its end.
 
     Args:
+        layout: the parts of the row.
+        ends: the states at the ends of parts that have run, by number.
+        layer: which layer it is.
         every_end: the state at the end of every part is wanted, so no part may be padded.
     """
-    together: dict[tuple[int, int], list[int]] = {}
+    spans = {(part.start, part.stop): n for n, part in enumerate(layout.parts) if part.prefix is None}
+    together: dict[int, list[int]] = {}
     for number, part in enumerate(layout.parts):
-        if part.prefix is None or every_end:
-            yield [number], _begin(layout, number, part, ends, layer)
+        if part.prefix is None:
+            before = layout.past[number] if layout.past else None
+            yield [number], State(*before[layer]) if before is not None else State()
+        elif every_end:
+            yield [number], ends[spans[part.prefix]]
         else:
-            together.setdefault(part.prefix, []).append(number)
+            together.setdefault(spans[part.prefix], []).append(number)
     for prefix, numbers in together.items():
         yield numbers, ends[prefix]
-
-
-def _begin(layout: Packed, number: int, part: Part, ends: dict[tuple[int, int], State], layer: int) -> State:
-    if part.prefix is not None:
-        return ends[part.prefix]
-    before = layout.past[number] if layout.past else None
-    return State(*before[layer]) if before is not None else State()

@@ -15,7 +15,7 @@ from mgpo.policies.shared.packed import LAYERS, is_hybrid, packed_attention
 
 NAME = "mgpo_sdpa"
 FAMILIES = {
-    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v_moe", "glm46v",
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm4v_moe", "glm46v",
 }  # fmt: skip
 """Model types for whose layers, positions and vision tower this package's sharing was tested."""
 
@@ -29,6 +29,10 @@ def use_packed_attention(model: Any) -> None:
     if not shares_well(model):
         raise ValueError(
             f"prompts of {model.config.model_type} models cannot be shared yet (docs/models.md lists those that can)"
+        )
+    if len(set((getattr(model, "hf_device_map", None) or {"": 0}).values())) > 1:
+        raise ValueError(
+            "the model is split over devices (device_map), between which the layout of a packed row is lost"
         )
     config = model.config.get_text_config()
     if config._attn_implementation not in ("sdpa", NAME):

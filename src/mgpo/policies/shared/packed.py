@@ -50,8 +50,11 @@ class Packed:
     past: tuple[Layers | None, ...] = ()
 
     def mask(self, model: Any) -> Any:
-        """The layout as a model's attention mask: a 4-D tensor without content that carries it, by kind of layer."""
-        mask = torch.empty(1, 1, 1, 1, device=model.device)
+        """The layout as a model's attention mask: a 4-D tensor that carries it, by kind of layer.
+
+        The tensor holds NaN, so that a copy of it that has lost the layout gives a loss that is not finite, and no leak.
+        """
+        mask = torch.full((1, 1, 1, 1), torch.nan, device=model.device)
         mask.packed = self  # type: ignore[attr-defined]
         return {kind: mask for kind in LAYERS} if is_hybrid(model) else mask
 
