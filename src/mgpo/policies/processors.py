@@ -8,7 +8,6 @@ Images do not: transformers has image processors on Pillow.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from transformers import ProcessorMixin
@@ -102,7 +101,6 @@ _Gemma4Processor.__name__ = "Gemma4Processor"
 _InternVLProcessor.__name__ = "InternVLProcessor"
 
 
-@cache
 def _images_only(full: type[ProcessorMixin], image_token: str, video_token: str) -> type[ProcessorMixin]:
     """The class without its video half. It keeps its name, so that plain transformers can load a folder that it saves."""
 

@@ -60,7 +60,7 @@ class State:
         return new
 
 
-def linear_layers(model: Any) -> list[torch.nn.Module]:
+def linear_layers(model: Any) -> list[Any]:
     """The layers of Gated DeltaNet of a model."""
     return [module for module in model.modules() if type(module).__name__.endswith("GatedDeltaNet")]
 
@@ -79,7 +79,10 @@ def _packed(layer: Any, plain: Any) -> Any:
     ) -> torch.Tensor:
         layout: Packed | None = getattr(attention_mask, "packed", None)
         if layout is None:
-            return plain(hidden_states, cache_params=cache_params, attention_mask=attention_mask, **kwargs)
+            whole: torch.Tensor = plain(
+                hidden_states, cache_params=cache_params, attention_mask=attention_mask, **kwargs
+            )
+            return whole
         out: list[torch.Tensor | None] = [None] * len(layout.parts)
         ends: dict[int, State] = {}
         for numbers, begin in _batches(layout, ends, layer.layer_idx, every_end=cache_params is not None):
