@@ -58,9 +58,9 @@ FAMILIES = (
         "as Qwen3-VL, whose processor it uses",
     ),
     Family(
-        "GLM-4.1V to 4.6V", ("glm4v", "glm4v_moe", "glm46v"), r"glm-?4\.[156]v",
+        "GLM-4.5V and 4.6V", ("glm4v", "glm4v_moe", "glm46v"), r"glm-?4\.[56]v",
         BoxForm(Coordinates.RELATIVE_1000, bare=True), 28,
-        "model cards of GLM-4.5V and GLM-4.6V: [[x1, y1, x2, y2]] between box tags, in thousandths",
+        "model cards of GLM-4.5V and GLM-4.6V: boxes in brackets of varying style, in thousandths; GLM-4.6V-Flash is of type glm4v",
     ),
     Family(
         "InternVL 3 and 3.5", ("internvl",), r"internvl", BoxForm(Coordinates.RELATIVE_1000, bare=True), None,
