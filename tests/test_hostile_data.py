@@ -10,7 +10,7 @@ from support import Script, box, make_trainer
 from mgpo.data.admitting import Admission, admitted, write_listing
 from mgpo.data.loading import load_questions, load_rows
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.grounding import Coordinates
+from mgpo.method.grounding import BoxForm
 from mgpo.policies.tokens import TurnTokens
 from mgpo.training.run import parse
 from mgpo.training.run import train as run
@@ -35,7 +35,7 @@ def kept(hostile, processor, tmp_path_factory):
     from mgpo.config import MGPOConfig
 
     protocol = MGPOConfig(str(listing.parent), use_cpu=True).protocol(
-        PixelBudget(4 * 784, 36 * 784), Coordinates.ABSOLUTE
+        PixelBudget(4 * 784, 36 * 784), BoxForm()
     )
     admission = Admission(protocol, TurnTokens(processor).text_tokens, REPLY, decode=True)
     questions, bad = admitted(load_rows(str(file)), str(file), admission, "skip")
