@@ -105,10 +105,15 @@ def test_what_takes_more_memory_is_estimated_to():
     assert full.stays > 3.5 * usual.stays > 0 and usual.needed > usual.peak / 0.9
 
 
-def test_linear_attention_s_cache_is_a_quarter_and_a_state():
-    dense, hybrid = (estimated(name).sampling["key-value cache"] for name in ("Qwen3-VL-4B", "Qwen3.5-4B"))
+def test_keys_and_values_are_held_twice_and_those_of_linear_attention_are_few():
+    """While the second turn's cache is filled, the first turn's is still there; then a padded copy is made."""
+    before, added = 100 + 642 + 50, 100 + 642
     states = 2 * 8 * SIZES["Qwen3.5-4B"].state_bytes
-    assert (hybrid - states) / dense == pytest.approx(8 / 36)
+    dense, hybrid = (estimated(name).sampling["key-value cache"] for name in ("Qwen3-VL-4B", "Qwen3.5-4B"))
+    assert dense == 8 * (before + before + added) * 36 * 2 * 1024 * 2
+    assert hybrid == dense * 8 / 36 + states
+    many = estimated("Qwen3-VL-4B", steps_per_generation=16).sampling
+    assert many["key-value cache"] == 128 * 2 * (before + added) * 36 * 2 * 1024 * 2 and "next tokens" in many
 
 
 def test_sharding_splits_what_stays_and_gathers_it_to_sample():

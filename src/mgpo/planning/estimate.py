@@ -138,13 +138,17 @@ def activations(size: Size, work: Pass, width: int, checkpointing: bool) -> floa
     return size.cached_layers * (work.tokens * full + copies) + linears * work.tokens * linear + gradients
 
 
-def tower_bytes(size: Size, patches: float, width: int, trained: bool, checkpointing: bool) -> float:
-    """Bytes of the vision tower's activations: all blocks if it is trained, else those of the block that is computed."""
-    tower = size.tower
+def tower_bytes(size: Size, tokens: float, width: int, trained: bool, checkpointing: bool) -> float:
+    """Bytes of the vision tower's activations and features for so many visual tokens, each of four patches.
+
+    All blocks keep activations if the tower is trained, else only the one that is computed.
+    """
+    tower, patches = size.tower, 4 * tokens
+    features = tokens * size.hidden * width * tower.features
     block = patches * (40 * tower.hidden + 8 * tower.inner)
     if not trained:
-        return block / 2
-    return tower.depth * patches * tower.hidden * width + block if checkpointing else tower.depth * block
+        return features + block / 2
+    return features + (tower.depth * patches * tower.hidden * width + block if checkpointing else tower.depth * block)
 
 
 def estimate(
@@ -177,37 +181,62 @@ def estimate(
     update = {
         "activations": activations(size, work, width, checkpointing),
         "log-probabilities": 2.0 * TILE + work.scored * size.hidden * (4 + width),
-        "vision tower": tower_bytes(size, 4.0 * image_tokens * work.images, width, not frozen, checkpointing),
+        "vision tower": tower_bytes(size, image_tokens * work.images, width, not frozen, checkpointing),
         "pixel values": float(rollouts * shown * image_bytes),
     }
     if not data.use_peft:
         update["log-probabilities"] += 4.0 * size.vocabulary * size.hidden  # the head's gradient, beside the stored one
         if width == 4:
             update["copies of the weights in bfloat16"] = 2.0 * size.parameters
+    if devices > 1 and not sharded:
+        update["gradients in DDP's buckets"] = 4.0 * trained
     sampling: dict[str, float] = {}
     if not (supervised or config.use_vllm):
-        twice = 2 if shared and config.method == Method.MGPO else 1
-        new = parts["question"] + parts["overview"], parts.get("reply", 0) + parts.get("crop", 0)
-        filled = rollouts * (max(new) if shared else episode)
-        filled = min(filled, PACKED_TOKENS + episode) if shared else filled
-        sampling = {
-            "key-value cache": float(twice * rollouts * (episode * size.cache_bytes + size.state_bytes)),
-            "next tokens": 4.0 * 4 * rollouts * size.vocabulary,
-            "prompts": filled * (6.0 * size.inner + 12 * size.hidden + 12 * size.queries),
-            "vision tower": tower_bytes(size, 4.0 * min(filled, rollouts * image_tokens), width, False, True),
-            "pixel values": float(rollouts * image_bytes),
-        }
+        sampling = _sampling(size, config, parts, image_tokens, image_bytes, shared)
         if sharded:
             sampling["gathered weights"] = weights["weights"]
     if frozen and not sharded and config.shared_prefix:
         for phase in (update, sampling):
             if phase:
-                phase["cached image features"] = float(MEMORY_TOKENS * size.hidden * 2 * size.tower.features)
+                phase["cached image features"] = float(MEMORY_TOKENS * size.hidden * 2)
     copies = 0.0 if data.use_peft or width == 4 else trained * (4.0 + 2 * (4 - width))
     return Estimate(
         weights, copies, update, sampling, devices if sharded else 1,
         _assumptions(size, config, work, episode, rollouts, shared, checkpointing, frozen),
     )  # fmt: skip
+
+
+def _sampling(
+    size: Size, config: MGPOConfig, parts: dict[str, int], image_tokens: int, image_bytes: int, shared: bool
+) -> dict[str, float]:
+    """What sampling adds at its worst: while the cache is filled, or while a turn is sampled from it.
+
+    `mgpo.policies.shared.sampler` fills the cache of a turn beside that of the turn before, and then makes a padded copy.
+    """
+    rollouts, episode = config.per_device_train_batch_size * config.steps_per_generation, sum(parts.values())
+    filled = episode - parts["answer"]
+    further = config.max_turns - 1 if config.method == Method.MGPO else 0
+    added = (parts["reply"] + parts["crop"]) // further if further else filled
+    prompts = min(rollouts * max(added, parts["question"] + parts["overview"]), PACKED_TOKENS + episode)
+    if not shared:
+        prompts = rollouts * episode
+    images = min(prompts, rollouts * image_tokens)
+    filling = {
+        "key-value cache": float(rollouts * (2 * filled - added) * size.cache_bytes),
+        "prompts": prompts * (6.0 * size.inner + 12 * size.hidden + 12 * size.queries),
+        "vision tower": tower_bytes(size, images, 2, False, True),
+        "pixel values": float(rollouts * image_bytes),
+    }
+    twice = 2 if shared and further else 1
+    speaking = {
+        "key-value cache": float(rollouts * max(twice * filled, episode) * size.cache_bytes),
+        "next tokens": 4.0 * 4 * rollouts * size.vocabulary,
+    }
+    if not shared:
+        return filling | speaking
+    states = 2.0 * rollouts * size.state_bytes
+    worst = max((filling, speaking), key=lambda phase: sum(phase.values()))
+    return worst | {"key-value cache": worst["key-value cache"] + states}
 
 
 def _assumptions(

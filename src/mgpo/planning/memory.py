@@ -76,8 +76,8 @@ def _sampling_line(found: Estimate, config: MGPOConfig, devices: int, episode: i
     gathered = f" in addition to {_gib(weights)} GiB of gathered weights" if weights is not None else ""
     return (
         f"{ESTIMATE}: during generation, up to {_gib(cache)} GiB of key-value cache on each GPU "
-        f"({rollouts} rollouts x {episode} tokens{', held twice at the start of a turn' if twice else ''}){gathered}, and "
-        f"{_sum_of(others)}: {_gib(sum(found.sampling.values()))} GiB in all"
+        f"({rollouts} rollouts x {episode} tokens{', most of it twice at the start of a turn' if twice else ''}){gathered}, and "
+        f"{_sum_of(others)}; {_gib(sum(found.sampling.values()))} GiB in all"
     )
 
 
