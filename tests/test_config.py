@@ -7,7 +7,7 @@ from support import CUT, Script, box, make_trainer, rollouts
 
 from mgpo.config import MGPOConfig
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.grounding import Coordinates
+from mgpo.method.grounding import BoxForm
 from mgpo.policies.turn_loop import limit_of
 
 
@@ -54,7 +54,7 @@ def test_the_smallest_change_fits_and_no_smaller_one_does(changes, most, tmp_pat
         config = MGPOConfig(
             output_dir=str(tmp_path_factory.getbasetemp()), use_cpu=True, min_pixels=784, **(changes | more)
         )
-        return config, config.protocol(PixelBudget(784, 2000 * 784), Coordinates.ABSOLUTE)
+        return config, config.protocol(PixelBudget(784, 2000 * 784), BoxForm())
 
     config, protocol = built()
     needed = sum(config.episode_parts(protocol).values())

@@ -34,9 +34,7 @@ def kept(hostile, processor, tmp_path_factory):
     listing = tmp_path_factory.mktemp("listing") / "skipped.jsonl"
     from mgpo.config import MGPOConfig
 
-    protocol = MGPOConfig(str(listing.parent), use_cpu=True).protocol(
-        PixelBudget(4 * 784, 36 * 784), BoxForm()
-    )
+    protocol = MGPOConfig(str(listing.parent), use_cpu=True).protocol(PixelBudget(4 * 784, 36 * 784), BoxForm())
     admission = Admission(protocol, TurnTokens(processor).text_tokens, REPLY, decode=True)
     questions, bad = admitted(load_rows(str(file)), str(file), admission, "skip")
     write_listing(bad, listing)

@@ -49,6 +49,21 @@ def validate(context: typer.Context, recipe: Path) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
 
+@app.command()
+def recipe(
+    model: Annotated[str, typer.Option(help="A hub id, e.g. Qwen/Qwen3-VL-4B-Instruct.")],
+    gpus: Annotated[str, typer.Option(help="Number of GPUs and GiB of each: 1x24, 8x80.")],
+    method: Annotated[str, typer.Option(help="mgpo, grpo, direct or sft.")] = "mgpo",
+    data: Annotated[str, typer.Option(help="needle, a JSONL file, a folder, or a hub id.")] = "needle",
+    out: Annotated[Path, typer.Option(help="Where to write the recipe.")] = Path("recipe.yaml"),
+) -> None:
+    """Write a recipe that fits your GPUs by a rough estimate: full training, LoRA or 4-bit LoRA. Says why."""
+    from mgpo.planning.choosing import Gpus, write_recipe
+
+    for line in write_recipe(model, Gpus.read(gpus), method, data, out):
+        console.print(line, markup=False, soft_wrap=True)
+
+
 @app.command(name="eval")
 def evaluate_command(
     model: Annotated[str, typer.Option(help="mgpo-tiny, a run folder, or a hub id.")] = "mgpo-tiny",

@@ -54,8 +54,17 @@ class DataArguments:
         default=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
         metadata={"help": "Regular expression of the modules that get adapters."},
     )
+    load_in_4bit: bool = field(
+        default=False,
+        metadata={"help": "QLoRA: load the language model's weights in 4 bits (needs use_peft and mgpo[qlora])."},
+    )
 
     def __post_init__(self) -> None:
+        if self.load_in_4bit and not self.use_peft:
+            raise ValueError(
+                "load_in_4bit: weights in 4 bits cannot be trained, only adapters beside them. Set use_peft: true, or leave "
+                "load_in_4bit out."
+            )
         if self.on_bad_row not in ON_BAD_ROW:
             raise ValueError(f"on_bad_row={self.on_bad_row!r} is unknown. Choose one of: {', '.join(ON_BAD_ROW)}.")
 

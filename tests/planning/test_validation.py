@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 import mgpo
 from mgpo.cli import app
 from mgpo.config import DataArguments, MGPOConfig
-from mgpo.planning.memory import known_size, memory_lines
+from mgpo.planning.memory import memory_lines
+from mgpo.planning.sizes import known_size
 from mgpo.planning.validate import validate_recipe
 from mgpo.training.run import parse
 
@@ -171,15 +172,30 @@ def test_a_gpu_recipe_validates_without_a_gpu(recipe):
 def test_the_memory_estimate_is_labelled_and_counts_what_stays():
     data = DataArguments(model_name_or_path="Qwen/Qwen2.5-VL-7B-Instruct", dtype="bfloat16")
     config = MGPOConfig(use_cpu=True, beta=0.01)
-    full, master, cache = memory_lines(data, config, 32, 1000)
+    parts = {"question": 200, "overview": 300, "grounding": 50, "reply": 100, "crop": 300, "answer": 50}
+    lines = memory_lines(data, config, 32, parts, 298)
+    full, master, update, cache, peak = starting(lines, "memory (rough estimate)")
     assert "15.4 weights + 15.4 gradients + 30.9 AdamW states + 15.4 reference model = 77.2 GiB" in full
     assert "2.4 on each of 32 GPUs" in full and "139.0 GiB" in master and "8 rollouts x 1000 tokens" in cache
-    assert all("estimate" in line for line in (full, master, cache))
+    assert "activations" in update and "GiB on each GPU at once" in peak
+    assert len(lines) - 5 == len(starting(lines, "assumes: ")) >= 5
     data.use_peft, data.lora_r = True, 32
     adapters = known_size(data.model_name_or_path).adapter_parameters(32, data.lora_target_modules)
     assert adapters == 80_740_352, "PEFT's own count for this rank and these targets"
-    assert "15.4 weights + 1.2 LoRA of 81 M" in memory_lines(data, config, 1, None)[0]
-    assert memory_lines(DataArguments(), config, 1, 1000) == []
+    assert "15.4 weights + 1.2 LoRA of 81 M" in memory_lines(data, config, 1, parts, 298)[0]
+    data.load_in_4bit = True
+    assert "6.53 B of them in 4 bits: 6.4 weights" in memory_lines(data, config, 1, parts, 298)[0]
+    assert memory_lines(DataArguments(), config, 1, parts, 298) == []
+
+
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-VL-4B-Instruct", "Qwen/Qwen3.5-4B"])
+def test_a_hub_s_model_is_known_without_a_download(recipe, model):
+    lines = validate_recipe(recipe(model_name_or_path=model, dtype="float32"), [])
+    assert (
+        "256 to 1280 per image (262144 to 1310720 pixels, 32 x 32 pixels each)" in starting(lines, "visual tokens")[0]
+    )
+    assert "the model's context holds 262144" in starting(lines, "longest episode")[0]
+    assert starting(lines, "memory (rough estimate)") and starting(lines, "assumes: ")
 
 
 def test_training_parses_every_shipped_recipe_as_it_is():

@@ -42,8 +42,9 @@ def test_what_is_asked_for_is_done(random_tiny, tmp_path, rows):
 
 def test_the_estimate_says_so_and_follows_the_dtype(tmp_path):
     config = MGPOConfig(str(tmp_path), use_cpu=True)
+    parts = {"question": 100, "overview": 400, "grounding": 50, "reply": 100, "crop": 400, "answer": 50}
     low, full = (
-        memory_lines(DataArguments("Qwen/Qwen2.5-VL-3B-Instruct", dtype), config, 1, 1000)
+        memory_lines(DataArguments("Qwen/Qwen2.5-VL-3B-Instruct", dtype), config, 1, parts, 398)
         for dtype in ("bfloat16", "float32")
     )
     assert any(line.startswith("note: mgpo train refuses weights in bfloat16") for line in low)

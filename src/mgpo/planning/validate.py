@@ -25,7 +25,8 @@ from mgpo.images.imaging import PixelBudget
 from mgpo.method.grounding import BoxForm
 from mgpo.method.protocol import Protocol
 from mgpo.planning.memory import memory_lines
-from mgpo.policies.families import form_of, form_of_name
+from mgpo.planning.sizes import known_size
+from mgpo.policies.families import family_of_name, form_of
 from mgpo.policies.loading import budget_of, load_processor, resolve
 from mgpo.training.run import enough_questions, parse
 
@@ -71,11 +72,11 @@ def validate_recipe(recipe: Path, overrides: list[str]) -> list[str]:
     else:
         lines += _batch_lines(config, devices)
     lines += _pixel_lines(protocol, images_known)
-    parts = None if config.method == SFT else config.episode_parts(protocol)
-    if parts is not None:
+    parts = config.episode_parts(protocol)
+    if config.method != SFT:
         config.check_vllm_length(protocol)
         lines += _token_lines(parts, config, protocol, facts.context, images_known)
-    lines += memory_lines(data, config, devices, sum(parts.values()) if parts else None)
+    lines += memory_lines(data, config, devices, parts, protocol.budget.max_tokens)
     lines += _dataset_lines(data, config)
     if config.bf16 or config.fp16:
         lines.append("note: mixed precision (bf16, fp16) was not checked: your GPU must support it")
@@ -83,7 +84,7 @@ def validate_recipe(recipe: Path, overrides: list[str]) -> list[str]:
 
 
 def model_facts(name: str) -> ModelFacts:
-    """Context and pixel budget of a policy: read from a folder, known for Qwen2.5-VL of the hub, else unknown.
+    """Context and pixel budget of a policy: read from a folder; of a hub's model what its family and size tell.
 
     Raises:
         ValueError: the folder is no checkpoint.
@@ -93,9 +94,10 @@ def model_facts(name: str) -> ModelFacts:
     except FileNotFoundError as error:
         raise ValueError(f"model_name_or_path: {error}") from error
     if not folder.is_dir():
-        if re.search(r"Qwen2\.5-VL-\d+B", name):
-            return ModelFacts(QWEN2_5_VL_CONTEXT, PixelBudget.usual(), BoxForm())
-        return ModelFacts(form=form_of_name(name) or BoxForm())  # training asks its config
+        family, size = family_of_name(name), known_size(name)
+        context = QWEN2_5_VL_CONTEXT if re.search(r"Qwen2\.5-VL-\d+B", name) else size.context if size else None
+        budget = PixelBudget.usual(family.factor) if family is not None and family.factor is not None else None
+        return ModelFacts(context, budget, family.form if family else BoxForm())  # training asks its config
     from transformers import AutoConfig
 
     try:

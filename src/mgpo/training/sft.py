@@ -18,7 +18,7 @@ from mgpo.policies.shared.vision_cache import remember_towers
 from mgpo.runs.log import RunLog
 from mgpo.runs.resuming import Resuming
 from mgpo.training.precision import refuse_rounded_weights
-from mgpo.training.weights import freeze_vision_tower, model_kwargs, peft_config
+from mgpo.training.weights import freeze_vision_tower, model_kwargs, peft_config, restore_float32_adapters
 
 
 class ShortAnswers:
@@ -77,6 +77,7 @@ def build_sft_trainer(data: DataArguments, config: MGPOConfig, questions: Any, a
         peft_config=peft_config(data),
     )
     trainer.add_callback(RunLog())
+    restore_float32_adapters(trainer.model)
     if config.freeze_vision_tower:
         freeze_vision_tower(trainer.model)
         remember_towers(trainer.model)

@@ -50,7 +50,7 @@ from mgpo.training.precision import refuse_rounded_weights
 from mgpo.training.sharing import SharedPrefix
 from mgpo.training.turns import PolicyInTraining, Rollout, check_text
 from mgpo.training.vllm_sampling import VLLMSampling
-from mgpo.training.weights import freeze_vision_tower, leave_out_router_loss
+from mgpo.training.weights import freeze_vision_tower, leave_out_router_loss, restore_float32_adapters
 
 ASKED_WITH = (
     "method", "max_turns", "crop_frame", "coordinates", "min_pixels", "max_pixels", "min_box_side", "max_box_aspect",
@@ -125,6 +125,7 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         args.fit_context(self.protocol, getattr(self.model.config.get_text_config(), "max_position_embeddings", None))
         if args.freeze_vision_tower:
             freeze_vision_tower(self.model)
+        restore_float32_adapters(self.model)
         leave_out_router_loss(self)
         refuse_rounded_weights(self, args.allow_low_precision_weights)
         # dr_grpo divides by this. TRL also counts the crop and the environment's texts, which are not sampled.

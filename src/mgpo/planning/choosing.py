@@ -1,0 +1,280 @@
+"""`mgpo recipe`: writes a recipe that fits the GPUs at hand by the estimate of `mgpo.planning.estimate`, and says why.
+
+    mgpo recipe --model Qwen/Qwen3-VL-4B-Instruct --gpus 1x24 --data my_data.jsonl --out mine.yaml
+
+Training all weights comes before LoRA, and LoRA before LoRA on weights in 4 bits; more visual tokens come before larger
+batches. Nothing is downloaded, and nothing is measured.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mgpo.config import METHODS, SFT, DataArguments, MGPOConfig
+from mgpo.files import write_whole
+from mgpo.images.imaging import PixelBudget
+from mgpo.planning.estimate import GIB, Estimate, estimate
+from mgpo.planning.sizes import SIZES, Size, known_size
+from mgpo.policies.families import family_of_name
+
+GROUP = 8
+"""Rollouts of a question."""
+UPDATE = 16
+"""Questions of an update, where the GPUs are few enough."""
+TOKENS = ((1280, 640), (320,))
+"""Visual tokens of an image at most: the paper's, half of them; and fewer only if nothing else fits."""
+BATCHES = ((8, False), (4, False), (8, True), (4, True), (2, True), (1, True))
+"""Rollouts of a pass, and gradient checkpointing."""
+LINEAR_TARGETS = (
+    r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|in_proj_qkv|in_proj_z|out_proj|gate_proj|up_proj|down_proj)"
+)
+"""LoRA's modules of a model with linear attention, whose projections have names of their own."""
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """How many GPUs, and the memory of each in GiB."""
+
+    count: int
+    gib: float
+
+    def __str__(self) -> str:
+        return f"{self.count} GPU{'' if self.count == 1 else 's'} of {self.gib:g} GiB"
+
+    @classmethod
+    def read(cls, text: str) -> Gpus:
+        """From e.g. `1x24` or `8x80`.
+
+        Raises:
+            ValueError: it is not of this form.
+        """
+        found = re.fullmatch(r"([1-9]\d*)x(\d+(?:\.\d+)?)", text.strip().lower())
+        if found is None or not float(found.group(2)):
+            raise ValueError(f"--gpus {text}: write the number of GPUs and the GiB of each, such as 1x24 or 8x80.")
+        return cls(int(found.group(1)), float(found.group(2)))
+
+
+@dataclass(frozen=True)
+class Way:
+    """Which weights are trained, by which settings, and whether they are split over the GPUs (ZeRO-3)."""
+
+    name: str
+    settings: dict[str, Any]
+    sharded: bool = False
+
+
+def ways(size: Size, gpus: Gpus) -> list[Way]:
+    """The ways of training in order of preference."""
+    lora: dict[str, Any] = {
+        "dtype": "bfloat16",
+        "use_peft": True,
+        "lora_r": 16,
+        "lora_alpha": 32,
+        "learning_rate": 2e-5,
+    }
+    if size.linear:
+        lora["lora_target_modules"] = LINEAR_TARGETS
+    full: dict[str, Any] = {"dtype": "float32", "learning_rate": 1e-6}
+    found = [
+        Way("full training", full),
+        Way("full training but for the vision tower", full | {"freeze_vision_tower": True}),
+    ]
+    if gpus.count > 1:
+        found.append(Way("full training, sharded by ZeRO-3", full | {"dtype": "bfloat16"}, sharded=True))
+    return [*found, Way("LoRA", lora), Way("4-bit LoRA", lora | {"load_in_4bit": True})]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way of training a model of this size, with its batches and visual tokens, and the estimate for it."""
+
+    size: Size
+    way: Way
+    settings: dict[str, Any]
+    tokens: int
+    estimate: Estimate
+
+    def fits(self, gpus: Gpus) -> bool:
+        """Whether a GPU has the memory that the estimate asks for."""
+        return self.estimate.needed <= gpus.gib * GIB
+
+
+def choices(model: str, size: Size, way: Way, gpus: Gpus, method: str, tokens: int) -> Iterator[Choice]:
+    """What can be set for a way, the preferred first: many rollouts at a time, then large passes."""
+    side, form = 2 * size.patch, family_of_name(model)
+    pixels = {"min_pixels": 256 * side**2, "max_pixels": tokens * side**2}
+    own = {name: value for name, value in way.settings.items() if name in DataArguments.__dataclass_fields__}
+    data = DataArguments(model_name_or_path=model, attn_implementation="sdpa", **own)
+    config = MGPOConfig(
+        use_cpu=True, method=method, beta=0.0, num_generations=GROUP, per_device_train_batch_size=GROUP, **pixels,
+        freeze_vision_tower=way.settings.get("freeze_vision_tower", False),
+    )  # fmt: skip
+    protocol = config.protocol(PixelBudget.usual(side), form.form if form else None)
+    most = max(1, UPDATE // gpus.count)
+    questions = [q for q in (16, 8, 4, 2, 1) if q <= most] if method != SFT else [1]
+    for at_once in questions:
+        for batch, checkpointing in BATCHES:
+            steps = GROUP * at_once // batch
+            batches = {
+                "per_device_train_batch_size": batch,
+                "gradient_accumulation_steps": steps * max(1, most // at_once),
+                "steps_per_generation": steps,
+                "gradient_checkpointing": checkpointing,
+            }
+            trial = copy.copy(config)
+            for name, value in batches.items():
+                setattr(trial, name, value)
+            parts = config.episode_parts(protocol)
+            found = estimate(size, data, trial, parts, tokens, gpus.count, way.sharded)
+            yield Choice(size, way, {**way.settings, **pixels, **batches}, tokens, found)
+
+
+def choose(model: str, gpus: Gpus, method: str = "mgpo") -> tuple[Choice, list[str]]:
+    """The preferred recipe that fits, and why what is preferred to it does not.
+
+    Raises:
+        ValueError: the model's size is not known, the method is not, or nothing fits; the message says what would.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is unknown. Choose one of: {', '.join(METHODS)}.")
+    size = known_size(model)
+    if size is None:
+        raise ValueError(
+            f"The size of {model} is not known, so its memory cannot be estimated. Known: {', '.join(SIZES)}."
+        )
+    refused: list[str] = []
+    least: list[Choice] = []
+    for tokens in TOKENS:
+        refused.clear()
+        for way in ways(size, gpus):
+            last = None
+            for count in tokens:
+                for last in choices(model, size, way, gpus, method, count):
+                    if last.fits(gpus):
+                        return last, refused
+            assert last is not None
+            least.append(last)
+            refused.append(f"{way.name} needs at least {_gib(last)} GiB, more than {gpus.gib:g}")
+    nearest = min(least, key=lambda choice: choice.estimate.needed)
+    smaller = _smaller_that_fit(model, size, gpus, method)
+    raise ValueError(
+        f"Nothing fits {model} on {gpus}. The least is {nearest.way.name} with {nearest.tokens} visual tokens, which needs "
+        f"{_gib(nearest)} GiB. {f'What would fit: {smaller}.' if smaller else 'No smaller model of its family fits either.'}"
+    )
+
+
+def _smaller_that_fit(model: str, size: Size, gpus: Gpus, method: str) -> str:
+    """Smaller models of the family for which some way fits."""
+    family = next(name for name, known in SIZES.items() if known is size).rpartition("-")[0]
+    others = [name for name, o in SIZES.items() if name.startswith(family + "-") and o.parameters < size.parameters]
+    return " or ".join(
+        name
+        for name in others
+        if any(c.fits(gpus) for w in ways(SIZES[name], gpus) for c in choices(model, SIZES[name], w, gpus, method, 320))
+    )
+
+
+def reasons(choice: Choice, refused: list[str], model: str, gpus: Gpus) -> list[str]:
+    """Why this recipe: what did not fit, what does, and what it takes."""
+    found = choice.estimate
+    return [
+        f"{model} on {gpus}, by a rough estimate (not measured):",
+        *(f"- {reason}" for reason in refused),
+        f"- {choice.way.name} fits: {_gib(choice)} of {gpus.gib:g} GiB, of which {found.stays / GIB:.1f} stay, an update adds "
+        f"{sum(found.update.values()) / GIB:.1f}, sampling {sum(found.sampling.values()) / GIB:.1f}, and the rest is a reserve",
+    ]
+
+
+def write_recipe(model: str, gpus: Gpus, method: str, data: str, out: Path) -> list[str]:
+    """Choose a recipe and write it to a new file.
+
+    Returns:
+        Why it was chosen, in lines to print.
+
+    Raises:
+        ValueError: nothing fits, or the file exists.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists already. Name another file with --out.")
+    choice, refused = choose(model, gpus, method)
+    why = reasons(choice, refused, model, gpus)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, recipe_text(choice, why, model, gpus, method, data, out.name))
+    check = f"mgpo validate {out}" + (f" --num_gpus {gpus.count}" if gpus.count > 1 else "")
+    return [*why, f"recipe: {out}; check it, and see what the estimate assumes: {check}"]
+
+
+def recipe_text(choice: Choice, why: list[str], model: str, gpus: Gpus, method: str, data: str, name: str) -> str:
+    """The recipe as YAML with comments."""
+    s, size = choice.settings, choice.size
+    batch, steps, accumulated = (
+        s[key] for key in ("per_device_train_batch_size", "steps_per_generation", "gradient_accumulation_steps")
+    )
+    start = f"mgpo train --config {name}"
+    if gpus.count > 1:
+        zero = "--config_file zero3.yaml " if choice.way.sharded else ""
+        start = f"accelerate launch {zero}--num_processes {gpus.count} -m {start}"
+    together = batch * accumulated * gpus.count
+    unit = "" if gpus.count == 1 else f" x {gpus.count} GPUs"
+    numbers = [
+        f"per_device_train_batch_size: {batch}",
+        f"gradient_accumulation_steps: {accumulated}   # x {batch}{unit} = {together} "
+        + ("questions per update" if method == SFT else f"rollouts = {together // GROUP} questions per update"),
+    ]
+    if method != SFT:
+        at_once = batch * steps * gpus.count
+        numbers.append(f"steps_per_generation: {steps}   # x {batch}{unit} = {at_once} rollouts are sampled at a time")
+    own = {"freeze_vision_tower": "", "use_peft": "", "load_in_4bit": "   # needs bitsandbytes: pip install \"mgpo[qlora]\"",
+           "lora_r": "", "lora_alpha": "", "lora_target_modules": "   # the default leaves linear attention out"}  # fmt: skip
+    chosen = [f"{key}: {_yaml(s[key])}{note}" for key, note in own.items() if key in s]
+    side = 2 * size.patch
+    if size.linear:
+        chosen.append(
+            "chat_template_kwargs: {enable_thinking: false}   # the answer's 512 tokens hold no thinking block"
+        )
+    lines = [
+        f"# {start}",
+        f"# Written by: mgpo recipe --model {model} --gpus {gpus.count}x{gpus.gib:g} --method {method} --data {data}",
+        *(f"# {line}" for line in why),
+        "# It has not been run on a GPU. mgpo validate prints the estimate with everything that it assumes.",
+        f"model_name_or_path: {model}",
+        f"output_dir: runs/{name.removesuffix('.yaml')}",
+        f"dtype: {s['dtype']}" + ("           # computed in bfloat16 (bf16: true)" if s["dtype"] == "float32" else ""),
+        "attn_implementation: sdpa",
+        f"method: {method}",
+        f"dataset_name: {data}",
+        "bf16: true",
+        *chosen,
+        f"min_pixels: {s['min_pixels']}      # 256 x {side}^2",
+        f"max_pixels: {s['max_pixels']}      # {choice.tokens} x {side}^2",
+        "max_steps: 300",
+        f"learning_rate: {_yaml(s['learning_rate'])}",
+        "lr_scheduler_type: constant",
+        f"num_generations: {GROUP}",
+        *numbers,
+        "temperature: 1.0",
+        "epsilon: 0.2",
+        "beta: 0.0",
+        "max_grounding_tokens: 128",
+        "max_answer_tokens: 512",
+        f"gradient_checkpointing: {_yaml(s['gradient_checkpointing'])}",
+        "logging_steps: 1",
+        "save_steps: 50",
+        "seed: 0",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.1e}" if isinstance(value, float) else f"'{value}'" if isinstance(value, str) else str(value)
+
+
+def _gib(choice: Choice) -> str:
+    return f"{choice.estimate.needed / GIB:.1f}"

@@ -1,0 +1,266 @@
+"""How much memory a recipe takes on each GPU, for models whose shape is known. Arithmetic only, and rough.
+
+    found = estimate(size, data, config, parts, budget_tokens=1280, devices=1, sharded=False)
+    found.peak, found.needed                         # bytes
+
+It counts what stays (weights, gradients, AdamW's states), what an update adds (activations, log-probabilities, patches), and
+what sampling adds (keys and values). Where kernels decide, it takes the larger number; `tests/planning/test_estimate.py`
+compares activations with what PyTorch saves. `Estimate.assumptions` says in words what was assumed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import gcd
+
+from mgpo.config import SFT, DataArguments, MGPOConfig
+from mgpo.method.protocol import Method
+from mgpo.planning.sizes import Size
+from mgpo.policies.shared.vision_cache import MEMORY_TOKENS
+
+GIB = 2**30
+FOUR_BITS = 4 + 8 / 64 + 32 / (64 * 256)
+"""Bits of a weight in 4 bits: a scale per 64 weights in 8 bits, and a float32 per 256 scales (arXiv 2305.14314, section 3)."""
+TILE = 4096 * 32_768
+"""Logits that TRL computes at a time: TOKEN_CHUNK_SIZE x _CHUNKED_LOGPROB_CHUNK_SIZE (trl/kernels/chunked_logprob.py)."""
+PACKED_TOKENS = 32_768
+"""Tokens of a pass that fills the cache (`mgpo.policies.shared.sampler.SharedSampler`)."""
+LINEAR_COPIES = 44
+"""float32 vectors, as wide as all value heads, that a layer of Gated DeltaNet saves per token without its fused kernels:
+measured in `tests/planning/test_estimate.py`."""
+RESERVED, FREE_SHARE = 1.0 * GIB, 0.9
+"""Of a GPU, 1 GiB is left to CUDA and its libraries, and a tenth of the rest to fragmentation."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on each GPU, by what takes them.
+
+    Attributes:
+        weights: what stays on the devices, over all of them if it is sharded.
+        copies: float32 copies of 16-bit weights and states in float32, over all devices: DeepSpeed and FSDP keep them.
+        update: what one forward and backward pass adds on each GPU.
+        sampling: what sampling a generation adds on each GPU; empty without rollouts, and where vLLM samples.
+        shards: over how many GPUs `weights` is split.
+        assumptions: sentences without a full stop.
+    """
+
+    weights: dict[str, float]
+    copies: float
+    update: dict[str, float]
+    sampling: dict[str, float]
+    shards: int
+    assumptions: list[str] = field(default_factory=list)
+
+    @property
+    def stays(self) -> float:
+        """What is always there, on each GPU; sharded training keeps float32 copies, other training has none."""
+        return (sum(self.weights.values()) + (self.copies if self.shards > 1 else 0)) / self.shards
+
+    @property
+    def peak(self) -> float:
+        """The most that each GPU holds at once."""
+        return self.stays + max(sum(self.update.values()), sum(self.sampling.values()))
+
+    @property
+    def needed(self) -> float:
+        """Memory that a GPU should have: the peak, and a reserve."""
+        return self.peak / FREE_SHARE + RESERVED
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward and backward pass: tokens, keys that its parts attend to together, scored tokens, unique images."""
+
+    tokens: int
+    attended: int
+    scored: int
+    images: int
+
+
+def weights_of(size: Size, data: DataArguments, config: MGPOConfig) -> tuple[dict[str, float], int]:
+    """Bytes of what stays on the devices, by what it is, and the number of trained parameters."""
+    width = 4 if data.dtype == "float32" else 2
+    weights = float(size.parameters * width)
+    if data.use_peft:
+        trained = size.adapter_parameters(data.lora_r, data.lora_target_modules)
+        what = f"LoRA of {trained / 1e6:.0f} M parameters, its gradients and AdamW states in float32"
+        if data.load_in_4bit:
+            weights -= size.text_linear * (width - FOUR_BITS / 8)
+        return {"weights": weights, what: 4.0 * 4 * trained}, trained
+    trained = size.parameters - (size.vision if config.freeze_vision_tower else 0)
+    states = 2.0 * trained * (1 if "8bit" in str(config.optim) else width)
+    parts = {"weights": weights, "gradients": float(trained * width), "AdamW states": states}
+    if config.beta and config.method != SFT:
+        parts["reference model"] = weights
+    return parts, trained
+
+
+def pass_of(config: MGPOConfig, parts: dict[str, int], shared: bool) -> Pass:
+    """The tokens of one pass over `per_device_train_batch_size` rollouts of the longest episode."""
+    rollouts, prompt = config.per_device_train_batch_size, parts["question"] + parts["overview"]
+    own = sum(parts.values()) - prompt
+    images = 2 if "crop" in parts else 1
+    if config.method != SFT and shared:  # TRL may put rollouts of several questions into a batch
+        prompts = rollouts // gcd(rollouts, config.num_generations)
+        tokens, images = prompts * prompt + rollouts * own, prompts + rollouts * (images - 1)
+        return Pass(tokens, prompts * prompt + rollouts * (prompt + own), rollouts * own, images)
+    tokens = rollouts * (prompt + own)
+    return Pass(tokens, tokens, rollouts * own, rollouts * images)
+
+
+def saved_per_token(size: Size, width: int) -> tuple[float, float]:
+    """Bytes that PyTorch saves of a token for the backward pass of a layer of attention, and of one of linear attention.
+
+    Norms (of the hidden state, of queries and keys) keep their input in float32 and their output; linear layers a 16-bit copy of
+    their input, LoRA another; SDPA queries, keys and values for every head, and its output; SwiGLU four vectors of the MLP's width.
+
+    Args:
+        width: bytes of a number of the hidden states: 4 with float32 weights, else 2.
+    """
+    norms_and_inputs = size.hidden * (2 * (4 + width) + 10)
+    mlp = 10 * size.inner
+    gate = 6 * size.queries if size.gated else 0
+    attention = 28 * size.queries + 18 * size.key_value + gate
+    linear = LINEAR_COPIES * 4 * size.linear.values if size.linear else 0
+    return norms_and_inputs + mlp + attention, norms_and_inputs + mlp + linear
+
+
+def activations(size: Size, work: Pass, width: int, checkpointing: bool) -> float:
+    """Bytes of the text model's activations in a pass, with the gradients of one layer."""
+    full, linear = saved_per_token(size, width)
+    copies = 4 * size.queries * work.attended  # keys and values of a part and its prefix, 16 bits, for every head
+    one = max(work.tokens * full + copies, work.tokens * linear if size.linear else 0)
+    gradients = work.tokens * (4 * size.inner + 8 * size.hidden)
+    if checkpointing:
+        return size.layers * work.tokens * size.hidden * width + one + gradients
+    linears = size.linear.layers if size.linear else 0
+    return size.cached_layers * (work.tokens * full + copies) + linears * work.tokens * linear + gradients
+
+
+def tower_bytes(size: Size, tokens: float, width: int, trained: bool, checkpointing: bool) -> float:
+    """Bytes of the vision tower's activations and features for so many visual tokens, each of four patches.
+
+    All blocks keep activations if the tower is trained, else only the one that is computed.
+    """
+    tower, patches = size.tower, 4 * tokens
+    features = tokens * size.hidden * width * tower.features
+    block = patches * (40 * tower.hidden + 8 * tower.inner)
+    if not trained:
+        return features + block / 2
+    return features + (tower.depth * patches * tower.hidden * width + block if checkpointing else tower.depth * block)
+
+
+def estimate(
+    size: Size,
+    data: DataArguments,
+    config: MGPOConfig,
+    parts: dict[str, int],
+    image_tokens: int,
+    devices: int = 1,
+    sharded: bool = False,
+) -> Estimate:
+    """Estimate a recipe.
+
+    Args:
+        parts: tokens of the longest episode (`MGPOConfig.episode_parts`).
+        image_tokens: most visual tokens of an image.
+        devices: number of GPUs.
+        sharded: whether what stays is split over them (ZeRO-3, FSDP), else each holds all of it.
+    """
+    weights, trained = weights_of(size, data, config)
+    width = 4 if data.dtype == "float32" else 2
+    supervised, frozen = config.method == SFT, data.use_peft or config.freeze_vision_tower
+    shared = config.shared_prefix and not sharded and not supervised and data.attn_implementation in (None, "sdpa")
+    work, episode = pass_of(config, parts, shared), sum(parts.values())
+    rollouts = config.per_device_train_batch_size * (1 if supervised else config.steps_per_generation)
+    checkpointing = bool(config.gradient_checkpointing)
+    image_bytes = 4 * image_tokens * 6 * size.patch**2 * 4  # 4 patches a token, 2 frames of 3 colours, float32
+    shown = 2 if "crop" in parts else 1
+
+    update = {
+        "activations": activations(size, work, width, checkpointing),
+        "log-probabilities": 2.0 * TILE + work.scored * size.hidden * (4 + width),
+        "vision tower": tower_bytes(size, image_tokens * work.images, width, not frozen, checkpointing),
+        "pixel values": float(rollouts * shown * image_bytes),
+    }
+    if not data.use_peft:
+        update["log-probabilities"] += 4.0 * size.vocabulary * size.hidden  # the head's gradient, beside the stored one
+        if width == 4:
+            update["copies of the weights in bfloat16"] = 2.0 * size.parameters
+    if devices > 1 and not sharded:
+        update["gradients in DDP's buckets"] = 4.0 * trained
+    sampling: dict[str, float] = {}
+    if not (supervised or config.use_vllm):
+        sampling = _sampling(size, config, parts, image_tokens, image_bytes, shared)
+        if sharded:
+            sampling["gathered weights"] = weights["weights"]
+    if frozen and not sharded and config.shared_prefix:
+        for phase in (update, sampling):
+            if phase:
+                phase["cached image features"] = float(MEMORY_TOKENS * size.hidden * 2)
+    copies = 0.0 if data.use_peft or width == 4 else trained * (4.0 + 2 * (4 - width))
+    return Estimate(
+        weights, copies, update, sampling, devices if sharded else 1,
+        _assumptions(size, config, work, episode, rollouts, shared, checkpointing, frozen),
+    )  # fmt: skip
+
+
+def _sampling(
+    size: Size, config: MGPOConfig, parts: dict[str, int], image_tokens: int, image_bytes: int, shared: bool
+) -> dict[str, float]:
+    """What sampling adds at its worst: while the cache is filled, or while a turn is sampled from it.
+
+    `mgpo.policies.shared.sampler` fills the cache of a turn beside that of the turn before, and then makes a padded copy.
+    """
+    rollouts, episode = config.per_device_train_batch_size * config.steps_per_generation, sum(parts.values())
+    filled = episode - parts["answer"]
+    further = config.max_turns - 1 if config.method == Method.MGPO else 0
+    added = (parts["reply"] + parts["crop"]) // further if further else filled
+    prompts = min(rollouts * max(added, parts["question"] + parts["overview"]), PACKED_TOKENS + episode)
+    if not shared:
+        prompts = rollouts * episode
+    images = min(prompts, rollouts * image_tokens)
+    filling = {
+        "key-value cache": float(rollouts * (2 * filled - added) * size.cache_bytes),
+        "prompts": prompts * (6.0 * size.inner + 12 * size.hidden + 12 * size.queries),
+        "vision tower": tower_bytes(size, images, 2, False, True),
+        "pixel values": float(rollouts * image_bytes),
+    }
+    twice = 2 if shared and further else 1
+    speaking = {
+        "key-value cache": float(rollouts * max(twice * filled, episode) * size.cache_bytes),
+        "next tokens": 4.0 * 4 * rollouts * size.vocabulary,
+    }
+    if not shared:
+        return filling | speaking
+    states = 2.0 * rollouts * size.state_bytes
+    worst = max((filling, speaking), key=lambda phase: sum(phase.values()))
+    return worst | {"key-value cache": worst["key-value cache"] + states}
+
+
+def _assumptions(
+    size: Size,
+    config: MGPOConfig,
+    work: Pass,
+    episode: int,
+    rollouts: int,
+    shared: bool,
+    checkpointing: bool,
+    frozen: bool,
+) -> list[str]:
+    kept = "the input of each layer and one layer's activations" if checkpointing else "the activations of all layers"
+    prompts = "each prompt once" if shared else "each prompt once per rollout"
+    said = [
+        f"a pass of {config.per_device_train_batch_size} x {episode} tokens, all of the greatest length, with {prompts}: "
+        f"{work.tokens} tokens",
+        f"gradient checkpointing is {'on' if checkpointing else 'off'}: {kept} are kept; attention is SDPA",
+        f"logits are made in tiles (TRL's fused head), never {work.scored} x {size.vocabulary} at once",
+        f"pixel values of {rollouts} rollouts are on the GPU in float32, each image with as many tokens as it may have",
+        "a GPU keeps 1 GiB for CUDA and a tenth of the rest free",
+    ]
+    if frozen and shared:
+        said.append(f"the frozen tower's features of {MEMORY_TOKENS} tokens are cached, which a long run reaches")
+    if size.linear:
+        said.append("linear attention runs in PyTorch; with flash-linear-attention and causal-conv1d it takes less")
+    return said
