@@ -116,11 +116,9 @@ class MGPOTrainer(Resuming, GRPOTrainer):
             )
         if self.protocol.method is Method.MGPO:
             self.tools = [_environment]
-        if (
-            not self.use_vllm and self.turn_tokens.turn_end_id not in self.eos_token_ids
-        ):  # TRL takes them from generation_config.json
-            self.eos_token_ids.append(self.turn_tokens.turn_end_id)
-            self.generation_config.eos_token_id = self.eos_token_ids
+        end = self.turn_tokens.turn_end_id  # TRL knows only the ends that generation_config.json lists
+        if not self.use_vllm and end not in self.eos_token_ids:
+            self.generation_config.eos_token_id = self.eos_token_ids = [*self.eos_token_ids, end]
         self._image_pad_token_id = self.turn_tokens.image_token_id  # TRL looks for two names, and takes the first
         args.fit_context(self.protocol, getattr(self.model.config.get_text_config(), "max_position_embeddings", None))
         if args.freeze_vision_tower:

@@ -11,16 +11,17 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from mgpo.cli.data import data_app
 from mgpo.errors import RunError, Stopped
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console()
-data_app = typer.Typer(no_args_is_help=True, help="Check and convert training and evaluation data.")
 app.add_typer(data_app, name="data")
 MIN_PIXELS = "Enlarge smaller images to this many pixels. Default: as in training, else 256 visual tokens."
 MAX_PIXELS = "Shrink larger images to this many pixels. Default: as in training, else 1280 visual tokens."
 COORDINATES = (
-    "Unit of the model's boxes: absolute, relative_1000 or relative_1. Needed only where its family is unknown."
+    "How the model writes boxes, where its family is unknown: absolute, relative_1000 or relative_1, optionally with an "
+    "order and a JSON key: 'relative_1000 yxyx box_2d'."
 )
 THINKING = "Whether the chat template lets the model think first. Default: as in training, else the template's."
 OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -302,63 +303,6 @@ def reproduce(
     run_experiment(Plan(out, tuple(int(seed) for seed in seeds.split(",")), steps, n))
 
 
-@data_app.command(name="check")
-def data_check(
-    path: Annotated[str, typer.Argument(help="A file, a folder, or a hub dataset.")],
-    split: str = "train",
-    against: Annotated[str | None, typer.Option(help="A test set. Images that are in both sets are reported.")] = None,
-    against_split: str = "test",
-    figure: Annotated[Path, typer.Option(help="Where to save the plot of the image sizes.")] = Path(
-        "runs/data_check.png"
-    ),
-) -> None:
-    """Read every row and decode every image. The exit status is 1 if any row cannot be used, or there are none."""
-    from rich.progress import track
-
-    from mgpo.data.check import check, draw_sizes, shared_images, show
-    from mgpo.data.sources import read_questions, unread_columns, unread_note
-
-    if note := unread_note(unread_columns(path, split), path):
-        console.print(note, markup=False, soft_wrap=True)
-    found = check(track(read_questions(path, split), "reading", console=console, transient=True))
-    empty = not found.rows
-    show(found, f"{path}, {split}", console)
-    if found.sizes:
-        draw_sizes(found, figure)
-        console.print(f"image sizes: {figure}", markup=False, soft_wrap=True)
-    if against is not None:
-        other = check(track(read_questions(against, against_split), "reading", console=console, transient=True))
-        show(other, f"{against}, {against_split}", console)
-        both = shared_images(found, other)
-        console.print(f"{len(both)} images are in both sets")
-        for here, there, how in both[:20]:
-            console.print(f"  {here} and {there}: {how}", markup=False, soft_wrap=True)
-        found.bad += other.bad
-        empty = empty or not other.rows
-    if found.bad or empty:
-        raise typer.Exit(1)
-
-
-@data_app.command(name="convert")
-def data_convert(
-    path: Annotated[str, typer.Argument(help="needle, a file, a folder, or a hub dataset.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
-    to: Annotated[str, typer.Option(help="jsonl, trl, verl (Parquet) or vstar (folders).")] = "jsonl",
-    split: str = "train",
-    n: Annotated[int, typer.Option(help="needle: number of questions.")] = 100,
-    seed: Annotated[int, typer.Option(help="needle: seed of the questions.")] = 0,
-) -> None:
-    """Convert a dataset from any readable layout to another one."""
-    from mgpo.data.convert import convert
-    from mgpo.data.loading import usable
-    from mgpo.data.sources import read_questions
-    from mgpo.worlds.needle import needle_rows
-
-    rows = needle_rows(split, seed, n) if path == "needle" else usable(read_questions(path, split), path)
-    file, count = convert(rows, to, out, split)
-    console.print(f"{count} questions: {file}", markup=False, soft_wrap=True)
-
-
 @app.command()
 def env() -> None:
     """Print package versions and machine details for bug reports."""
@@ -383,7 +327,3 @@ def _say(sentence: str) -> None:
     Console(stderr=True).print(
         f"[bold red]mgpo:[/bold red] {escape(sentence)}", markup=True, highlight=False, soft_wrap=True
     )
-
-
-if __name__ == "__main__":
-    main()
