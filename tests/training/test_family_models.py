@@ -214,6 +214,7 @@ def test_text_of_the_data_creates_no_special_token(model, rows):
         )
         return [token for token in ids if token in special.values() and token != tokens.image_token_id]
 
+    assert tokens.image_token_id in policy.banned_ids, "a sampled placeholder would have no features"
     assert len(special) > 12 and opened(evil) == opened("Which letter?")
 
 
