@@ -57,3 +57,10 @@ def test_a_missing_column_is_named():
 def test_a_question_without_id_still_says_what_is_wrong():
     with pytest.raises(ValueError, match="A question has no text"):
         Question(b"x", "")
+
+
+@pytest.mark.parametrize("box", [[50, 60, 10, 70], [50, 60, 90, 20], [5, 5, 5, 9]])
+def test_a_gold_box_without_area_is_refused(box):
+    """As x, y, width and height are, where they are taken for corners: hits would be counted against nothing."""
+    with pytest.raises(ValueError, match=r"Boxes are x1, y1, x2, y2; x, y, width, height must be converted"):
+        Question.from_row({"image": "a.png", "question": "?", "answer": "x", "gold_boxes": [box]})

@@ -56,7 +56,7 @@ def test_every_method_has_a_recipe(method, tmp_path):
 
 
 def test_more_memory_never_trains_fewer_weights_or_fewer_pixels():
-    order = ["4-bit LoRA", "LoRA", "full training but for the vision tower", "full training"]
+    order = ["4-bit LoRA", "LoRA", "training of all weights but the vision tower's", "full training"]
     found = [choose("Qwen/Qwen3-VL-4B-Instruct", Gpus(1, gib))[0] for gib in (12, 16, 24, 48, 80, 88, 96, 141)]
     ranks = [order.index(choice.way.name) for choice in found]
     assert ranks == sorted(ranks) and ranks[0] == 0 and ranks[-1] == 3

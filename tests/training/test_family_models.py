@@ -188,7 +188,7 @@ def test_two_steps_train_it(model, tmp_path, rows, method, lora):
         model
     )
     if method == "grpo" and type_of(model) in TILES:
-        with pytest.raises(ValueError, match="can only be trained with method=mgpo yet"):
+        with pytest.raises(ValueError, match="can only be trained with method=mgpo so far"):
             make_trainer(model, tmp_path, rows, **args)
         return
     trainer = make_trainer(model, tmp_path, rows, **args)

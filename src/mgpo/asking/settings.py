@@ -24,6 +24,8 @@ def load_policy(
     Raises:
         ValueError: the engine is unknown, what it needs is not installed, or a server decides on thinking.
     """
+    if endpoint and model == "mgpo-tiny":
+        raise ValueError("--endpoint needs --model: the name of the model on that server.")
     if endpoint and thinking is not None:
         raise ValueError(
             "The server of an endpoint decides whether its model thinks. Set that there, not with --thinking."

@@ -122,6 +122,8 @@ class Protocol:
             ValueError: the method asks for boxes, and neither the settings nor the family say how they are written.
         """
         way, usual = settings.get("method", "mgpo"), BoxRules()
+        if way not in (*Method, "sft"):
+            raise ValueError(f"protocol {way!r} is unknown. Choose one of: {', '.join(Method)}.")
         method = Method.DIRECT if way == "sft" else Method(way)
         written = settings.get("coordinates", "auto")
         form = own_form if written == "auto" else BoxForm.parse(written, own_form)

@@ -73,7 +73,14 @@ class Question:
         try:
             boxes = tuple((int(x1), int(y1), int(x2), int(y2)) for x1, y1, x2, y2 in boxes)
         except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"Row {name!r} has a gold box that is not four numbers (x1, y1, x2, y2).") from error
+            raise ValueError(
+                f"Row {name!r} has a gold box that is not four numbers. gold_boxes is a list of boxes: [[x1, y1, x2, y2]]."
+            ) from error
+        if inverted := [list(box) for box in boxes if box[2] <= box[0] or box[3] <= box[1]]:
+            raise ValueError(
+                f"Row {name!r} has the gold box {inverted[0]}, whose right or lower edge is not beyond its left or upper one. "
+                "Boxes are x1, y1, x2, y2; x, y, width, height must be converted."
+            )
         if any(abs(side) > MAX_COORDINATE for box in boxes for side in box):
             raise ValueError(
                 f"Row {name!r} has a gold box with a coordinate beyond {MAX_COORDINATE}; no image is that large."

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def ways(size: Size, gpus: Gpus) -> list[Way]:
     full: dict[str, Any] = {"dtype": "float32", "learning_rate": 1e-6}
     found = [
         Way("full training", full),
-        Way("full training but for the vision tower", full | {"freeze_vision_tower": True}),
+        Way("training of all weights but the vision tower's", full | {"freeze_vision_tower": True}),
     ]
     if gpus.count > 1:
         found.append(Way("full training, sharded by ZeRO-3", full | {"dtype": "bfloat16"}, sharded=True))
@@ -110,10 +111,12 @@ def choices(model: str, size: Size, way: Way, gpus: Gpus, method: str, tokens: i
     pixels = {"min_pixels": 256 * side**2, "max_pixels": tokens * side**2}
     own = {name: value for name, value in way.settings.items() if name in DataArguments.__dataclass_fields__}
     data = DataArguments(model_name_or_path=model, attn_implementation="sdpa", **own)
-    config = MGPOConfig(
-        use_cpu=True, method=method, beta=0.0, num_generations=GROUP, per_device_train_batch_size=GROUP, **pixels,
-        freeze_vision_tower=way.settings.get("freeze_vision_tower", False),
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # transformers renames fields that its own defaults still use
+        config = MGPOConfig(
+            use_cpu=True, method=method, beta=0.0, num_generations=GROUP, per_device_train_batch_size=GROUP, **pixels,
+            freeze_vision_tower=way.settings.get("freeze_vision_tower", False),
+        )  # fmt: skip
     protocol = config.protocol(PixelBudget.usual(side), form.form if form else None)
     most = max(1, UPDATE // gpus.count)
     questions = [q for q in (16, 8, 4, 2, 1) if q <= most] if method != SFT else [1]
@@ -185,8 +188,8 @@ def reasons(choice: Choice, refused: list[str], model: str, gpus: Gpus) -> list[
     return [
         f"{model} on {gpus}, by a rough estimate (not measured):",
         *(f"- {reason}" for reason in refused),
-        f"- {choice.way.name} fits: {_gib(choice)} of {gpus.gib:g} GiB, of which {found.stays / GIB:.1f} stay, an update adds "
-        f"{sum(found.update.values()) / GIB:.1f}, sampling {sum(found.sampling.values()) / GIB:.1f}, and the rest is a reserve",
+        f"- {choice.way.name} fits: {_gib(choice)} of {gpus.gib:g} GiB, {found.stays / GIB:.1f} at all times, the larger of "
+        f"{sum(found.update.values()) / GIB:.1f} in an update and {sum(found.sampling.values()) / GIB:.1f} in sampling, and a reserve",
     ]
 
 
@@ -199,12 +202,16 @@ def write_recipe(model: str, gpus: Gpus, method: str, data: str, out: Path) -> l
     Raises:
         ValueError: nothing fits, or the file exists.
     """
+    if "/" not in model and known_size(model) is not None:
+        raise ValueError(f"--model {model} has no owner. Did you mean Qwen/{model.removeprefix('./')}?")
     if out.exists():
         raise ValueError(f"{out} exists already. Name another file with --out.")
     choice, refused = choose(model, gpus, method)
     why = reasons(choice, refused, model, gpus)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, recipe_text(choice, why, model, gpus, method, data, out.name))
+    if Path(data).suffix and not Path(data).exists():
+        why.append(f"note: the data {data} does not exist yet")
     check = f"mgpo validate {out}" + (f" --num_gpus {gpus.count}" if gpus.count > 1 else "")
     return [*why, f"recipe: {out}; check it, and see what the estimate assumes: {check}"]
 
@@ -241,6 +248,7 @@ def recipe_text(choice: Choice, why: list[str], model: str, gpus: Gpus, method: 
         f"# {start}",
         f"# Written by: mgpo recipe --model {model} --gpus {gpus.count}x{gpus.gib:g} --method {method} --data {data}",
         *(f"# {line}" for line in why),
+        *(["# zero3.yaml is TRL's trl/accelerate_configs/zero3.yaml."] if choice.way.sharded else []),
         "# It has not been run on a GPU. mgpo validate prints the estimate with everything that it assumes.",
         f"model_name_or_path: {model}",
         f"output_dir: runs/{name.removesuffix('.yaml')}",
@@ -253,15 +261,12 @@ def recipe_text(choice: Choice, why: list[str], model: str, gpus: Gpus, method: 
         f"min_pixels: {s['min_pixels']}      # 256 x {side}^2",
         f"max_pixels: {s['max_pixels']}      # {choice.tokens} x {side}^2",
         "max_steps: 300",
-        f"learning_rate: {_yaml(s['learning_rate'])}",
+        f"learning_rate: {_yaml(1e-5 if method == SFT else s['learning_rate'])}",
         "lr_scheduler_type: constant",
-        f"num_generations: {GROUP}",
+        *([] if method == SFT else [f"num_generations: {GROUP}"]),
         *numbers,
-        "temperature: 1.0",
-        "epsilon: 0.2",
-        "beta: 0.0",
-        "max_grounding_tokens: 128",
-        "max_answer_tokens: 512",
+        *([] if method == SFT else ["temperature: 1.0", "epsilon: 0.2", "beta: 0.0", "max_grounding_tokens: 128"]),
+        *([] if method == SFT else ["max_answer_tokens: 512"]),
         f"gradient_checkpointing: {_yaml(s['gradient_checkpointing'])}",
         "logging_steps: 1",
         "save_steps: 50",

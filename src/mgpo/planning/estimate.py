@@ -89,7 +89,7 @@ def weights_of(size: Size, data: DataArguments, config: MGPOConfig) -> tuple[dic
             weights -= size.text_linear * (width - FOUR_BITS / 8)
         return {"weights": weights, what: 4.0 * 4 * trained}, trained
     trained = size.parameters - (size.vision if config.freeze_vision_tower else 0)
-    states = 2.0 * trained * (1 if "8bit" in str(config.optim) else width)
+    states = 2.0 * trained * (1 if "8bit" in str(getattr(config.optim, "value", config.optim)) else width)
     parts = {"weights": weights, "gradients": float(trained * width), "AdamW states": states}
     if config.beta and config.method != SFT:
         parts["reference model"] = weights

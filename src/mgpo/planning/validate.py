@@ -66,7 +66,9 @@ def validate_recipe(recipe: Path, overrides: list[str]) -> list[str]:
     facts = model_facts(data.model_name_or_path)
     protocol = config.protocol(facts.budget or PixelBudget(), facts.form)
     images_known = facts.budget is not None or config.max_pixels is not None
-    lines = [f"{recipe}: {config.method} from {data.model_name_or_path} on {_count(devices, 'device')}"]
+    given = any(word.split("=")[0] in ("--num_gpus", "--num-gpus") for word in overrides)
+    hint = "" if given else " (--num_gpus N checks it for another number)"
+    lines = [f"{recipe}: {config.method} from {data.model_name_or_path} on {_count(devices, 'device')}{hint}"]
     if config.method == SFT:
         lines += _sft_lines(config, devices)
     else:

@@ -144,7 +144,7 @@ def refuse_tiles(pictures: Grid | Tiles, method: str) -> None:
     """
     if isinstance(pictures, Tiles) and method != "mgpo":
         raise ValueError(
-            f"method={method}: models with a {type(pictures.processor).__name__} can only be trained with method=mgpo yet. "
+            f"method={method}: models with a {type(pictures.processor).__name__} can only be trained with method=mgpo so far. "
             "They can be evaluated with any protocol."
         )
 
