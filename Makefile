@@ -29,7 +29,7 @@ test-fast: setup
 
 # Prints which lines the tests run, in this process only. No threshold is enforced.
 coverage: setup
-	$(RUN) -m pytest -m "not slow" --cov=mgpo --cov-report=term:skip-covered
+	$(RUN) -m pytest -m "not slow" -n 2 --dist loadfile --cov=mgpo --cov-report=term:skip-covered
 
 test-slow: setup
 	$(RUN) -m pytest -m slow

@@ -17,14 +17,37 @@ from mgpo.errors import RunError, Stopped
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console()
 app.add_typer(data_app, name="data")
-MIN_PIXELS = "Enlarge smaller images to this many pixels. Default: as in training, else 256 visual tokens."
-MAX_PIXELS = "Shrink larger images to this many pixels. Default: as in training, else 1280 visual tokens."
-COORDINATES = (
-    "How the model writes boxes, where its family is unknown: absolute, relative_1000 or relative_1, optionally with an "
-    "order and a JSON key: 'relative_1000 yxyx box_2d'."
-)
-THINKING = "Whether the chat template lets the model think first. Default: as in training, else the template's."
 OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
+Model = Annotated[str, typer.Option(help="mgpo-tiny, a run folder, or a hub id.")]
+MinPixels = Annotated[
+    int | None,
+    typer.Option(help="Enlarge smaller images to this many pixels. Default: as in training, else 256 visual tokens."),
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels",
+        "--pixel-budget",
+        help="Shrink larger images to this many pixels. Default: as in training, else 1280 visual tokens.",
+    ),
+]
+BoxForms = Annotated[
+    str | None,
+    typer.Option(
+        help="How the model writes boxes, where its family is unknown: absolute, relative_1000 or relative_1, optionally with an "
+        "order and a JSON key: 'relative_1000 yxyx box_2d'."
+    ),
+]
+MaxTurns = Annotated[int | None, typer.Option(help="Maximum number of turns. Default: as in training, else 2.")]
+AnswerTokens = Annotated[int | None, typer.Option(help="Token limit of the answer. Default: as in training, else 512.")]
+Thinking = Annotated[
+    bool | None,
+    typer.Option(
+        help="Whether the chat template lets the model think first. Default: as in training, else the template's."
+    ),
+]
+Engine = Annotated[str, typer.Option(help="transformers, or vllm.")]
+Endpoint = Annotated[str | None, typer.Option(help="OpenAI-compatible server that runs the model.")]
 
 
 @app.command(context_settings=OPEN)
@@ -67,7 +90,7 @@ def recipe(
 
 @app.command(name="eval")
 def evaluate_command(
-    model: Annotated[str, typer.Option(help="mgpo-tiny, a run folder, or a hub id.")] = "mgpo-tiny",
+    model: Model = "mgpo-tiny",
     tasks: Annotated[str, typer.Option(help="Comma-separated: needle, vstar, hrbench4k, ..., or a file or folder.")] = (
         "needle"
     ),
@@ -82,19 +105,15 @@ def evaluate_command(
     protocol: Annotated[
         str | None, typer.Option(help="mgpo, grpo, direct or adaptive. Default: as in training.")
     ] = None,
-    max_turns: Annotated[
-        int | None, typer.Option(help="Maximum number of turns. Default: as in training, else 2.")
-    ] = None,
-    min_pixels: Annotated[int | None, typer.Option(help=MIN_PIXELS)] = None,
-    max_pixels: Annotated[int | None, typer.Option("--max-pixels", "--pixel-budget", help=MAX_PIXELS)] = None,
-    coordinates: Annotated[str | None, typer.Option(help=COORDINATES)] = None,
-    thinking: Annotated[bool | None, typer.Option(help=THINKING)] = None,
+    max_turns: MaxTurns = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
+    coordinates: BoxForms = None,
+    thinking: Thinking = None,
     grounding_tokens: Annotated[
         int | None, typer.Option(help="Token limit of a grounding turn. Default: as in training, else 128.")
     ] = None,
-    answer_tokens: Annotated[
-        int | None, typer.Option(help="Token limit of the answer. Default: as in training, else 512.")
-    ] = None,
+    answer_tokens: AnswerTokens = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions per batch.")] = 16,
     sampled: Annotated[bool, typer.Option(help="Measure boxes in a first turn sampled at temperature 1.")] = False,
     megapixels: Annotated[
@@ -102,8 +121,8 @@ def evaluate_command(
     ] = None,
     backgrounds: Annotated[str | None, typer.Option(help="needle: a folder of photographs to draw on.")] = None,
     pictures: Annotated[int, typer.Option(help="Questions per task whose pictures are saved for mgpo view.")] = 24,
-    engine: Annotated[str, typer.Option(help="transformers, or vllm.")] = "transformers",
-    endpoint: Annotated[str | None, typer.Option(help="OpenAI-compatible server that runs the model.")] = None,
+    engine: Engine = "transformers",
+    endpoint: Endpoint = None,
     controls: Annotated[
         str,
         typer.Option(
@@ -161,17 +180,15 @@ def ask(
         list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Photographs (- reads standard input).")
     ],
     choice: Annotated[list[str] | None, typer.Option(help="A choice. Repeat the option for each choice.")] = None,
-    model: Annotated[str, typer.Option(help="mgpo-tiny, a run folder, or a hub id.")] = "mgpo-tiny",
-    endpoint: Annotated[str | None, typer.Option(help="OpenAI-compatible server that runs the model.")] = None,
-    engine: Annotated[str, typer.Option(help="transformers, or vllm.")] = "transformers",
+    model: Model = "mgpo-tiny",
+    endpoint: Endpoint = None,
+    engine: Engine = "transformers",
     protocol: Annotated[str, typer.Option(help="mgpo, adaptive, grpo or direct.")] = "mgpo",
-    max_turns: Annotated[
-        int | None, typer.Option(help="Maximum number of turns. Default: as in training, else 2.")
-    ] = None,
-    min_pixels: Annotated[int | None, typer.Option(help=MIN_PIXELS)] = None,
-    max_pixels: Annotated[int | None, typer.Option("--max-pixels", "--pixel-budget", help=MAX_PIXELS)] = None,
-    coordinates: Annotated[str | None, typer.Option(help=COORDINATES)] = None,
-    thinking: Annotated[bool | None, typer.Option(help=THINKING)] = None,
+    max_turns: MaxTurns = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
+    coordinates: BoxForms = None,
+    thinking: Thinking = None,
     save: Annotated[Path | None, typer.Option(help="Save a picture of the box, the crop and the answer.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
@@ -212,23 +229,19 @@ def view(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Option(help="mgpo-tiny, a run folder, or a hub id.")] = "mgpo-tiny",
+    model: Model = "mgpo-tiny",
     host: Annotated[str, typer.Option(help="A public address needs a key in MGPO_API_KEY.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     name: Annotated[str, typer.Option(help="Name by which clients request the model. Default: its own.")] = "",
-    endpoint: Annotated[str | None, typer.Option(help="OpenAI-compatible server that runs the model.")] = None,
-    engine: Annotated[str, typer.Option(help="transformers, or vllm.")] = "transformers",
+    endpoint: Endpoint = None,
+    engine: Engine = "transformers",
     protocol: Annotated[str, typer.Option(help="mgpo, adaptive, grpo or direct.")] = "mgpo",
-    max_turns: Annotated[
-        int | None, typer.Option(help="Maximum number of turns. Default: as in training, else 2.")
-    ] = None,
-    min_pixels: Annotated[int | None, typer.Option(help=MIN_PIXELS)] = None,
-    max_pixels: Annotated[int | None, typer.Option("--max-pixels", "--pixel-budget", help=MAX_PIXELS)] = None,
-    coordinates: Annotated[str | None, typer.Option(help=COORDINATES)] = None,
-    thinking: Annotated[bool | None, typer.Option(help=THINKING)] = None,
-    answer_tokens: Annotated[
-        int | None, typer.Option(help="Token limit of the answer. Default: as in training, else 512.")
-    ] = None,
+    max_turns: MaxTurns = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
+    coordinates: BoxForms = None,
+    thinking: Thinking = None,
+    answer_tokens: AnswerTokens = None,
     batch: Annotated[int, typer.Option(min=1, help="Maximum number of questions per batch.")] = 16,
     waiting: Annotated[
         int, typer.Option(min=1, help="Maximum number of requests in the queue or running; further ones get 429.")

@@ -79,7 +79,8 @@ def load_processor(name_or_path: str, budget: PixelBudget | None = None) -> Any:
     if has_torchvision():
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
     else:
-        model_type = _config(path).model_type
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        model_type = config.model_type
         if model_type not in PROCESSORS:
             raise ImportError(
                 f"The processor of a {model_type} model needs torchvision, which is missing or does not work with "
@@ -87,11 +88,7 @@ def load_processor(name_or_path: str, budget: PixelBudget | None = None) -> Any:
             )
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         images = AutoImageProcessor.from_pretrained(path, trust_remote_code=False, backend="pil")
-        processor = build_without_video(model_type, images, tokenizer, tokenizer.chat_template, _config(path))
-    if type(processor).__name__ == "InternVLProcessor":
-        processor.image_processor.crop_to_patches = (
-            True  # its processor asks for tiles, but TRL calls the image processor
-        )
+        processor = build_without_video(model_type, images, tokenizer, tokenizer.chat_template, config)
     if not hasattr(processor.image_processor, "merge_size") and most_tokens(processor) is None:
         raise ValueError(
             f"The processor of {name_or_path} ({type(processor).__name__}) does not cut an image into one grid of patches, so "
@@ -181,10 +178,6 @@ def set_budget(processor: Any, budget: PixelBudget) -> None:
     counted = _counted(processor.image_processor)
     size = {"shortest_edge": budget.min_pixels * counted, "longest_edge": budget.max_pixels * counted}
     processor.image_processor.size = size
-
-
-def _config(path: str) -> Any:
-    return AutoConfig.from_pretrained(path, trust_remote_code=False)
 
 
 def _counted(images: Any) -> int:

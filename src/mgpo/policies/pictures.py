@@ -1,28 +1,56 @@
 """How a family turns an image into tokens and model inputs: the one place that knows grids from tiles.
 
-pictures = pictures_of(processor)
-pictures.text(image), pictures.tokens(image), pictures.pixels([image])
+    pictures = pictures_of(processor)
+    pictures.text(image), pictures.tokens(image), pictures.pixels([image])
+
+Only Gemma, Idefics and InternVL are known to cut images by themselves.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from PIL import Image
 
-KEPT = 512
-"""Processed images that are kept, the least recently used being dropped first."""
-CROPS_ITSELF = {
-    "InternVLProcessor": None,
-    "Gemma3Processor": "token_type_ids",
-    "Gemma4Processor": "mm_token_type_ids",
-    "Idefics3Processor": None,
+KEPT_BYTES = 2**31
+"""Pixels of processed images that are kept, the least recently used being dropped first: an image of InternVL takes up to
+31 MB."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a processor that cuts images by itself is called, and what it gives.
+
+    Attributes:
+        types: the name under which its model takes the types of tokens (1: image); None if it takes none.
+        most: most tokens of one image, the tags of its tiles included.
+        asked: arguments that its image processor is called with.
+    """
+
+    types: str | None
+    most: Callable[[Any], int]
+    asked: dict[str, Any] = field(default_factory=dict)
+
+
+def _idefics(processor: Any) -> int:
+    images = processor.image_processor
+    side = -(-images.size["longest_edge"] // images.max_image_size["longest_edge"])
+    return int((processor.image_seq_len + 3) * (side**2 + 1))  # tiles with their tags, and the image as a whole
+
+
+CUTS = {
+    "InternVLProcessor": Cut(
+        None, lambda p: p.image_seq_length * (p.image_processor.max_patches + 1), {"crop_to_patches": True}
+    ),
+    "Gemma3Processor": Cut("token_type_ids", lambda p: p.image_seq_length),
+    "Gemma4Processor": Cut("mm_token_type_ids", lambda p: p.image_processor.max_soft_tokens),
+    "Idefics3Processor": Cut(None, _idefics, {"return_row_col_info": True}),
 }
-"""Processors that cut images into tiles or bring them to one size, and the name under which their models take the types of
-tokens (None: they take none)."""
+"""Processors that cut images into tiles or bring them to one size; all others give one grid of patches per image."""
 
 
 class Grid:
@@ -79,6 +107,15 @@ class Grid:
         return {"pixel_values": inputs["pixel_values"], "image_grid_thw": grids}
 
 
+@dataclass(frozen=True)
+class _Processed:
+    """An image, kept alive so that its identity stays its own, and what the processor made of it."""
+
+    image: Image.Image
+    inputs: Any
+    text: str
+
+
 class Tiles:
     """Images that the family's processor cuts into tiles (InternVL) or brings to one size (Gemma 3).
 
@@ -86,54 +123,61 @@ class Tiles:
     """
 
     def __init__(self, processor: Any) -> None:
-        self.processor = processor
-        self.types = CROPS_ITSELF[type(processor).__name__]
+        cut = CUTS[type(processor).__name__]
+        self.processor, self.types, self._asked = processor, cut.types, cut.asked
         self.placeholder: str = processor.image_token
         own = getattr(processor.tokenizer, "image_token_id", None)  # Gemma 3: another token than the placeholder
         self.feature_id: int = processor.image_token_id if own is None else own
+        self._feature: str = processor.tokenizer.convert_ids_to_tokens(self.feature_id)
         self._process = processor.image_processor
-        self._asked = {"return_row_col_info": True} if type(processor).__name__ == "Idefics3Processor" else {}
-        self._made: OrderedDict[int, tuple[Image.Image, Any]] = OrderedDict()
+        self._made: OrderedDict[int, _Processed] = OrderedDict()
+        self._bytes = 0
 
     def tokens(self, image: Image.Image) -> int:
         """Number of features of an image."""
-        ids = self.processor.tokenizer(self.text(image), add_special_tokens=False)["input_ids"]
-        count: int = ids.count(self.feature_id)
-        return count
+        return self.text(image).count(self._feature)
 
     def text(self, image: Image.Image) -> str:
         """What replaces the placeholder, as the processor writes it."""
-        text: str = self.processor.replace_image_token(self.processed(image), 0)
-        return text
+        return self._processed(image).text
+
+    def inputs(self, image: Image.Image) -> Any:
+        """What the family's image processor makes of one image."""
+        return self._processed(image).inputs
 
     def pixels(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        """`pixel_values`: tiles of all images in order (tiles, channels, height, width); for Idefics 3, whose model takes
-        images of equally many tiles and leaves out those of zeros, (images, tiles, channels, height, width); for Gemma 4
-        (images, patches, values), and `image_position_ids` (images, patches, 2)."""
-        tiles = [self.processed(image)["pixel_values"] for image in images]
+        """Model inputs of all images in order.
+
+        `pixel_values` are tiles (tiles, channels, height, width); for Idefics 3, whose model takes images of equally many
+        tiles and leaves out those of zeros, (images, tiles, channels, height, width); for Gemma 4, (images, patches,
+        values) beside `image_position_ids` (images, patches, 2).
+        """
+        made = [self.inputs(image) for image in images]
+        tiles = [one["pixel_values"] for one in made]
         if tiles[0].dim() == 5:
             most = max(one.shape[1] for one in tiles)
             tiles = [torch.cat([one, one.new_zeros(1, most - one.shape[1], *one.shape[2:])], 1) for one in tiles]
-        more = [name for name in ("image_position_ids",) if name in self.processed(images[0])]
-        return {"pixel_values": torch.cat(tiles)} | {
-            name: torch.cat([self.processed(image)[name] for image in images]) for name in more
-        }
+        found = {"pixel_values": torch.cat(tiles)}
+        if "image_position_ids" in made[0]:
+            found["image_position_ids"] = torch.cat([one["image_position_ids"] for one in made])
+        return found
 
-    def processed(self, image: Image.Image) -> Any:
-        """What the family's image processor makes of one image."""
+    def _processed(self, image: Image.Image) -> _Processed:
         known = self._made.get(id(image))
         if known is None:
-            known = image, self._process(images=[image], return_tensors="pt", **self._asked)
+            inputs = self._process(images=[image], return_tensors="pt", **self._asked)
+            known = _Processed(image, inputs, self.processor.replace_image_token(inputs, 0))
             self._made[id(image)] = known
+            self._bytes += inputs["pixel_values"].nbytes
         self._made.move_to_end(id(image))
-        while len(self._made) > KEPT:
-            self._made.popitem(last=False)
-        return known[1]
+        while self._bytes > KEPT_BYTES and len(self._made) > 1:
+            self._bytes -= self._made.popitem(last=False)[1].inputs["pixel_values"].nbytes
+        return known
 
 
 def pictures_of(processor: Any) -> Grid | Tiles:
     """How a processor's family turns images into tokens."""
-    return Tiles(processor) if type(processor).__name__ in CROPS_ITSELF else Grid(processor)
+    return Tiles(processor) if type(processor).__name__ in CUTS else Grid(processor)
 
 
 def refuse_tiles(pictures: Grid | Tiles, method: str) -> None:
@@ -150,15 +194,6 @@ def refuse_tiles(pictures: Grid | Tiles, method: str) -> None:
 
 
 def most_tokens(processor: Any) -> int | None:
-    """Most features of one image where they do not follow from its pixels; None for a grid."""
-    kind = type(processor).__name__
-    if kind not in CROPS_ITSELF:
-        return None
-    images = processor.image_processor
-    if kind == "Idefics3Processor":
-        side = -(-images.size["longest_edge"] // images.max_image_size["longest_edge"])
-        return int((processor.image_seq_len + 3) * (side**2 + 1))  # tiles with their tags, and the image as a whole
-    if kind == "Gemma4Processor":
-        return int(images.max_soft_tokens)
-    tiles = images.max_patches + 1 if kind == "InternVLProcessor" else 1
-    return int(processor.image_seq_length * tiles)
+    """Most tokens of one image where they do not follow from its pixels; None for a grid."""
+    cut = CUTS.get(type(processor).__name__)
+    return None if cut is None else int(cut.most(processor))

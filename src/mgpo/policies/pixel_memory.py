@@ -58,7 +58,7 @@ class TileMemory:
         flat = _flat(images)
         found: dict[str, Any] = dict(self._tiles.pixels(flat))
         if crop_to_patches:
-            found["num_patches"] = torch.tensor([len(self._tiles.processed(image)["pixel_values"]) for image in flat])
+            found["num_patches"] = torch.tensor([len(self._tiles.inputs(image)["pixel_values"]) for image in flat])
         return BatchFeature(found)
 
 

@@ -10,39 +10,46 @@ from __future__ import annotations
 
 from typing import Any
 
+import transformers
 from transformers import ProcessorMixin
-from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
-from transformers.models.gemma4.processing_gemma4 import Gemma4Processor
-from transformers.models.glm4v.processing_glm4v import Glm4vProcessor
-from transformers.models.glm46v.processing_glm46v import Glm46VProcessor
-from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
-from transformers.models.internvl.processing_internvl import InternVLProcessor
-from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
-from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
-from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
-_QWEN, _GLM = ("<|image_pad|>", "<|video_pad|>"), ("<|image|>", "<|video|>")
-PROCESSORS: dict[str, tuple[type[ProcessorMixin], tuple[str, str]]] = {
-    "qwen2_vl": (Qwen2VLProcessor, _QWEN),
-    "qwen2_5_vl": (Qwen2_5_VLProcessor, _QWEN),
-    "qwen3_vl": (Qwen3VLProcessor, _QWEN),
-    "qwen3_vl_moe": (Qwen3VLProcessor, _QWEN),
-    "qwen3_5": (Qwen3VLProcessor, _QWEN),
-    "qwen3_5_moe": (Qwen3VLProcessor, _QWEN),
-    "glm4v": (Glm4vProcessor, _GLM),
-    "glm4v_moe": (Glm4vProcessor, _GLM),
-    "glm46v": (Glm46VProcessor, _GLM),
-    "internvl": (InternVLProcessor, _QWEN),
-    "gemma3": (Gemma3Processor, _QWEN),
-    "gemma4": (Gemma4Processor, _QWEN),
-    "idefics3": (Idefics3Processor, _QWEN),
+PROCESSORS = {
+    "qwen2_vl": "Qwen2VLProcessor",
+    "qwen2_5_vl": "Qwen2_5_VLProcessor",
+    "qwen3_vl": "Qwen3VLProcessor",
+    "qwen3_vl_moe": "Qwen3VLProcessor",
+    "qwen3_5": "Qwen3VLProcessor",
+    "qwen3_5_moe": "Qwen3VLProcessor",
+    "glm4v": "Glm4vProcessor",
+    "glm4v_moe": "Glm4vProcessor",
+    "glm46v": "Glm46VProcessor",
+    "internvl": "InternVLProcessor",
+    "gemma3": "Gemma3Processor",
+    "gemma4": "Gemma4Processor",
+    "idefics3": "Idefics3Processor",
 }
-"""By model type: the processor of transformers, and its placeholders of images and videos."""
-MARKS = {
-    "<|video_pad|>": {"vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>"},
-    "<|video|>": {"video_start_token": "<|begin_of_video|>", "video_end_token": "<|end_of_video|>"},
-}
-"""Further tokens that processors name as attributes, by the placeholder of videos."""
+"""By model type: the processor in transformers, which is imported only when it is built."""
+TOKENS = {
+    "Qwen": {
+        "image_token": "<|image_pad|>", "video_token": "<|video_pad|>",
+        "vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>",
+    },
+    "Glm": {
+        "image_token": "<|image|>", "video_token": "<|video|>",
+        "video_start": "<|begin_of_video|>", "video_end": "<|end_of_video|>",
+    },
+}  # fmt: skip
+"""Tokens that processors name as attributes, and their ids under the same name with `_id`, by the beginning of their class."""
+NAMED = {
+    "InternVLProcessor": {
+        "start_image_token": "start_image_token", "end_image_token": "end_image_token",
+        "image_token": "context_image_token", "image_token_id": "context_image_token_id", "video_token": "video_token",
+    },
+    "Gemma4Processor": {
+        "image_token": "image_token", "image_token_id": "image_token_id", "boi_token": "boi_token", "eoi_token": "eoi_token",
+    },
+}  # fmt: skip
+"""The same where the tokenizer names them: attributes of the processor, and those of its tokenizer."""
 
 
 def build_without_video(
@@ -53,67 +60,58 @@ def build_without_video(
     Args:
         model_type: one of `PROCESSORS`.
         image_processor, tokenizer, chat_template: its parts.
-        config: the model's configuration; needed where it says how many tokens an image takes (InternVL, Gemma 3).
+        config: the model's configuration; needed where it says how many tokens an image takes (InternVL, Gemma 3,
+            Idefics 3).
 
     Raises:
         KeyError: the type is not in `PROCESSORS`.
     """
-    full, placeholders = PROCESSORS[model_type]
-    if full is Glm4vProcessor and type(image_processor).__name__.startswith("Glm46V"):
-        full = Glm46VProcessor  # GLM-4.6V has the model types of GLM-4.1V and 4.5V
-    if model_type == "gemma4":
-        return _Gemma4Processor(image_processor, tokenizer, chat_template)
-    if model_type == "gemma3":  # it has no video half
-        return Gemma3Processor(image_processor, tokenizer, chat_template, config.mm_tokens_per_image)
-    if model_type == "idefics3":
+    name = PROCESSORS[model_type]
+    if name == "Glm4vProcessor" and type(image_processor).__name__.startswith("Glm46V"):
+        name = "Glm46VProcessor"  # GLM-4.6V has the model types of GLM-4.1V and 4.5V
+    full = getattr(transformers, name)
+    if name == "Gemma3Processor":  # it has no video half
+        return full(image_processor, tokenizer, chat_template, config.mm_tokens_per_image)
+    if name == "Idefics3Processor":  # nor has this one
         vision = config.vision_config
         tokens = (vision.image_size // vision.patch_size // config.scale_factor) ** 2
-        return Idefics3Processor(image_processor, tokenizer, tokens, chat_template)
-    if model_type == "internvl":
-        return _InternVLProcessor(image_processor, tokenizer, chat_template, config.image_seq_length)
-    return _images_only(full, *placeholders)(image_processor, tokenizer, chat_template)
+        return full(image_processor, tokenizer, tokens, chat_template)
+    if name in NAMED:
+        lengths = (config.image_seq_length,) if name == "InternVLProcessor" else ()
+        return _with_length(full)(image_processor, tokenizer, chat_template, *lengths)
+    return _images_only(full)(image_processor, tokenizer, chat_template)
 
 
-class _InternVLProcessor(InternVLProcessor):
-    def __init__(
-        self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None,
-        image_seq_length: int = 256, **_: Any,
-    ) -> None:  # fmt: skip
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
-        self.image_seq_length = image_seq_length
-        self.start_image_token, self.end_image_token = tokenizer.start_image_token, tokenizer.end_image_token
-        self.image_token, self.video_token = tokenizer.context_image_token, tokenizer.video_token
-        self.image_token_id = tokenizer.context_image_token_id
-
-
-class _Gemma4Processor(Gemma4Processor):
-    def __init__(
-        self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None,
-        image_seq_length: int = 280, **_: Any,
-    ) -> None:  # fmt: skip
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
-        self.image_seq_length = image_seq_length
-        self.image_token, self.image_token_id = tokenizer.image_token, tokenizer.image_token_id
-        self.boi_token, self.eoi_token = tokenizer.boi_token, tokenizer.eoi_token
-
-
-_Gemma4Processor.__name__ = "Gemma4Processor"
-_InternVLProcessor.__name__ = "InternVLProcessor"
-
-
-def _images_only(full: type[ProcessorMixin], image_token: str, video_token: str) -> type[ProcessorMixin]:
-    """The class without its video half. It keeps its name, so that plain transformers can load a folder that it saves."""
+def _images_only(full: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """The class without its video half."""
+    tokens = next(tokens for family, tokens in TOKENS.items() if full.__name__.startswith(family))
 
     def __init__(
         self: Any, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **_: Any
     ) -> None:
-        self.image_token, self.video_token = image_token, video_token
-        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
-        self.video_token_id = tokenizer.convert_tokens_to_ids(video_token)
-        for name, token in MARKS[video_token].items():
+        for name, token in tokens.items():
             setattr(self, name, token)
             setattr(self, f"{name}_id", tokenizer.convert_tokens_to_ids(token))
-            setattr(self, name.removesuffix("_token") + "_id", tokenizer.convert_tokens_to_ids(token))
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
-    return type(full.__name__, (full,), {"__init__": __init__, "__module__": full.__module__, "__doc__": full.__doc__})
+    return _renamed(full, __init__)
+
+
+def _with_length(full: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """The class without its other halves, for one that saves how many tokens an image takes."""
+
+    def __init__(
+        self: Any, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None,
+        image_seq_length: int = 280, **_: Any,
+    ) -> None:  # fmt: skip
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+        self.image_seq_length = image_seq_length
+        for own, theirs in NAMED[full.__name__].items():
+            setattr(self, own, getattr(tokenizer, theirs))
+
+    return _renamed(full, __init__)
+
+
+def _renamed(full: type[ProcessorMixin], init: Any) -> type[ProcessorMixin]:
+    """A subclass with this constructor. It keeps the name, so that plain transformers can load a folder that it saves."""
+    return type(full.__name__, (full,), {"__init__": init, "__module__": full.__module__, "__doc__": full.__doc__})

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -26,10 +25,9 @@ def begun(trainer: Any) -> dict[str, Any]:
     """Counters, metrics since the last log, and rollouts that wait for their update."""
     found: dict[str, Any] = {}
     for name in COUNTERS:
-        try:
-            found[name] = attrgetter(name)(trainer)
-        except AttributeError:  # the supervised trainer has no rollouts
-            continue
+        owner, attribute = _owner(trainer, name)
+        if hasattr(owner, attribute):  # the supervised trainer has no rollouts
+            found[name] = getattr(owner, attribute)
     found["metrics"] = {mode: dict(values) for mode, values in getattr(trainer, "_metrics", {}).items()}
     if getattr(trainer, "_buffered_inputs", None) is not None:
         waiting = trainer._step % (trainer.args.steps_per_generation * trainer.num_iterations)
@@ -42,10 +40,9 @@ def restore(trainer: Any, found: dict[str, Any]) -> None:
     """Give a trainer what `begun` found in the one that saved the checkpoint."""
     for name in COUNTERS:
         if name in found:
-            owner, _, attribute = name.rpartition(".")
             value = found[name]
-            value = value.to(trainer.args.device) if isinstance(value, torch.Tensor) else value
-            setattr(attrgetter(owner)(trainer) if owner else trainer, attribute, value)
+            owner, attribute = _owner(trainer, name)
+            setattr(owner, attribute, value.to(trainer.args.device) if isinstance(value, torch.Tensor) else value)
     for mode, values in found["metrics"].items():
         trainer._metrics[mode].clear()
         trainer._metrics[mode].update(values)
@@ -57,6 +54,12 @@ def restore(trainer: Any, found: dict[str, Any]) -> None:
                 trainer._logs[column][name].extend(inner)
         else:
             trainer._logs[column].extend(values)
+
+
+def _owner(trainer: Any, name: str) -> tuple[Any, str]:
+    """The object that holds a counter, None if the trainer lacks it, and the counter's name there."""
+    part, _, attribute = name.rpartition(".")
+    return (getattr(trainer, part, None) if part else trainer), attribute
 
 
 def _texts(table: dict[str, Any]) -> dict[str, Any]:

@@ -292,9 +292,8 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         return self.sharing.part(generation_batch) if self.sharing.splits else super()._prepare_inputs(generation_batch)
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple:
-        if (
-            kwargs.get("token_type_ids") is not None
-        ):  # so TRL calls them for every family without a grid, even where there are none
+        # TRL gives them this name for every family without a grid, even where the model takes none.
+        if kwargs.get("token_type_ids") is not None:
             types, name = kwargs.pop("token_type_ids"), self.turn_tokens.pictures.types
             kwargs |= {} if name is None else {name: types}
         share = self.sharing.on and kwargs.get("pixel_values") is not None
