@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 HERE = Path(__file__).parent
 # What a test starts is watched too: `startup/sitecustomize.py` is loaded by every Python process.
@@ -19,6 +20,11 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONP
 import offline  # noqa: E402
 
 offline.forbid()
+
+# The same examples in every run, so that a failure can be repeated. HYPOTHESIS_PROFILE=random draws new ones.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("random", derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 @pytest.fixture(scope="session", autouse=True)

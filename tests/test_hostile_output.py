@@ -21,7 +21,10 @@ def test_ten_thousand_hostile_texts():
 
     @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(text=texts)
-    @example(text='[{"bbox_2d": [true, 0, 100, 100], "label": "a"}]')  # the rarest reason: ten thousand may miss it
+    @example(text='[{"bbox_2d": [true, 0, 100, 100], "label": "a"}]')  # the rarest reasons: ten thousand may miss them
+    @example(text='```json\n{"bbox_2d": [0, 0, 100, 100], "label": "a"}\n```')
+    @example(text='[{"bbox_2d": [0, 0, 1, 1], "label": "a"}]')
+    @example(text='[{"bbox_2d": [0, 0, 2000, 100], "label": "a"}]')
     def read(text):
         seen[assert_total(text, RULES[len(text) % 2])] += 1
 
