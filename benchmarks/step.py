@@ -39,7 +39,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from mgpo.config import MGPOConfig
 from mgpo.images import imaging
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.grounding import BoxStatus, Grounding
+from mgpo.method.boxes import BoxStatus, Grounding
 from mgpo.policies.loading import TINY, load_model, load_processor
 from mgpo.policies.shared.packed import base_of
 from mgpo.training.trainer import MGPOTrainer
@@ -138,7 +138,7 @@ def set_boxes(seed: int) -> Any:
     """Random weights name no boxes: read these instead, the same for both paths. One in eight is rejected."""
     rng = np.random.default_rng(seed)
 
-    def read(text: str, frame: Any, rules: Any) -> Grounding:
+    def read(text: str, frame: Any, rules: Any, numbered: Any) -> Grounding:
         width, height = frame.input_size
         side = rng.uniform(0.25, 0.4, 2) * (width, height)
         corner = rng.uniform(0, 1, 2) * ((width, height) - side)
@@ -147,7 +147,7 @@ def set_boxes(seed: int) -> Any:
             return Grounding(BoxStatus.NO_JSON)
         return Grounding(BoxStatus.VALID, box, frame.to_original(box))
 
-    with patch("mgpo.method.protocol.read_grounding", read):
+    with patch("mgpo.method.episode.read_grounding", read):
         yield
 
 

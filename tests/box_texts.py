@@ -1,6 +1,6 @@
 """Texts of a model, and what becomes of the box in each."""
 
-from mgpo.method.grounding import BoxStatus
+from mgpo.method.boxes import BoxStatus
 
 GOOD = '[{"bbox_2d": [10, 20, 110, 220], "label": "sign"}]'
 

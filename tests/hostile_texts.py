@@ -5,7 +5,8 @@ import time
 
 from hypothesis import strategies as st
 
-from mgpo.method.grounding import BoxForm, BoxRules, BoxStatus, Coordinates, Frame, Grounding, read_grounding
+from mgpo.method.boxes import BoxForm, BoxRules, BoxStatus, Coordinates, Frame, Grounding
+from mgpo.method.grounding import read_grounding
 
 FRAME = Frame((1008, 504), (100, 50, 4100, 3050))
 RULES = (BoxRules(), BoxRules(form=BoxForm(Coordinates.RELATIVE_1000)))

@@ -4,7 +4,7 @@ import torch
 from support import TALL, WIDE, make_trainer, rollouts
 from transformers import GenerationMixin
 
-from mgpo.method.grounding import BoxStatus, Grounding
+from mgpo.method.boxes import BoxStatus, Grounding
 
 BOXES = (WIDE, (30, 60, 150, 110), TALL, None)
 """What is read in turn 1. The first two crops have the same shape, so that they can be exchanged."""
@@ -35,11 +35,14 @@ def sample_two_turns(model, folder, rows, patch, **settings):
 
     boxes = iter(BOXES)
 
-    def read(text, frame, rules):
-        box = next(boxes)
-        return Grounding(BoxStatus.VALID, box, frame.to_original(box)) if box else Grounding(BoxStatus.NO_JSON)
+    def read(text, frame, rules, numbered):
+        box, frame = next(boxes), numbered[0] if numbered else frame
+        number = frame.image_number
+        if box is None:
+            return Grounding(BoxStatus.NO_JSON, image_number=number)
+        return Grounding(BoxStatus.VALID, box, frame.to_original(box), image_number=number)
 
-    patch.setattr("mgpo.method.protocol.read_grounding", read)
+    patch.setattr("mgpo.method.episode.read_grounding", read)
     patch.setattr(GenerationMixin, "generate", capturing)
     patch.setattr(type(trainer), "_generate_single_turn", turn)
     torch.manual_seed(5)

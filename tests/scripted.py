@@ -2,8 +2,9 @@
 
 from support import TALL, WIDE, box
 
-from mgpo.method.grounding import BoxForm
-from mgpo.method.protocol import SHOW_AGAIN, SHOW_CROP, Protocol, ask_region
+from mgpo.method.boxes import BoxForm
+from mgpo.method.prompts import SHOW_AGAIN, SHOW_CROP, ask_region
+from mgpo.method.protocol import Protocol
 from mgpo.policies.local import TokenPolicy
 from mgpo.policies.tokens import TurnTokens
 from mgpo.policies.turn_loop import Said

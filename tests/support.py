@@ -5,7 +5,7 @@ from PIL import Image
 from trl import GRPOTrainer
 
 from mgpo.config import MGPOConfig
-from mgpo.method.grounding import box_as_json
+from mgpo.method.boxes import box_as_json
 from mgpo.training.sharing import SharedPrefix
 from mgpo.training.trainer import MGPOTrainer
 
@@ -38,6 +38,14 @@ def make_rows(folder, n=6):
             }
         )
     return rows
+
+
+def several(rows, numbers=(0,)):
+    """The same rows, of which those with these numbers show the next row's image first: two images of different sizes."""
+    changed = [dict(row, more_images=[], gold_image=1) for row in rows]
+    for number in numbers:
+        changed[number] |= {"image": rows[number + 1]["image"], "more_images": [rows[number]["image"]], "gold_image": 2}
+    return changed
 
 
 def settings(folder, **changes):

@@ -7,7 +7,7 @@ from support import CUT, Script, box, make_trainer, rollouts
 
 from mgpo.config import MGPOConfig
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.grounding import BoxForm
+from mgpo.method.boxes import BoxForm
 from mgpo.policies.turn_loop import limit_of
 
 

@@ -10,7 +10,7 @@ from support import Script, box, make_trainer
 from mgpo.data.admitting import Admission, admitted, write_listing
 from mgpo.data.loading import load_questions, load_rows
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.grounding import BoxForm
+from mgpo.method.boxes import BoxForm
 from mgpo.policies.tokens import TurnTokens
 from mgpo.training.run import parse
 from mgpo.training.run import train as run

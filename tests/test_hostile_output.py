@@ -10,7 +10,8 @@ from hostile_texts import FRAME, RULES, SECONDS, assert_total, least_seconds, te
 from hypothesis import HealthCheck, example, given, settings
 from support import Script, box, make_trainer, rollouts
 
-from mgpo.method.grounding import BoxStatus, read_grounding
+from mgpo.method.boxes import BoxStatus
+from mgpo.method.grounding import read_grounding
 from mgpo.method.rewards import boxed, chosen_letter
 
 EXAMPLES = 10_000
@@ -30,7 +31,8 @@ def test_ten_thousand_hostile_texts():
 
     read()
     assert sum(seen.values()) >= EXAMPLES
-    assert set(seen) == set(BoxStatus) - {BoxStatus.TOO_NARROW}, seen  # that one needs a longer image than this
+    # Those two need a longer image than this, or several of them.
+    assert set(seen) == set(BoxStatus) - {BoxStatus.TOO_NARROW, BoxStatus.NO_IMAGE}, seen
 
 
 @settings(max_examples=1_000, deadline=None, database=None, suppress_health_check=list(HealthCheck))

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from trl import GRPOConfig
 
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.grounding import BoxForm
+from mgpo.method.boxes import BoxForm
 from mgpo.method.protocol import CropFrame, Method, Protocol
+from mgpo.method.question import MAX_IMAGES, Question
 
 SFT = "sft"
 ON_BAD_ROW = ("fail", "skip")
@@ -85,6 +86,7 @@ class MGPOConfig(GRPOConfig):
     crop_frame: str = field(
         default="latest", metadata={"help": "K > 2: the image that a box refers to, latest or original."}
     )
+    max_images: int = field(default=1, metadata={"help": "Most images that one question shows, up to 8."})
     min_pixels: int | None = field(default=None, metadata={"help": "Pixel budget: smaller images are enlarged."})
     max_pixels: int | None = field(default=None, metadata={"help": "Pixel budget: larger images are shrunk."})
     min_box_side: float = field(
@@ -141,6 +143,8 @@ class MGPOConfig(GRPOConfig):
         if self.method not in METHODS:
             raise ValueError(f"method={self.method!r} is unknown. Choose one of: {', '.join(METHODS)}.")
         CropFrame(self.crop_frame)
+        if not 1 <= self.max_images <= MAX_IMAGES:
+            raise ValueError(f"max_images={self.max_images}: a question shows 1 to {MAX_IMAGES} images.")
         if not (self.reward_seconds > 0 and self.max_nonfinite_steps > 0):
             raise ValueError(
                 "reward_seconds and max_nonfinite_steps must be greater than 0, "
@@ -167,13 +171,25 @@ class MGPOConfig(GRPOConfig):
     def episode_parts(self, protocol: Protocol) -> dict[str, int]:
         """Tokens of the longest episode, part by part, in order. Images count with their two delimiters."""
         image, further = protocol.budget.max_tokens + 2, protocol.turns - 1
-        parts = {"question": self.max_reply_tokens, "overview": image}
+        parts = {"question": self.max_reply_tokens, "overview": self.max_images * image}
         if further:
             parts["grounding"] = self.max_grounding_tokens
             if further > 1:  # turns in between may ground again or answer
                 parts["turns in between"] = (further - 1) * max(self.max_grounding_tokens, self.max_answer_tokens)
             parts |= {"reply": further * self.max_reply_tokens, "crop": further * image}
         return parts | {"answer": self.max_answer_tokens}
+
+    def check_images(self, question: Question) -> None:
+        """Check that a question shows no more images than the longest episode was computed for.
+
+        Raises:
+            ValueError: it shows more; the message says what to set.
+        """
+        if len(question.images) > self.max_images:
+            raise ValueError(
+                f"Question {question.id!r} shows {len(question.images)} images, more than max_images={self.max_images}. Set "
+                f"max_images to {len(question.images)}, or leave the question out."
+            )
 
     def spoken_tokens(self, protocol: Protocol) -> int:
         """Largest number of tokens that the model itself may generate in an episode: the limits of its turns."""

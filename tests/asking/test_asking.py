@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from mgpo.asking.settings import protocol_for
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.grounding import BoxForm
+from mgpo.method.boxes import BoxForm
 
 
 @dataclass

@@ -7,6 +7,8 @@ from support import WIDE, box
 
 import mgpo
 from mgpo.asking.grounded import GroundedVQA
+from mgpo.asking.picture import draw_episode
+from mgpo.asking.run import as_plain
 from mgpo.images.imaging import ImageError, crop, open_image
 from mgpo.method.question import Question
 from mgpo.policies.turn_loop import TurnLimits
@@ -50,6 +52,23 @@ def test_many_are_one_batch(vqa, rows):
     )
     assert len(found) == 3 and [n for n, *_ in vqa.policy.batches] == [3, 3]
     assert seen == [(0, 1), (1, 1), (2, 1), (0, 2), (1, 2), (2, 2)] and vqa.ask_many([]) == []
+
+
+def test_one_question_about_several_photographs(vqa, rows, tmp_path):
+    images = [row["image"] for row in rows[:3]]
+    found = vqa.ask(images, rows[0]["question"], rows[0]["choices"])
+    assert len(found.episode.user_turns[0].images) == 3 and len(found.turns) == 2
+    assert vqa.ask(images[:1], "?").text == vqa.ask(images[0], "?").text, "a list of one is one"
+    plain = as_plain(found)
+    assert plain["image_size"] == [700, 500] and plain["image_sizes"] == [[700, 500], [420, 600], [560, 560]]
+    assert plain["turns"][0]["image"] == 3, "no box was named: the last image is shown again"
+    assert "image_sizes" not in as_plain(vqa.ask(images[0], "?"))
+    drawn = draw_episode(found.episode)
+    assert drawn.width > sum(round(640 * w / h) for w, h in ((700, 500), (420, 600), (560, 560)))
+    with pytest.raises(ValueError, match="shows 9 images; at most 8"):
+        vqa.ask(images * 3, "?")
+    with pytest.raises(ValueError, match="has no image"):
+        vqa.ask([], "?")
 
 
 def test_what_cannot_be_asked_is_an_error(vqa, rows, tmp_path):

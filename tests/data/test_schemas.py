@@ -192,9 +192,17 @@ def test_base64_and_data_uris_are_images(tmp_path):
 
 
 BAD = {
-    "two images": (
-        {"images": ["a.png", "a.png"], "problem": "?", "answer": "x"},
+    "nine images": (
+        {"images": ["a.png"] * 9, "problem": "?", "answer": "x"},
+        "shows 9 images; at most 8",
+    ),
+    "two images of one": (
+        {"image": ["a.png", "a.png"], "crop_image": "a.png", "query": "?", "response": "x"},
         "it has 2 images, but only one is supported",
+    ),
+    "markers": (
+        {"images": ["a.png", "a.png"], "problem": "Is <image> older than <image> or <image>?", "answer": "x"},
+        "3 image markers, but it shows 2 images",
     ),
     "no image": ({"images": [], "problem": "?", "answer": "x"}, "it has 0 images"),
     "url": ({"image": "https://example.org/a.png", "question": "?", "answer": "x"}, "is a URL"),

@@ -11,17 +11,10 @@ from PIL import Image
 from mgpo.evaluation.controls import Control, beside, box_opening, chosen_controls, naming, run_control
 from mgpo.evaluation.evaluate import evaluate_batches
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.grounding import (
-    BoxForm,
-    BoxRules,
-    BoxStatus,
-    Coordinates,
-    Frame,
-    box_as_json,
-    holds_centre,
-    read_grounding,
-)
-from mgpo.method.protocol import Episode, Method, Protocol
+from mgpo.method.boxes import BoxForm, BoxRules, BoxStatus, Coordinates, Frame, box_as_json, holds_centre
+from mgpo.method.episode import Episode
+from mgpo.method.grounding import read_grounding
+from mgpo.method.protocol import Method, Protocol
 from mgpo.method.question import Question
 from mgpo.policies.turn_loop import GivenFirst, Said, TurnLimits, run_episodes
 
@@ -72,10 +65,39 @@ def questions(n=6, gold=(RED_AT,)):
 
 def asked(box_px_original, n=6, controls=tuple(Control), gold=(RED_AT,), protocol=PROTOCOL):
     first = Episode(questions(1)[0], questions(1)[0].image, protocol)
-    frame = first.opening().frame
+    frame = first.opening().frames[-1]
     policy = ColourBlind(tuple(round(v) for v in frame.to_input(box_px_original)))
     [batch] = evaluate_batches(policy, questions(n, gold), protocol, sampled=False, controls=controls)
     return batch
+
+
+def about_several(question):
+    """The same question about its image, shown second, and about two grey ones."""
+    grey = Image.new("RGB", (600, 700), (128, 128, 128))
+    return replace(question, image=grey, more_images=(question.image, grey), gold_image=2)
+
+
+def test_controls_name_the_image_that_they_look_at():
+    """The model names the red thing in image 2 by its number; the first and the last image hold none."""
+
+    class Numbered(ColourBlind):
+        def _one(self, conversation):
+            said = super()._one(conversation)
+            return said if "boxed" in said else BoxForm().written(self.box, (1, 1), "thing", 2)
+
+    several = [about_several(question) for question in questions(4)]
+    frame = Episode(several[0], several[0].images, PROTOCOL).opening().frames[1]
+    policy = Numbered(tuple(round(side) for side in frame.to_input(RED_AT)))
+    [results] = evaluate_batches(policy, several, PROTOCOL, sampled=False, controls=tuple(Control))
+    assert all(result.correct and result.hit for result in results)
+    assert all(result.controls["gold_crop"] and result.controls["crop_only"] for result in results)
+    assert not any(result.controls["black_crop"] or result.controls["direct"] for result in results)
+    policy.box = (0, 0, 40, 40)  # in image 2, beside the thing
+    [results] = evaluate_batches(
+        policy, several, PROTOCOL, sampled=False, controls=(Control.GOLD_CROP, Control.FORCED_BOX)
+    )
+    assert not any(result.correct or result.hit or result.controls["forced_box"] for result in results)
+    assert all(result.controls["gold_crop"] for result in results)
 
 
 def test_each_control_changes_what_it_says():
@@ -126,7 +148,7 @@ class Shy(ColourBlind):
 
 def test_a_box_is_sampled_until_it_is_valid_or_begun():
     """A model that would look at the right place if only it looked is right under both controls, and wrong by itself."""
-    frame = Episode(questions(1)[0], questions(1)[0].image, PROTOCOL).opening().frame
+    frame = Episode(questions(1)[0], questions(1)[0].image, PROTOCOL).opening().frames[-1]
     at = tuple(round(v) for v in frame.to_input(RED_AT))
     for nth, right in ((3, True), (16, True), (17, False)):
         policy = Shy(at, nth=nth, begun_at=at)
@@ -154,7 +176,7 @@ def test_black_keeps_the_turn_and_the_size():
     """Only the pixels differ: what was said in turn 1, the texts and the size of the crop stay."""
     question = questions(1)[0]
     done = Episode(question, question.image, PROTOCOL)
-    frame = Episode(question, question.image, PROTOCOL).opening().frame
+    frame = Episode(question, question.image, PROTOCOL).opening().frames[-1]
     policy = ColourBlind(tuple(round(v) for v in frame.to_input(RED_AT)))
     [said] = run_episodes(policy, [done], TurnLimits())
     seen = []
@@ -182,7 +204,7 @@ def test_random_boxes_are_drawn_anew_for_each_question_and_the_same_for_each_run
 
     class Watching(ColourBlind):
         def follow(self, conversation, said, turn):
-            boxes.add(turn.frame.region_px_original)
+            boxes.add(turn.frames[-1].region_px_original)
             super().follow(conversation, said, turn)
 
     run_control(Control.RANDOM_CROP, Watching(policy.box), done, said, TurnLimits(), 0)

@@ -6,7 +6,7 @@ from scripted import GREEDY_BOX, PROTOCOL, RIGHT_AFTER, RIGHT_ALONE, Scripted
 from support import WIDE, box
 
 from mgpo.evaluation.evaluate import Result, adaptive_shares, evaluate, rejected, summarise, wilson
-from mgpo.method.grounding import BoxStatus
+from mgpo.method.boxes import BoxStatus
 from mgpo.method.protocol import Method, Protocol
 from mgpo.method.question import Question
 from mgpo.policies.local import LocalPolicy

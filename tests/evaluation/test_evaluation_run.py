@@ -12,7 +12,8 @@ from mgpo.cli import app
 from mgpo.evaluation import run as evaluation_run
 from mgpo.evaluation.results import read_records
 from mgpo.evaluation.run import EvaluationRequest, run_evaluation
-from mgpo.method.protocol import End, Method
+from mgpo.method.episode import End
+from mgpo.method.protocol import Method
 
 QUIET = Console(quiet=True)
 

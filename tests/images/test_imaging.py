@@ -14,7 +14,8 @@ from PIL import Image, ImageFile, ImageOps
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from mgpo.images.imaging import DEFAULT_MAX_IMAGE_PIXELS, ImageError, PixelBudget, crop, open_image, overview
-from mgpo.method.grounding import BoxStatus, Frame, box_as_json, read_grounding
+from mgpo.method.boxes import BoxStatus, Frame, box_as_json
+from mgpo.method.grounding import read_grounding
 
 BUDGETS = [PixelBudget(low * 784, high * 784) for low, high in ((256, 1280), (20, 36), (4, 1280), (1, 5), (36, 36))]
 sides = st.integers(1, 20_000)

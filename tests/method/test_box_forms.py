@@ -5,8 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.grounding import BoxForm, BoxOrder, BoxRules, BoxStatus, Coordinates, Frame, read_grounding
-from mgpo.method.protocol import Protocol, ask_region
+from mgpo.method.boxes import BoxForm, BoxOrder, BoxRules, BoxStatus, Coordinates, Frame
+from mgpo.method.grounding import read_grounding
+from mgpo.method.prompts import ask_region
+from mgpo.method.protocol import Protocol
 
 forms = st.builds(
     BoxForm, st.sampled_from(Coordinates), st.sampled_from(BoxOrder), st.sampled_from(["bbox_2d", "box_2d"])

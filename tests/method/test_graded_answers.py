@@ -4,7 +4,8 @@ import pytest
 from graded_answers import CHOICE_ACCEPTED, CHOICE_REFUSED, COLOURS, OPEN_ACCEPTED, OPEN_REFUSED
 from PIL import Image
 
-from mgpo.method.protocol import Episode, Method, Protocol
+from mgpo.method.episode import Episode
+from mgpo.method.protocol import Method, Protocol
 from mgpo.method.question import Question
 from mgpo.method.rewards import accuracy_reward, chosen_letter, is_correct
 from mgpo.runs.trajectories import trajectory

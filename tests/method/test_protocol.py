@@ -7,17 +7,10 @@ import pytest
 from PIL import Image
 
 from mgpo.images.imaging import PixelBudget, crop, overview
-from mgpo.method.grounding import BoxForm, BoxRules, BoxStatus, Coordinates, box_as_json
-from mgpo.method.protocol import (
-    ASK_MORE,
-    SHOW_AGAIN,
-    SHOW_CROP,
-    CropFrame,
-    End,
-    Episode,
-    Method,
-    Protocol,
-)
+from mgpo.method.boxes import BoxForm, BoxRules, BoxStatus, Coordinates, box_as_json
+from mgpo.method.episode import End, Episode
+from mgpo.method.prompts import ASK_MORE, SHOW_AGAIN, SHOW_CROP
+from mgpo.method.protocol import CropFrame, Method, Protocol
 from mgpo.method.question import Question
 
 BUDGET = PixelBudget(20 * 784, 36 * 784)
@@ -44,7 +37,7 @@ def test_two_turns_ground_then_answer():
     assert same(opening.image, overview(IMAGE, BUDGET)) and opening.image.size == (SHOWN, SHOWN)
     reply = run.reply(BOX)
     assert reply.text.startswith(SHOW_CROP) and ASK_MORE not in reply.text
-    assert reply.frame.region_px_original == (140, 140, 420, 420)
+    assert reply.frames[-1].region_px_original == (140, 140, 420, 420)
     assert same(reply.image, crop(IMAGE, (140, 140, 420, 420), BUDGET)), "cut from the original, not from the overview"
     assert run.end is None
     assert run.reply("It reads Kilo. \\boxed{B}") is None
@@ -59,7 +52,7 @@ def test_an_unusable_box_shows_the_overview_again(text):
     run = episode()
     reply = run.reply(text)
     assert reply.text.startswith(SHOW_AGAIN)
-    assert same(reply.image, run.user_turns[0].image) and reply.frame == run.user_turns[0].frame
+    assert same(reply.image, run.user_turns[0].image) and reply.frames[-1] == run.user_turns[0].frames[-1]
     assert "A. Hotel" in reply.text and "\\boxed{}" in reply.text
 
 
@@ -165,7 +158,7 @@ def test_crop_frame_decides_what_a_second_box_means(crop_frame, region):
     first = run.reply(BOX)
     assert first.image.size == (SHOWN, SHOWN)
     second = run.reply(box_as_json((84, 42, 126, 84), "part"))
-    assert second.frame.region_px_original == region
+    assert second.frames[-1].region_px_original == region
     assert same(second.image, crop(IMAGE, region, BUDGET))
 
 
@@ -173,14 +166,14 @@ def test_after_a_bad_second_box_the_frame_is_the_overview_again():
     run = episode(max_turns=4)
     run.reply(BOX)
     run.reply("nothing")
-    assert run.reply(BOX).frame.region_px_original == (140, 140, 420, 420)
+    assert run.reply(BOX).frames[-1].region_px_original == (140, 140, 420, 420)
 
 
 def test_relative_coordinates_are_asked_for_and_read():
     run = episode(box=BoxRules(form=BoxForm(Coordinates.RELATIVE_1000)))
     assert "thousandths" in run.user_turns[0].text
     reply = run.reply(box_as_json((250, 250, 750, 500), "a"))
-    assert reply.frame.region_px_original == (210, 210, 630, 420)
+    assert reply.frames[-1].region_px_original == (210, 210, 630, 420)
 
 
 @pytest.mark.parametrize("method", Method)
@@ -190,7 +183,9 @@ def test_gold_boxes_reach_no_prompt(method):
     ]
     for run in runs:
         run.reply(BOX)
-    with_gold, without = ([(t.text, t.frame, np.asarray(t.image).tobytes()) for t in run.user_turns] for run in runs)
+    with_gold, without = (
+        [(t.text, t.frames[-1], np.asarray(t.image).tobytes()) for t in run.user_turns] for run in runs
+    )
     assert with_gold == without
 
 
@@ -208,8 +203,8 @@ def test_an_open_question_asks_for_text():
 
 def test_a_ready_overview_is_not_drawn_again():
     shown = overview(IMAGE, BUDGET)
-    turn = Episode(QUESTION, IMAGE, Protocol(budget=BUDGET)).opening(shown)
-    assert turn.image is shown and turn.frame.region_px_original == (0, 0, 840, 840)
+    turn = Episode(QUESTION, IMAGE, Protocol(budget=BUDGET)).opening([shown])
+    assert turn.image is shown and turn.frames[-1].region_px_original == (0, 0, 840, 840)
 
 
 def test_mgpo_with_one_turn_is_refused():

@@ -2,8 +2,10 @@
 
 import pytest
 
-from mgpo.method.grounding import BoxStatus, Frame, box_as_json, read_grounding
-from mgpo.method.protocol import End, Episode, Protocol
+from mgpo.method.boxes import BoxStatus, Frame, box_as_json
+from mgpo.method.episode import End, Episode
+from mgpo.method.grounding import read_grounding
+from mgpo.method.protocol import Protocol
 from mgpo.method.question import Question
 from mgpo.method.rewards import boxed, is_correct
 from mgpo.method.thinking import spoken

@@ -13,7 +13,8 @@ import uvicorn  # noqa: E402
 
 from mgpo.asking.grounded import GroundedVQA  # noqa: E402
 from mgpo.asking.settings import load_policy  # noqa: E402
-from mgpo.method.protocol import Protocol, UserTurn  # noqa: E402
+from mgpo.method.episode import UserTurn  # noqa: E402
+from mgpo.method.protocol import Protocol  # noqa: E402
 from mgpo.policies.endpoint import EndpointPolicy  # noqa: E402
 from mgpo.policies.local import LocalPolicy  # noqa: E402
 from mgpo.policies.turn_loop import TurnLimits  # noqa: E402
@@ -38,9 +39,10 @@ def plain_server(random_tiny):
                 ids = policy.tokens.tokenizer(said["content"], add_special_tokens=False)["input_ids"]
                 conversation.ids += [*ids, policy.tokens.turn_end_id]
                 continue
-            image, text = said["content"]
-            data = base64.b64decode(image["image_url"]["url"].split(",")[1])
-            turn = UserTurn(text["text"], Image.open(io.BytesIO(data)).convert("RGB"), None)
+            *_, text = said["content"]
+            files = [base64.b64decode(p["image_url"]["url"].split(",")[1]) for p in said["content"] if "image_url" in p]
+            images = tuple(Image.open(io.BytesIO(data)).convert("RGB") for data in files)
+            turn = UserTurn(text["text"].removeprefix("\n") if len(images) > 1 else text["text"], images)
             if conversation is None:
                 conversation = policy.open(turn)
             else:
@@ -76,6 +78,19 @@ def test_the_first_turn_is_the_one_in_process_and_the_second_follows(plain_serve
     first, last = seen[0], seen[-1]
     assert [m["role"] for m in last["messages"]] == ["user", "assistant", "user"]
     assert first["max_tokens"] == 6 and last["max_tokens"] == 5 and first["temperature"] == 0
+
+
+def test_several_images_are_numbered_in_the_message(plain_server, random_tiny, rows):
+    url, seen = plain_server
+    limits, protocol = TurnLimits(6, 5), Protocol(budget=BUDGET)
+    here = GroundedVQA(LocalPolicy.load(str(random_tiny)), protocol, limits)
+    there = GroundedVQA(EndpointPolicy(url, "tiny", BUDGET), protocol, limits)
+    images = [row["image"] for row in rows[:2]]
+    before = len(seen)
+    assert [turn.text for turn in here.ask(images, "Which?").turns][0] == there.ask(images, "Which?").turns[0].text
+    parts = seen[before]["messages"][0]["content"]
+    assert [part["type"] for part in parts] == ["text", "image_url", "text", "image_url", "text"]
+    assert [part["text"] for part in parts[:4:2]] == ["Image 1: ", "\nImage 2: "]
 
 
 def test_a_refusal_carries_the_servers_own_words(plain_server, rows):

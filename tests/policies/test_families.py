@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from mgpo.asking.settings import protocol_for
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.grounding import BoxForm, Coordinates
+from mgpo.method.boxes import BoxForm, Coordinates
 from mgpo.method.protocol import Protocol
 from mgpo.policies.families import FAMILIES, form_of, form_of_name
 from mgpo.policies.loading import budget_of, load_processor, trained_with

@@ -5,7 +5,8 @@ import torch
 from PIL import Image
 from support import SIZES
 
-from mgpo.method.protocol import Episode, Protocol
+from mgpo.method.episode import Episode
+from mgpo.method.protocol import Protocol
 from mgpo.method.question import Question
 from mgpo.policies.local import Conversation, LocalPolicy
 from mgpo.policies.turn_loop import TurnLimits, run_episodes

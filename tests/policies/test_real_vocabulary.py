@@ -16,8 +16,9 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.grounding import BoxStatus, box_as_json
-from mgpo.method.protocol import Episode, Protocol
+from mgpo.method.boxes import BoxStatus, box_as_json
+from mgpo.method.episode import Episode
+from mgpo.method.protocol import Protocol
 from mgpo.method.question import Question
 from mgpo.policies.local import LocalPolicy
 from mgpo.policies.processors import build_without_video

@@ -3,8 +3,9 @@
 import pytest
 from PIL import Image
 
-from mgpo.method.grounding import box_as_json
-from mgpo.method.protocol import Episode, Method, Protocol, UserTurn
+from mgpo.method.boxes import box_as_json
+from mgpo.method.episode import Episode, UserTurn
+from mgpo.method.protocol import Method, Protocol
 from mgpo.method.question import Question
 from mgpo.policies.tokens import TurnTokens
 from mgpo.tiny.tokenizer import SPECIAL
@@ -154,5 +155,5 @@ def test_special_tokens_in_data_create_none(tokens, evil, method):
 
 
 def test_a_turn_without_an_image_has_no_placeholder(tokens):
-    ids = tokens.opening(UserTurn("Hello.", None, None))
+    ids = tokens.opening(UserTurn("Hello."))
     assert tokens.image_token_id not in ids

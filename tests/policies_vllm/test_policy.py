@@ -7,7 +7,8 @@ from cpu import SETTINGS
 from PIL import Image
 
 from mgpo.asking.grounded import GroundedVQA
-from mgpo.method.protocol import Protocol, UserTurn
+from mgpo.method.episode import UserTurn
+from mgpo.method.protocol import Protocol
 from mgpo.policies.local import Conversation, LocalPolicy
 from mgpo.policies.turn_loop import TurnLimits
 from mgpo.policies.vllm_engine import banned_words, check_prompts, one_placeholder
@@ -33,10 +34,10 @@ def picture(size, seed=0):
 
 
 def conversation(policy, sizes):
-    made = policy.open(UserTurn("Which letter is on the red sign?", picture(sizes[0]), None))
+    made = policy.open(UserTurn("Which letter is on the red sign?", (picture(sizes[0]),)))
     for number, size in enumerate(sizes[1:], 1):
         image = picture(size, number)
-        made.ids += policy.tokens.reply(UserTurn("And here?", image, None), closed=False)
+        made.ids += policy.tokens.reply(UserTurn("And here?", (image,)), closed=False)
         made.images.append(image)
     return made
 
@@ -83,11 +84,22 @@ def test_both_turns_are_greedily_the_same(policies):
     assert "valid" in statuses and len(statuses) > 1, "valid and invalid boxes are mixed"
 
 
+def test_several_images_are_one_prompt(policies):
+    """A prompt of three numbered images: vLLM reads the ids that we wrote, and says what transformers says."""
+    said = []
+    for policy in policies:
+        vqa = GroundedVQA(policy, Protocol(budget=BUDGET), TurnLimits(24, 8))
+        said.append(
+            [turn.text for turn in vqa.ask([picture(size, n) for n, size in enumerate(SIZES[:3])], "Which?").turns]
+        )
+    assert said[0] == said[1] and len(said[0]) == 2
+
+
 def test_turn_two_finds_turn_one_in_the_prefix_cache(policies):
     _, there = policies
     made = conversation(there, [(168, 168)])
     (said,) = there.say([made], 8)
-    there.follow(made, said, UserTurn("And here?", picture((112, 140), 5), None))
+    there.follow(made, said, UserTurn("And here?", (picture((112, 140), 5),)))
     prompt = {
         "prompt_token_ids": one_placeholder(made.ids, there.tokens.image_token_id),
         "multi_modal_data": {"image": made.images},

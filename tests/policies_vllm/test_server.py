@@ -18,7 +18,7 @@ from test_policy import conversation, recomputed
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 
-from mgpo.method.protocol import UserTurn
+from mgpo.method.episode import UserTurn
 from mgpo.policies.loading import resolve
 from mgpo.policies.local import LocalPolicy
 from mgpo.policies.vllm_engine import VLLMEngine, banned_words
@@ -83,7 +83,7 @@ def test_both_turns_and_their_log_probabilities(server, here):
     check(here, twice, said, logprobs)
     second = []
     for kept, ids in zip(twice, said):
-        turn = UserTurn("And here?", kept.images[0].resize((140, 196)), None)
+        turn = UserTurn("And here?", (kept.images[0].resize((140, 196)),))
         grown = SimpleNamespace(ids=kept.ids + ids + here.tokens.reply(turn, closed=ids[-1] == here.tokens.turn_end_id),
                                 images=[*kept.images, turn.image])  # fmt: skip
         second.append(grown)
@@ -103,7 +103,7 @@ def test_a_server_with_another_budget_is_told_how_to_start(server, here):
     image = (
         conversation(here, [(168, 168)]).images[0].resize((336, 336))
     )  # over the checkpoint's budget, which the server has
-    ids = here.tokens.opening(UserTurn("?", image, None))
+    ids = here.tokens.opening(UserTurn("?", (image,)))
     with pytest.raises(RuntimeError, match="--mm-processor-kwargs"):
         speaker.speak([ids], [[image]], 4, 1)
 

@@ -14,7 +14,7 @@ from served import said  # noqa: E402
 
 from mgpo.asking.grounded import GroundedVQA  # noqa: E402
 from mgpo.images.imaging import PixelBudget  # noqa: E402
-from mgpo.method.grounding import BoxForm, box_as_json  # noqa: E402
+from mgpo.method.boxes import BoxForm, box_as_json  # noqa: E402
 from mgpo.method.protocol import Protocol  # noqa: E402
 from mgpo.policies.turn_loop import Said, TurnLimits  # noqa: E402
 from mgpo.serving.app import create_app  # noqa: E402

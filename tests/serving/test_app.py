@@ -14,7 +14,7 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
-from served import ASKED, IMAGE, chat, client, message, picture, post, said
+from served import ASKED, IMAGE, chat, client, message, picture, post, said, uri
 
 from mgpo.serving.limits import Limits, is_loopback
 from mgpo.serving.run import ServeRequest, build
@@ -44,6 +44,16 @@ def test_crops_and_choices_travel_in_the_extra_field(start):
         model="colours", messages=[message(picture((0, 0, 9)), "Which?\nA. red\nB. 0,0,9")]
     )
     assert listed.choices[0].message.content == "B. 0,0,9"
+
+
+def test_several_images_are_one_question(start):
+    """The policy names no number, so it looks at the last image, wherever the texts stand."""
+    url, _ = start()
+    parts = [{"type": "image_url", "image_url": {"url": uri(picture(colour))}} for colour in ((1, 1, 1), (7, 8, 9))]
+    status, found = chat(url, [parts[0], ASKED, parts[1]])
+    assert status == 200 and found["choices"][0]["message"]["content"] == "7,8,9"
+    assert found["mgpo"]["image_sizes"] == [[800, 600], [800, 600]] and found["mgpo"]["turns"][0]["image"] == 2
+    assert "image_sizes" not in chat(url, [parts[0], ASKED])[1]["mgpo"]
 
 
 def test_the_official_client_streams_the_box_before_the_answer(start):
@@ -169,8 +179,8 @@ def test_a_photograph_of_100_megapixels_passes(start):
 
 
 REFUSED = {
-    "two images": ([ASKED, IMAGE, IMAGE], {}, 400, "exactly one image, not 2"),
-    "no image": ("Which?", {}, 400, "exactly one image, not 0"),
+    "nine images": ([ASKED, *[IMAGE] * 9], {}, 400, "1 to 8 images, not 9"),
+    "no image": ("Which?", {}, 400, "1 to 8 images, not 0"),
     "no question": ([IMAGE], {}, 400, "no question"),
     "a long question": ([IMAGE, {"type": "text", "text": "x" * 100_000}], {}, 400, "100,000 characters; at most 20,000"),
     "a URL": ([ASKED, {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}], {}, 400, "data URI"),

@@ -6,8 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mgpo.method import protocol
-from mgpo.method.grounding import BoxForm, BoxStatus, Coordinates, Frame, iou, read_grounding
+from mgpo.method import prompts
+from mgpo.method.boxes import BoxForm, BoxStatus, Coordinates, Frame, iou
+from mgpo.method.grounding import read_grounding
 from mgpo.method.rewards import boxed
 from mgpo.tiny.dialogues import REGION_MIX
 from mgpo.tiny.pretrain import CIRCUITS
@@ -107,7 +108,7 @@ def test_circuits_look_where_they_should(lessons, tokenizer):
 
 def test_mgpo_s_opening_is_never_shown_with_the_right_sign(lessons, tokenizer):
     """No demonstration could teach where to look: what MGPO's opening, or the single-turn one, asks about is not there."""
-    asks = [ask(BoxForm(unit)) for ask in (protocol.ask_region, protocol.ask_region_and_answer) for unit in Coordinates]
+    asks = [ask(BoxForm(unit)) for ask in (prompts.ask_region, prompts.ask_region_and_answer) for unit in Coordinates]
     seen = Counter()
     for views, dialogues in lessons:
         for kind, seq in dialogues.items():
@@ -125,7 +126,7 @@ def test_mgpo_s_opening_is_never_shown_with_the_right_sign(lessons, tokenizer):
             if kind == "region" and valid:
                 assert len(messages) == 2, f"a box is followed by an answer about fine print: {messages}"
             if len(messages) == 4:
-                assert messages[2]["content"][1]["text"].startswith(protocol.SHOW_AGAIN)
+                assert messages[2]["content"][1]["text"].startswith(prompts.SHOW_AGAIN)
     assert {kind for kind, *_ in seen} == {"region", "single"}
     assert seen["region", True, 1] > len(lessons) / 5 and seen["region", False, 2] > len(lessons) / 10
 

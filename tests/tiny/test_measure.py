@@ -2,7 +2,8 @@
 
 import pytest
 
-from mgpo.method.protocol import Episode, Protocol
+from mgpo.method.episode import Episode
+from mgpo.method.protocol import Protocol
 from mgpo.policies.loading import budget_of
 from mgpo.policies.local import LocalPolicy
 from mgpo.policies.turn_loop import run_episodes

@@ -5,8 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mgpo.method import protocol
-from mgpo.method.grounding import BoxForm, box_as_json
+from mgpo.method import prompts
+from mgpo.method.boxes import BoxForm, box_as_json
+from mgpo.method.episode import Episode
+from mgpo.method.protocol import Protocol
 from mgpo.method.question import Question
 from mgpo.tiny.tokenizer import PHRASES, SPECIAL, build_tokenizer
 from mgpo.tiny.views import BUDGET
@@ -34,17 +36,17 @@ def test_a_sentence_of_the_protocol_is_one_token(tokenizer, phrase):
 def test_an_episode_is_written_in_single_sentences(tokenizer):
     """In their place in a turn, too: the sentences are not cut differently by what stands around them."""
     question = Question(None, "Which letter is on the red sign?", ("H", "K", "L", "N"), "A")
-    episode = protocol.Episode(question, Image.new("RGB", (900, 900)), protocol.Protocol(budget=BUDGET))
+    episode = Episode(question, Image.new("RGB", (900, 900)), Protocol(budget=BUDGET))
     opening = episode.opening()
     said = box_as_json((10, 20, 130, 70), "red sign")
     reply = episode.reply(said)
-    again = protocol.Episode(question, Image.new("RGB", (900, 900)), protocol.Protocol(budget=BUDGET))
+    again = Episode(question, Image.new("RGB", (900, 900)), Protocol(budget=BUDGET))
     again.opening()
     for text, phrases in (
-        (opening.text, [protocol.ask_region(BoxForm())]),
+        (opening.text, [prompts.ask_region(BoxForm())]),
         (said, ["```json\n", '[{"', "bbox_2d", '": [', '], "', "label", '": "', '"}]\n```']),
-        (reply.text, [protocol.SHOW_CROP, protocol.ASK_LETTER]),
-        (again.reply("no").text, [protocol.SHOW_AGAIN, protocol.ASK_LETTER]),
+        (reply.text, [prompts.SHOW_CROP, prompts.ASK_LETTER]),
+        (again.reply("no").text, [prompts.SHOW_AGAIN, prompts.ASK_LETTER]),
         ("It is \\boxed{A}", ["\\boxed{"]),
     ):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -14,12 +14,14 @@ from fastapi.testclient import TestClient
 from peft import LoraConfig
 from PIL import Image
 from sampling import at_sampling, difference, recomputed, sample_two_turns
-from support import CUT, PROSE, SMALL, TALL, WIDE, Script, make_trainer, rollouts, unpadded
+from support import CUT, PROSE, SMALL, TALL, WIDE, Script, make_trainer, rollouts, several, unpadded
 from updates import same, update
 
 from mgpo import GroundedVQA, evaluate
-from mgpo.method.grounding import BoxStatus, Frame, read_grounding
-from mgpo.method.protocol import End, Episode, Method, Protocol
+from mgpo.method.boxes import BoxStatus, Frame
+from mgpo.method.episode import End, Episode
+from mgpo.method.grounding import read_grounding
+from mgpo.method.protocol import Method, Protocol
 from mgpo.method.question import Question
 from mgpo.method.thinking import spoken
 from mgpo.policies.local import LocalPolicy
@@ -68,6 +70,14 @@ def test_recomputed_logprobs_equal_the_sampled_ones(sampled):
     assert len(set(turns[0]["lengths"])) > 1 and len(set(turns[1]["lengths"])) > 1, "nothing is left-padded"
     found = difference(recomputed(trainer, output), at_sampling(turns))
     assert found < TOLERANCE, f"sampled and recomputed log-probabilities differ by {found}"
+
+
+def test_questions_may_show_several_images(model, tmp_path, rows, monkeypatch):
+    """Two images and a crop in the first two samples, one image and a crop in the others."""
+    args = chosen(model) | {"max_images": 2, "max_reply_tokens": 320}
+    trainer, output, turns = sample_two_turns(model, tmp_path, several(rows), monkeypatch, **args)
+    assert output["num_images"] == [3, 3, 2, 2] and len(turns) == 2
+    assert difference(recomputed(trainer, output), at_sampling(turns)) < TOLERANCE
 
 
 def test_image_tokens_equal_image_features(sampled):

@@ -152,7 +152,7 @@ def test_evaluation_during_training_decodes_greedily(random_tiny, tmp_path, rows
     """It sampled at temperature 1, so `load_best_model_at_end` chose by chance: the same words as `mgpo eval` now."""
     import datasets
 
-    from mgpo.method.protocol import Episode
+    from mgpo.method.episode import Episode
     from mgpo.method.question import Question
     from mgpo.policies.local import LocalPolicy
     from mgpo.policies.turn_loop import TurnLimits, run_episodes
@@ -186,7 +186,7 @@ def test_rollouts_of_an_image_column_share_one_photograph(random_tiny, tmp_path,
     data = datasets.Dataset.from_list(rows[:1]).cast_column("image", datasets.Image())
     trainer = make_trainer(random_tiny, tmp_path, rows, num_generations=4)
     trainer._generate_and_score_completions([data[0] for _ in range(4)])
-    assert len({id(episode.original) for episode in trainer._episodes}) == 1
+    assert len({id(episode.originals[0]) for episode in trainer._episodes}) == 1
     assert len({id(episode.user_turns[0].image) for episode in trainer._episodes}) == 1
 
 

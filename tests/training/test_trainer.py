@@ -4,7 +4,8 @@ import pytest
 import torch
 from support import CUT, MIXED, Script, make_trainer, rollouts, unpadded
 
-from mgpo.method.protocol import ASK_LETTER, SHOW_AGAIN, SHOW_CROP, End
+from mgpo.method.episode import End
+from mgpo.method.prompts import ASK_LETTER, SHOW_AGAIN, SHOW_CROP
 
 
 @pytest.fixture

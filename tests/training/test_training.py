@@ -137,7 +137,8 @@ def test_a_supervised_model_is_asked_with_the_images_it_was_trained_on(sft, tmp_
 
 def test_the_supervised_prompt_is_the_one_that_direct_evaluation_uses(sft, rows, processor):
     from mgpo.images.imaging import open_image
-    from mgpo.method.protocol import Episode, Method, Protocol
+    from mgpo.method.episode import Episode
+    from mgpo.method.protocol import Method, Protocol
     from mgpo.method.question import Question
     from mgpo.policies.tokens import TurnTokens
     from mgpo.tiny.views import BUDGET

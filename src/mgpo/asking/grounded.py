@@ -19,7 +19,8 @@ from PIL import Image
 from mgpo.asking.settings import limits_for, load_policy, protocol_for
 from mgpo.images.imaging import DEFAULT_MAX_IMAGE_PIXELS
 from mgpo.images.photograph import Photograph
-from mgpo.method.protocol import Episode, Protocol
+from mgpo.method.episode import Episode
+from mgpo.method.protocol import Protocol
 from mgpo.method.question import LETTERS, Question
 from mgpo.method.rewards import boxed, chosen_letter
 from mgpo.policies.turn_loop import Policy, TurnLimits, run_episodes
@@ -33,6 +34,7 @@ class Turn:
         text: what the model said.
         status: `valid`, or why its box could not be cropped; None where no box was asked for.
         box_px_original: x1, y1, x2, y2 in pixels of the photograph as a person sees it.
+        image_number: number of the photograph that the box is in, from 1.
         crop: the image that the model was shown next, if its box was valid.
         seconds: from the start of the turn to its end; turns of a batch end together.
     """
@@ -43,6 +45,7 @@ class Turn:
     crop: Image.Image | None = field(repr=False)
     seconds: float
     truncated: bool
+    image_number: int = 1
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ class GroundedVQA:
         """Ask one question.
 
         Args:
-            image: a path, bytes, or a PIL image.
+            image: a path, bytes, or a PIL image; or a list of 2 to 8, for a question about several images.
             question: what to ask.
             choices: 2 to 26 texts, lettered A to Z; none for an open question.
 
@@ -158,11 +161,18 @@ class GroundedVQA:
         )
 
     def episode(self, image: Any, question: str, choices: Sequence[str] | None = None) -> Episode:
-        """An episode that is ready to run: the header of the image (or `Photograph`) is read and the overview made."""
-        photograph = image if isinstance(image, Photograph) else Photograph(image, self.max_image_pixels)
+        """An episode that is ready to run: headers of the images (or `Photograph`s) are read and the overviews made."""
+        images = tuple(image) if isinstance(image, (list, tuple)) else (image,)
+        if not images:
+            raise ValueError("The question has no image.")
+        asked = Question(images[0], question, tuple(choices or ()), more_images=images[1:])
+        photographs = tuple(
+            one if isinstance(one, Photograph) else Photograph(one, self.max_image_pixels) for one in images
+        )
         if self.protocol.looks_again:
-            photograph.decode_ahead()
-        episode = Episode(Question(image, question, tuple(choices or ())), photograph, self.protocol)
+            for photograph in photographs:
+                photograph.decode_ahead()
+        episode = Episode(asked, photographs, self.protocol)
         episode.opening()
         return episode
 
@@ -199,7 +209,8 @@ def turns_of(episode: Episode, seconds: Sequence[float] = ()) -> tuple[Turn, ...
         crop = later[0].image if box and later else None
         took = seconds[number] if number < len(seconds) else 0.0
         status = str(said.grounding.status) if said.grounding else None
-        turns.append(Turn(said.text.strip(), status, box, crop, round(took, 4), said.truncated))
+        where = said.grounding.image_number if said.grounding else 1
+        turns.append(Turn(said.text.strip(), status, box, crop, round(took, 4), said.truncated, where))
     return tuple(turns)
 
 

@@ -1,4 +1,4 @@
-"""Draws an episode: the overview with the box, the crops beside it, the answer below."""
+"""Draws an episode: the overviews with their boxes, the crops beside them, the answer below."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import textwrap
 
 from PIL import Image, ImageDraw, ImageFont
 
-from mgpo.method.protocol import Episode
+from mgpo.method.episode import Episode
 from mgpo.method.rewards import boxed
 
 HEIGHT, MARGIN = 640, 24
@@ -15,16 +15,15 @@ BOX_COLOUR, INK, PAPER = (225, 29, 72), (24, 24, 27), (250, 250, 249)
 
 def draw_episode(episode: Episode) -> Image.Image:
     """One RGB picture of a finished episode."""
-    overview = _fitted(episode.original.image)
-    scale = overview.width / episode.original.width
-    draw = ImageDraw.Draw(overview)
-    panels = [overview]
+    panels = [_fitted(original.image) for original in episode.originals]
     for turn, said in enumerate(episode.model_turns):
         box = said.grounding.box_px_original if said.grounding else None
         if box is None:
             continue
+        overview = panels[said.grounding.image_number - 1]
+        scale = overview.width / episode.original_of(said.grounding).width
         corners = tuple(round(v * scale) for v in box)
-        draw.rectangle(corners, outline=BOX_COLOUR, width=max(3, HEIGHT // 160))
+        ImageDraw.Draw(overview).rectangle(corners, outline=BOX_COLOUR, width=max(3, HEIGHT // 160))
         if turn + 1 < len(episode.user_turns):
             panels.append(_fitted(episode.user_turns[turn + 1].image))
     width = sum(panel.width for panel in panels) + MARGIN * (len(panels) + 1)

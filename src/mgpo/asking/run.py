@@ -16,12 +16,15 @@ STDIN = "-"
 
 
 def ask_photographs(
-    images: list[str], question: str, choices: list[str], model: str, settings: dict[str, Any]
+    images: list[str], question: str, choices: list[str], model: str, settings: dict[str, Any], together: bool = False
 ) -> list[Answer]:
-    """Ask the same question of each photograph, all in one batch; `-` is read from standard input."""
+    """Ask the same question of each photograph in one batch, or one question about all of them `together`.
+
+    A photograph named `-` is read from standard input.
+    """
     sources = [sys.stdin.buffer.read() if image == STDIN else image for image in images]
     vqa = GroundedVQA.from_pretrained(model, **settings)
-    return vqa.ask_many([(source, question, choices) for source in sources])
+    return vqa.ask_many([(source, question, choices) for source in ([sources] if together else sources)])
 
 
 def print_answer(image: str, answer: Answer, picture: Path | None, as_json: bool, console: Console) -> None:
@@ -36,7 +39,9 @@ def print_answer(image: str, answer: Answer, picture: Path | None, as_json: bool
         console.print(f"[bold]turn {number}[/bold] ", end="")
         console.print(turn.text, markup=False)
         if turn.status is not None:
-            where = f": {turn.box_px_original} in pixels of the photograph" if turn.box_px_original else ""
+            several = len(answer.episode.originals) > 1
+            whole = f"photograph {turn.image_number}" if several else "the photograph"
+            where = f": {turn.box_px_original} in pixels of {whole}" if turn.box_px_original else ""
             console.print(f"box {turn.status}{where}")
     letter = f"{answer.letter}. " if answer.letter else ""
     console.print("[bold]answer[/bold] ", end="")
@@ -47,14 +52,16 @@ def print_answer(image: str, answer: Answer, picture: Path | None, as_json: bool
 
 def as_plain(answer: Answer) -> dict[str, Any]:
     """An answer in the form of its JSON line, without crops."""
+    several = len(answer.episode.originals) > 1
     return {
         "answer": answer.answer,
         "letter": answer.letter,
         "text": answer.text,
         "turns": [
             {"text": t.text, "status": t.status, "box_px_original": t.box_px_original, "seconds": t.seconds}
+            | ({"image": t.image_number} if several else {})
             for t in answer.turns
         ],
-        "image_size": answer.episode.original.size,
+        **answer.episode.sizes,
         "seconds": answer.seconds,
     }

@@ -190,6 +190,7 @@ def ask(
     coordinates: BoxForms = None,
     thinking: Thinking = None,
     save: Annotated[Path | None, typer.Option(help="Save a picture of the box, the crop and the answer.")] = None,
+    together: Annotated[bool, typer.Option(help="Ask one question about all of 2 to 8 photographs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
     """Ask a question of photographs and see where the model looked."""
@@ -202,10 +203,11 @@ def ask(
                 "min_pixels": min_pixels, "max_pixels": max_pixels, "coordinates": coordinates, "thinking": thinking}  # fmt: skip
     status = Console(stderr=True).status("asking ...")
     with status:
-        answers = ask_photographs(images, question, choice or [], model, settings)
-    for number, (image, answer) in enumerate(zip(images, answers), 1):
+        answers = ask_photographs(images, question, choice or [], model, settings, together)
+    names = [", ".join(images)] if together else images
+    for number, (image, answer) in enumerate(zip(names, answers), 1):
         picture = save
-        if save is not None and len(images) > 1:
+        if save is not None and len(names) > 1:
             picture = save.with_stem(f"{save.stem}_{number}")
         print_answer(image, answer, picture, as_json, console)
 

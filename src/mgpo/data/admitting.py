@@ -21,7 +21,8 @@ from mgpo.data.loading import Loaded, refused
 from mgpo.data.reading import BadRow
 from mgpo.files import write_whole
 from mgpo.images.photograph import Photograph
-from mgpo.method.protocol import Protocol, user_texts
+from mgpo.method.prompts import user_texts
+from mgpo.method.protocol import Protocol
 from mgpo.method.question import Question
 
 AT_ONCE = min(8, os.cpu_count() or 1)
@@ -34,17 +35,20 @@ class Admission:
 
     Args:
         protocol: how the question is asked and, by its pixel budget, how its image is shown.
-        text_tokens: tokens that a user turn with this text takes, without its image; `opening` for the first one.
+        text_tokens: tokens that a user turn with this text takes without its images: (text, whether it is the first turn,
+            how many images it shows).
         most_text_tokens: `max_reply_tokens`, None for no limit.
         decode: decode each image; otherwise only its header is read.
+        most_images: `max_images`.
     """
 
     def __init__(
-        self, protocol: Protocol, text_tokens: Callable[[str, bool], int], most_text_tokens: int | None, decode: bool
-    ) -> None:
+        self, protocol: Protocol, text_tokens: Callable[[str, bool, int], int], most_text_tokens: int | None, decode: bool,
+        most_images: int = 1,
+    ) -> None:  # fmt: skip
         self.protocol, self.text_tokens, self.most = protocol, text_tokens, most_text_tokens
-        self.decode, self._one_at_a_time = decode, Lock()
-        self.frame = max(text_tokens("", opening) for opening in (True, False))
+        self.decode, self.most_images, self._one_at_a_time = decode, most_images, Lock()
+        self.frame = max(text_tokens("", opening, 1) for opening in (True, False))
 
     def __call__(self, row: dict[str, Any]) -> None:
         """Check one row.
@@ -53,19 +57,26 @@ class Admission:
             ValueError: it cannot be trained on; the message says why.
         """
         question = Question.from_row(row)
+        images = len(question.images)
+        if images > self.most_images:
+            raise ValueError(
+                f"it shows {images} images, more than max_images={self.most_images}: set max_images to {images}"
+            )
         for number, text in enumerate(user_texts(question, self.protocol)):
-            self._check_text(text, number == 0)
-        photograph = Photograph(question.image)
-        self.protocol.budget.fit(photograph.size)
-        if self.decode:
-            photograph.overview(self.protocol.budget)
-            photograph.drop()
+            self._check_text(text, number == 0, images if number == 0 else 1)
+        for image in question.images:
+            photograph = Photograph(image)
+            self.protocol.budget.fit(photograph.size)
+            if self.decode:
+                photograph.overview(self.protocol.budget)
+                photograph.drop()
 
-    def _check_text(self, text: str, opening: bool) -> None:
-        if self.most is None or self.frame + len(text.encode()) <= self.most:  # no token is shorter than a byte
+    def _check_text(self, text: str, opening: bool, images: int) -> None:
+        # No token is shorter than a byte.
+        if self.most is None or self.frame + 2 * (images - 1) + len(text.encode()) <= self.most:
             return
         with self._one_at_a_time:  # tokenizers are not thread-safe
-            tokens = self.text_tokens(text, opening)
+            tokens = self.text_tokens(text, opening, images)
         if tokens > self.most:
             raise ValueError(
                 f"its text takes {tokens} tokens in a user turn, more than max_reply_tokens={self.most}: raise the limit "

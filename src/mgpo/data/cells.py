@@ -21,7 +21,7 @@ def picture(value: Any, root: Path) -> Any:
 
     A path is searched for below `root`, below its parent (files that name their own folder) and below `root/data`. A
     path of another machine is searched for by its file name in `root/data`. Text that is no path but base64 of an image
-    becomes bytes. A list must hold one image.
+    becomes bytes. A list must hold one image; `pictures` reads several.
     """
     if isinstance(value, (list, tuple)):
         if len(value) != 1:
@@ -44,6 +44,16 @@ def picture(value: Any, root: Path) -> Any:
                 return str(place)
     data = _from_base64(value)
     return str(root / value) if data is None else data
+
+
+def pictures(value: Any, root: Path) -> dict[str, Any]:
+    """One image or a list of several, as `Question`'s fields; each cell as of `picture`."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        value = _literal(value)
+    if not isinstance(value, (list, tuple)) or len(value) < 2:
+        return {"image": picture(value, root)}
+    first, *more = (picture(one, root) for one in value)
+    return {"image": first, "more_images": more}
 
 
 def _from_base64(text: str) -> bytes | None:

@@ -59,15 +59,16 @@ def check(rows: Iterable[dict[str, Any] | BadRow]) -> Found:
             continue
         where = row.get("source") or row.get("id") or f"row {found.rows + len(found.bad) + 1}"
         try:
-            size, content, look = examine(row["image"])
+            seen = [examine(image) for image in (row["image"], *(row.get("more_images") or ()))]
         except (ImageError, OSError) as error:
             found.bad.append(BadRow(where, str(error)))
             continue
         found.rows += 1
-        found.sizes.append(size)
-        if content not in found.files:
-            found.files[content] = where
-            found.looks.append((where, size[0] / size[1], look))
+        for size, content, look in seen:
+            found.sizes.append(size)
+            if content not in found.files:
+                found.files[content] = where
+                found.looks.append((where, size[0] / size[1], look))
         found.categories[row.get("category") or "none"] += 1
         choices = row.get("choices") or ()
         found.choices[len(choices)] += 1

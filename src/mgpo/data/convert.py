@@ -49,8 +49,13 @@ def to_jsonl(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
     with whole(file) as aside, aside.open("w", encoding="utf-8") as out:
         for count, row in enumerate(rows, 1):
             question = Question.from_row(row)
-            line = {
-                "image": _reference(question.image, folder, f"{split}_{count:06d}"), "question": question.question,
+            names = [f"{split}_{count:06d}" + (f"_{n}" if n > 1 else "") for n in range(1, len(question.images) + 1)]
+            images = [_reference(image, folder, stem) for image, stem in zip(question.images, names)]
+            line: dict[str, Any] = (
+                {"image": images[0]} if len(images) == 1 else {"images": images, "gold_image": question.gold_image}
+            )
+            line |= {
+                "question": question.question,
                 "choices": list(question.choices), "answer": question.answer, "category": question.category,
                 "gold_boxes": [list(box) for box in question.gold_boxes_px_original], "id": question.id or str(count),
             }  # fmt: skip
@@ -64,7 +69,8 @@ def to_trl(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
     def row_of(question: Question, number: int) -> dict[str, Any]:
         return {
             "prompt": [{"role": "user", "content": _with_choices(question)}],
-            "images": [_embedded(question.image)],
+            "images": [_embedded(image) for image in question.images],
+            "gold_image": question.gold_image,
             "choices": list(question.choices),
             "answer": question.answer,
             "category": question.category,
@@ -82,8 +88,8 @@ def to_verl(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
         text = _with_choices(question)
         return {
             "data_source": question.category or "mgpo",
-            "prompt": [{"role": "user", "content": "<image>" + text}],
-            "images": [_embedded(question.image)],
+            "prompt": [{"role": "user", "content": "<image>" * len(question.images) + text}],
+            "images": [_embedded(image) for image in question.images],
             "ability": "vqa",
             "reward_model": {"style": "rule", "ground_truth": question.answer},
             "extra_info": {
@@ -101,7 +107,7 @@ def to_vstar(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
     """Write V*'s layout: images and box files in folders by category, the shuffled questions in `test_questions.jsonl`.
 
     Raises:
-        ValueError: a question has no choices, or several right ones: V* has neither.
+        ValueError: a question has no choices, several right ones, or several images: V* has none of these.
     """
     file, count = folder / "test_questions.jsonl", 0
     with whole(file) as aside, aside.open("w", encoding="utf-8") as out:
@@ -109,6 +115,8 @@ def to_vstar(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
             question = Question.from_row(row)
             if not question.choices or question.answer not in LETTERS:
                 raise ValueError(f"Question {question.id!r} has no single right choice, which V*'s layout requires.")
+            if len(question.images) > 1:
+                raise ValueError(f"Question {question.id!r} shows several images, which V*'s layout cannot hold.")
             category = question.category.replace("/", "_").lstrip(".") or "direct_attributes"
             stem = folder / category / f"sa_{count:05d}"
             stem.parent.mkdir(exist_ok=True)

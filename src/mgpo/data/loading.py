@@ -167,15 +167,27 @@ def _mapped(data: Any, name: str, root: Path) -> Loaded:
     data = undecoded(data)
     embedded = [c for c in PICTURE_COLUMNS if c in data.features and not _holds_text(data.features[c])]
     texts = data.remove_columns(embedded)  # else whole images would be read for nothing
-    stand_in = dict.fromkeys(embedded, PLACEHOLDER)
+    stand_ins = {column: _stand_ins(data.data.column(column)) for column in embedded}
     good, bad = [], []
     for number, row in enumerate(texts):
+        stand_in = {column: cells[number] for column, cells in stand_ins.items()}
         read = question_row(RawRow(row | stand_in, f"{name} row {number + 1}", root))
         bad.append(read) if isinstance(read, BadRow) else good.append(number)
     if not good:
         raise refused(bad, 0, name) if bad else ValueError(f"{name} has no rows.")
     kept = data.select(good) if bad else data
     return Loaded(kept.with_transform(_ReadRows(name, root)), [f"{name} row {number + 1}" for number in good], bad)
+
+
+def _stand_ins(column: Any) -> list[Any]:
+    """What stands for each cell of a column of embedded images: as many images as it holds, none of them read."""
+    import pyarrow
+    import pyarrow.compute
+
+    if pyarrow.types.is_list(column.type) or pyarrow.types.is_large_list(column.type):
+        lengths = pyarrow.compute.list_value_length(column).to_pylist()
+        return [None if length is None else [PLACEHOLDER] * length for length in lengths]
+    return [PLACEHOLDER if there else None for there in column.is_valid().to_pylist()]
 
 
 def _holds_text(kind: Any) -> bool:

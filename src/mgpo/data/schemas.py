@@ -16,12 +16,21 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from mgpo.data.cells import as_options, boxes_xywh, boxes_xyxy, gold_answer, picture
-from mgpo.data.texts import letter_choices, lettered, one_line, split_choices, without_image_marker
-from mgpo.method.question import LETTERS
+from mgpo.data.cells import as_options, boxes_xywh, boxes_xyxy, gold_answer, picture, pictures
+from mgpo.data.texts import (
+    letter_choices,
+    lettered,
+    one_line,
+    split_choices,
+    with_numbered_images,
+    without_image_marker,
+)  # fmt: skip
+from mgpo.method.question import LETTERS, MAX_IMAGES
 
 Row = Mapping[str, Any]
-PICTURE_COLUMNS = ("image", "images", "bytes", "crop_image", "Image")
+NUMBERED = tuple(f"image_{number}" for number in range(1, MAX_IMAGES + 1))
+"""Columns of layouts that have one for each image."""
+PICTURE_COLUMNS = ("image", "images", "more_images", "image_list", "bytes", "crop_image", "Image", *NUMBERED)
 """Columns that may hold whole pictures."""
 CHOICE_COLUMNS = ("choices", "options", "choice", "candidates")
 """Where rows of the project's own layout may hold their choices."""
@@ -66,8 +75,12 @@ def schema_of(columns: Sequence[str], among: Sequence[str] | None = None) -> Sch
     )
 
 
-def _in_text(text: Any, gold: Any, row: Row) -> dict[str, Any]:
-    """Question, choices and answer from a text that may hold the options; if it does not, a column may hold them."""
+def _in_text(text: Any, gold: Any, row: Row, images: int = 1) -> dict[str, Any]:
+    """Question, choices and answer from a text that may hold the options; if it does not, a column may hold them.
+
+    Markers of images are left out, or numbered where there are several `images`.
+    """
+    text = with_numbered_images([str(text)], images)[0] if images > 1 else text
     # Some files write a backslash and an n before options; in a formula (\neq) these mean something else.
     question, options = split_choices(re.sub(r"\\n(?=\s*\(?[A-K][).:]\s|\s*$)", "\n", str(text)))
     gold = gold_answer(gold)
@@ -93,7 +106,11 @@ def _own(row: Row, root: Path) -> dict[str, Any]:
     options, answer, category`, TreeBench with `target_instances`. A list of bare texts in `choices` is taken as it
     stands.
     """
-    found = dict(row) | {"image": picture(row["image"], root)}
+    given = {name: row.get(name) for name in ("image", "images", "more_images")}
+    found = {name: value for name, value in row.items() if name not in given}
+    found |= pictures(given["images"] if given["image"] is None else given["image"], root)
+    if given["more_images"]:
+        found["more_images"] = [picture(one, root) for one in given["more_images"]]
     if not found.get("id"):
         found["id"] = next((str(row[name]) for name in ("question_id", "index") if row.get(name) is not None), "")
     if not found.get("gold_boxes") and not found.get("gold_boxes_px_original") and row.get("target_instances"):
@@ -227,16 +244,18 @@ def _verl(row: Row, root: Path) -> dict[str, Any]:
     """verl's rows, DeepEyes-47k among them: the bare question from `extra_info` if it is there, else the user turn."""
     extra = row.get("extra_info") or {}
     text = extra.get("question") or _user_text(row["prompt"])
-    return _in_text(text, row["reward_model"]["ground_truth"], row) | {
-        "image": picture(row["images"], root), "category": row.get("data_source") or "", "id": str(extra.get("index", "")),
+    shown = pictures(row["images"], root)
+    return shown | _in_text(text, row["reward_model"]["ground_truth"], row, _number(shown)) | {
+        "category": row.get("data_source") or "", "id": str(extra.get("index", "")),
     }  # fmt: skip
 
 
 def _problem(row: Row, root: Path) -> dict[str, Any]:
     """VisualProbe and EasyR1: `problem` and `solution` or `answer`."""
     gold = row["solution"] if row.get("solution") is not None else row.get("answer")
-    return _in_text(row["problem"], gold, row) | {
-        "image": picture(row["images"], root), "category": row.get("data_source") or "",
+    shown = pictures(row["images"], root)
+    return shown | _in_text(row["problem"], gold, row, _number(shown)) | {
+        "category": row.get("data_source") or "",
         "id": str(row.get("doc_id") or row.get("id") or ""),
     }  # fmt: skip
 
@@ -245,9 +264,35 @@ def _trl(row: Row, root: Path) -> dict[str, Any]:
     """TRL's conversational rows: `prompt` and the answer in a column of its own."""
     gold = next((row[name] for name in ("answer", "solution", "ground_truth") if row.get(name) is not None), None)
     image = row["images"] if row.get("images") is not None else row.get("image")
-    return _in_text(_user_text(row["prompt"]), gold, row) | {
-        "image": picture(image, root), "category": row.get("category") or "", "id": str(row.get("id") or ""),
+    shown = pictures(image, root)
+    return shown | _in_text(_user_text(row["prompt"]), gold, row, _number(shown)) | {
+        "category": row.get("category") or "", "id": str(row.get("id") or ""), "gold_image": row.get("gold_image"),
         "gold_boxes_px_original": boxes_xyxy(row.get("gold_boxes")),
+    }  # fmt: skip
+
+
+def _number(shown: Mapping[str, Any]) -> int:
+    return 1 + len(shown.get("more_images", ()))
+
+
+def _blink(row: Row, root: Path) -> dict[str, Any]:
+    """BLINK: one to four images in columns of their own, the answer as "(A)"; its test split hides answers."""
+    shown = [row[name] for name in NUMBERED if row.get(name) is not None]
+    choices, answer = letter_choices(as_options(row["choices"]), gold_answer(row["answer"]))
+    return pictures(shown, root) | {
+        "question": str(row["question"]).strip(), "choices": choices, "answer": answer,
+        "category": row.get("sub_task") or "", "id": str(row.get("idx") or ""),
+    }  # fmt: skip
+
+
+def _muirbench(row: Row, root: Path) -> dict[str, Any]:
+    """MuirBench: a list of images, which markers in the question and in the options stand for."""
+    options = as_options(row["options"])
+    question, *options = with_numbered_images([str(row["question"]), *options], len(row["image_list"]))
+    choices, answer = letter_choices(options, gold_answer(row["answer"]))
+    return pictures(row["image_list"], root) | {
+        "question": question, "choices": choices, "answer": answer, "category": row.get("task") or "",
+        "id": str(row.get("idx") or ""),
     }  # fmt: skip
 
 
@@ -283,6 +328,9 @@ SCHEMAS = (
     Schema("problem and answer", frozenset({"images", "problem", "answer"}), _problem),
     Schema("trl", frozenset({"prompt", "images"}), _trl),
     Schema("trl", frozenset({"prompt", "image"}), _trl),
+    Schema("blink", frozenset({"image_1", "question", "choices", "answer"}), _blink),
+    Schema("muirbench", frozenset({"image_list", "question", "options", "answer"}), _muirbench),
     Schema(OWN, frozenset({"image", "question", "answer"}), _own),
+    Schema(OWN, frozenset({"images", "question", "answer"}), _own),
 )
 """Tried in order: a layout comes before those whose columns it also has."""

@@ -15,15 +15,18 @@ from typing import Any
 from PIL import Image
 
 from mgpo.data.reading import SUFFIXES, BadRow, RawRow, read_rows
-from mgpo.data.schemas import OWN, schema_of
+from mgpo.data.schemas import OWN, PICTURE_COLUMNS, schema_of
 from mgpo.data.texts import lettered
 from mgpo.method.question import Question
 
 VSTAR_FOLDERS = ("direct_attributes", "relative_position")
 """V*'s own categories; its other folders (`GPT4V-hard`, `OCR`) are left out by convention."""
 QUESTION_COLUMNS = frozenset(
-    {"image", "question", "choices", "answer", "gold_boxes", "gold_boxes_px_original", "category", "id", "source"}
-)
+    {
+        "image", "images", "more_images", "question", "choices", "answer", "gold_boxes", "gold_boxes_px_original",
+        "gold_image", "category", "id", "source",
+    }
+)  # fmt: skip
 """What `Question.from_row` reads."""
 RESERVED = frozenset({"prompts", "completions", "trainer_state", "log_extra", "log_metric", "environments"})
 """TRL calls reward functions with these beside the columns of the row."""
@@ -120,7 +123,7 @@ def _refuse_unread_choices(question: Question, columns: Mapping[str, Any]) -> No
             "named choices, as a list"
         )
     for column, value in columns.items():
-        if column not in ("image", "images") and (lettered(value) or _several_texts(value)):
+        if column not in PICTURE_COLUMNS and (lettered(value) or _several_texts(value)):
             raise ValueError(
                 f"its answer is the letter {question.answer!r}, and its column {column!r} looks like its choices, but "
                 "that column is not read: rename it to choices, or remove it"
@@ -153,7 +156,8 @@ def question_row(raw: RawRow, among: Sequence[str] | None = None) -> dict[str, A
             raise ValueError(
                 f"its column {taken[0]!r} has a name that TRL uses for an argument of reward functions: rename it"
             )
-        _refuse_no_image(question.image)
+        for image in question.images:
+            _refuse_no_image(image)
         row.pop("gold_boxes", None)
         return row | {
             "choices": list(question.choices), "category": question.category, "id": question.id,

@@ -10,7 +10,7 @@ from typing import Any
 
 from mgpo.data.reading import SUFFIXES, BadRow
 from mgpo.data.sources import read_questions, unread_columns
-from mgpo.method.grounding import iou
+from mgpo.method.boxes import iou
 
 Records = list[dict[str, Any]]
 """Lines of a results file (`mgpo.evaluation.evaluate.Result.record`)."""

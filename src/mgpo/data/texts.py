@@ -38,6 +38,33 @@ def without_image_marker(text: str) -> str:
     return _IMAGE.sub("", text).strip()
 
 
+def with_numbered_images(texts: Sequence[str], images: int) -> list[str]:
+    """Texts in which each `<image>` reads "image 2" where a question shows several; leading ones are left out.
+
+    Args:
+        texts: the question, then its options, in the order in which the images are meant.
+        images: how many the question shows; with one, all markers are left out.
+
+    Raises:
+        ValueError: there are markers, but not as many as images.
+    """
+    marked = sum(len(_IMAGE.findall(text)) for text in texts)
+    if images < 2 or not marked:
+        return [without_image_marker(text) for text in texts]
+    if marked != images:
+        raise ValueError(f"its text holds {marked} image markers, but it shows {images} images")
+    leading = re.match(rf"(?:\s*(?:{_IMAGE.pattern}))*", texts[0])
+    skipped = leading.group(0) if leading else ""
+    number = len(_IMAGE.findall(skipped))
+
+    def named(match: re.Match[str]) -> str:
+        nonlocal number
+        number += 1
+        return f"image {number}"
+
+    return [_IMAGE.sub(named, text).strip() for text in (texts[0][len(skipped) :], *texts[1:])]
+
+
 def take_label(option: str) -> tuple[str | None, str]:
     """The letter in front of an option (None if it has none), and the option's text on one line."""
     wide = "".join(unicodedata.normalize("NFKC", c) if c in "（）．：" else c for c in str(option))

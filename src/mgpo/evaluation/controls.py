@@ -38,8 +38,10 @@ import torch
 from PIL import Image
 
 from mgpo.evaluation.comparing import bootstrap_interval, drawn_together, mcnemar
-from mgpo.method.grounding import BoxForm, BoxRules, BoxStatus, Coordinates, Frame, read_grounding
-from mgpo.method.protocol import Episode, Method, Protocol, UserTurn
+from mgpo.method.boxes import BoxForm, BoxRules, BoxStatus, Coordinates, Frame
+from mgpo.method.episode import Episode, UserTurn
+from mgpo.method.grounding import read_grounding
+from mgpo.method.protocol import Method, Protocol
 from mgpo.method.rewards import is_correct
 from mgpo.method.thinking import spoken
 from mgpo.policies.turn_loop import GivenFirst, Policy, Said, TurnLimits, run_episodes
@@ -99,7 +101,7 @@ def run_control(
             question.
     """
     if control is Control.DIRECT:
-        asked = [Episode(e.question, e.original, replace(e.protocol, method=Method.DIRECT)) for e in done]
+        asked = [Episode(e.question, e.originals, replace(e.protocol, method=Method.DIRECT)) for e in done]
         return _answers(policy, asked, list(range(len(done))), limits)
     first = _first_turns(control, policy, done, said, limits, seed)
     which = [number for number, turn in enumerate(first) if turn is not None]
@@ -137,16 +139,16 @@ def _resampled(policy: Policy, done: Sequence[Episode], limits: TurnLimits, seed
 
 def _forced(policy: Policy, done: Sequence[Episode], said: Sequence[Said], limits: TurnLimits) -> list[Said | None]:
     """The model's own greedy turn where its box is valid; else a turn that it continues from the opening of a box."""
-    opening = box_opening(
-        [spoken(own.text) for own, episode in zip(said, done) if _valid(episode)], done[0].protocol.box.form
-    )
-    waiting = [number for number, episode in enumerate(done) if not _valid(episode)]
+    form = done[0].protocol.box.form
+    alone = box_opening([spoken(own.text) for own, e in zip(said, done) if _valid(e) and len(e.originals) == 1], form)
     found: list[Said | None] = list(said)
-    if waiting:
-        conversations = [policy.open(done[number].user_turns[0]) for number in waiting]
-        begun = policy.go_on(conversations, opening, limits.grounding)
-        for number, turn in zip(waiting, begun, strict=True):
-            found[number] = turn
+    for several, opening in ((False, alone), (True, form.numbered_example.partition("number")[0])):
+        waiting = [n for n, e in enumerate(done) if not _valid(e) and (len(e.originals) > 1) is several]
+        if waiting:
+            conversations = [policy.open(done[number].user_turns[0]) for number in waiting]
+            begun = policy.go_on(conversations, opening, limits.grounding)
+            for number, turn in zip(waiting, begun, strict=True):
+                found[number] = turn
     return found
 
 
@@ -162,10 +164,11 @@ def _valid(episode: Episode) -> bool:
     return episode.first_grounding is not None and episode.first_grounding.status is BoxStatus.VALID
 
 
-def naming(box_px_original: Box, frame: Frame, rules: BoxRules) -> str | None:
+def naming(box_px_original: Box, frame: Frame, rules: BoxRules, numbered: bool = False) -> str | None:
     """A turn that names a region of the original in the family's own coordinates; None if no valid box can contain it.
 
-    A region that is too small is enlarged around its centre until its box is valid.
+    A region that is too small is enlarged around its centre until its box is valid. With `numbered`, the turn also names
+    the image of the frame.
     """
     x1, y1, x2, y2 = frame.to_input(box_px_original)
     width, height = frame.input_size
@@ -174,7 +177,7 @@ def naming(box_px_original: Box, frame: Frame, rules: BoxRules) -> str | None:
         least += -(-max(width, height) // 500)
     sides = [_span(low, high, least, limit) for low, high, limit in ((x1, x2, width), (y1, y2, height))]
     box = (sides[0][0], sides[1][0], sides[0][1], sides[1][1])
-    text = rules.form.written(box, frame.input_size, LABEL)
+    text = rules.form.written(box, frame.input_size, LABEL, frame.image_number if numbered else None)
     return text if read_grounding(text, frame, rules).status is BoxStatus.VALID else None
 
 
@@ -186,24 +189,24 @@ def _span(low: float, high: float, least: float, limit: float) -> tuple[float, f
 
 
 def _first_turn(control: Control, policy: Policy, episode: Episode, own: Said, seed: int) -> Said | None:
-    overview = episode.user_turns[0].frame
-    assert overview is not None
     named = episode.first_grounding.box_px_original if episode.first_grounding else None
+    number = episode.first_grounding.image_number if episode.first_grounding else 1
     if control is Control.BLACK_CROP:
         return own if named else None
     if control is Control.GOLD_CROP:
         gold = np.array(episode.question.gold_boxes_px_original).reshape(-1, 4)
         if not len(gold):
             return None
+        number = episode.question.gold_image
         box = (*gold[:, :2].min(0).tolist(), *gold[:, 2:].max(0).tolist())
     else:
-        box = _random_box(episode, named, seed)
-    text = naming(box, overview, episode.protocol.box)
+        box = _random_box(episode, episode.originals[number - 1].size, named, seed)
+    text = naming(box, episode.overviews[number - 1], episode.protocol.box, numbered=len(episode.originals) > 1)
     return policy.write(text) if text else None
 
 
-def _random_box(episode: Episode, named: Box | None, seed: int) -> Box:
-    width, height = episode.original.size
+def _random_box(episode: Episode, size: tuple[int, int], named: Box | None, seed: int) -> Box:
+    width, height = size
     x1, y1, x2, y2 = named or (0, 0, width / 3, height / 3)
     rng = np.random.default_rng(_number(f"{seed}\n{episode.question.id}\n{episode.question.question}"))
     left, top = rng.uniform(0, width - (x2 - x1)), rng.uniform(0, height - (y2 - y1))
@@ -221,13 +224,13 @@ class _Blackened(Episode):
         turn = super().reply(text, truncated)
         if turn is None or len(self.user_turns) > 2 or turn.image is None:
             return turn
-        self.user_turns[-1] = replace(turn, image=Image.new("RGB", turn.image.size))
+        self.user_turns[-1] = replace(turn, images=(Image.new("RGB", turn.image.size),))
         return self.user_turns[-1]
 
 
 def _again(done: Episode, black: bool) -> Episode:
-    episode = (_Blackened if black else Episode)(done.question, done.original, done.protocol, done.crops)
-    episode.opening(done.user_turns[0].image)
+    episode = (_Blackened if black else Episode)(done.question, done.originals, done.protocol)
+    episode.opening(done.user_turns[0].images)
     return episode
 
 

@@ -20,9 +20,10 @@ import torch
 
 from mgpo.evaluation.controls import Control, run_control
 from mgpo.images.photograph import Photograph
-from mgpo.method.grounding import BoxStatus
+from mgpo.method.boxes import BoxStatus
+from mgpo.method.episode import Episode
 from mgpo.method.metrics import episode_metrics
-from mgpo.method.protocol import Episode, Method, Protocol
+from mgpo.method.protocol import Method, Protocol
 from mgpo.method.question import Question
 from mgpo.method.rewards import is_correct
 from mgpo.policies.turn_loop import Policy, TurnLimits, run_episodes
@@ -135,15 +136,15 @@ def evaluate_batches(
     """
     for number, batch in enumerate(_batched(questions, batch_size), first_batch):
         start = time.perf_counter()
-        greedy = [Episode(question, Photograph(question.image), protocol) for question in batch]
+        greedy = [Episode(question, tuple(map(Photograph, question.images)), protocol) for question in batch]
         heard = run_episodes(policy, greedy, limits)
         alone = _crop_only(policy, greedy, limits)
         measured = greedy
         if sampled and protocol.method is not Method.DIRECT:
             torch.manual_seed(seed * 100_003 + number)
-            measured = [Episode(done.question, done.original, protocol, done.crops) for done in greedy]
+            measured = [Episode(done.question, done.originals, protocol) for done in greedy]
             for episode, done in zip(measured, greedy):
-                episode.opening(done.user_turns[0].image)
+                episode.opening(done.user_turns[0].images)
             run_episodes(policy, measured, limits, temperature=1.0, turns=1)
         results = [_result(*parts) for parts in zip(greedy, alone, measured)]
         for control in controls:
@@ -226,11 +227,13 @@ def _crop_only(policy: Policy, episodes: list[Episode], limits: TurnLimits) -> l
     alone = []
     for episode in episodes:
         if protocol.looks_again:  # adaptive may have answered at once, from the overview
-            shown = episode.user_turns[min(1, len(episode.user_turns) - 1)].image
+            shown = episode.user_turns[min(1, len(episode.user_turns) - 1)].images
         else:
-            box = episode.first_grounding.box_px_original
-            shown = episode.original.crop(box, protocol.budget) if box else episode.user_turns[0].image
-        single = Episode(episode.question, shown, replace(protocol, method=Method.DIRECT))
+            named = episode.first_grounding
+            box = named.box_px_original
+            shown = (episode.original_of(named).crop(box, protocol.budget),) if box else episode.user_turns[0].images
+        question = replace(episode.question, image=shown[0], more_images=shown[1:], gold_image=1)
+        single = Episode(question, shown, replace(protocol, method=Method.DIRECT))
         single.opening(shown)
         alone.append(single)
     run_episodes(policy, alone, limits)

@@ -10,7 +10,7 @@ import json
 import re
 from pathlib import Path
 
-from mgpo.method.protocol import neutral
+from mgpo.method.prompts import neutral
 from mgpo.policies.client import openai_client
 
 KEY = "MGPO_JUDGE_KEY"

@@ -80,6 +80,7 @@ class Photograph:
         self.reducible = reducible and self.width * self.height >= WORTH_PIXELS
         self._decoding = Lock()
         self._image: Image.Image | None = None
+        self._crops: dict[tuple[Any, PixelBudget], Image.Image] = {}
 
     @property
     def width(self) -> int:
@@ -133,5 +134,11 @@ class Photograph:
         return imaging.resize(self.image, size)
 
     def crop(self, box_px_original: tuple[int, int, int, int], budget: PixelBudget) -> Image.Image:
-        """The region (x1, y1, x2, y2 in pixels of the picture), cut from the original and resized into the budget."""
-        return imaging.crop(self.image, box_px_original, budget)
+        """The region (x1, y1, x2, y2 in pixels of the picture), cut from the original and resized into the budget.
+
+        Rollouts that name the same region are given the same image, so that it is encoded once.
+        """
+        key = (box_px_original, budget)
+        if key not in self._crops:
+            self._crops.setdefault(key, imaging.crop(self.image, box_px_original, budget))
+        return self._crops[key]

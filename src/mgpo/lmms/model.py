@@ -20,8 +20,8 @@ from lmms_eval.api.model import lmms
 
 from mgpo.asking.settings import limits_for, protocol_for
 from mgpo.data.texts import options_in
-from mgpo.method.protocol import Episode
-from mgpo.method.question import LETTERS, Question
+from mgpo.method.episode import Episode
+from mgpo.method.question import LETTERS, MAX_IMAGES, Question
 from mgpo.method.rewards import boxed, chosen_letter
 from mgpo.policies.loading import trained_with
 from mgpo.policies.local import LocalPolicy
@@ -86,7 +86,7 @@ class MGPO(lmms):
         """The final answer to each request, in order.
 
         Raises:
-            ValueError: a request has no image or several.
+            ValueError: a request has no image, or more than eight.
         """
         answers: list[str] = []
         waiting = iter(requests)
@@ -104,13 +104,16 @@ class MGPO(lmms):
         """An episode, and the task's own letters of its choices."""
         context, _, doc_to_visual, doc_id, task, split = request.args
         images = doc_to_visual(self.task_dict[task][split][doc_id])
-        if len(images) != 1:
-            raise ValueError(f"Question {doc_id} of {task} has {len(images)} images; the model mgpo needs one.")
+        if not 1 <= len(images) <= MAX_IMAGES:
+            raise ValueError(
+                f"Question {doc_id} of {task} has {len(images)} images; the model mgpo takes 1 to {MAX_IMAGES}."
+            )
         text, options = options_in(context)
         if not 2 <= len(options) <= len(LETTERS) or not all(option for _, option in options):
             text, options = context, []  # asked unchanged
-        question = Question(images[0], text or context, tuple(o for _, o in options), id=f"{task}/{doc_id}")
-        return Episode(question, images[0], self.protocol), [letter for letter, _ in options]
+        choices = tuple(option for _, option in options)
+        question = Question(images[0], text or context, choices, id=f"{task}/{doc_id}", more_images=tuple(images[1:]))
+        return Episode(question, tuple(images), self.protocol), [letter for letter, _ in options]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Not supported: a policy that looks twice is scored by what it generates."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mgpo.method.grounding import BoxStatus, holds_centre, iou
-from mgpo.method.protocol import Episode
+from mgpo.method.boxes import BoxStatus, holds_centre, iou
+from mgpo.method.episode import Episode
 from mgpo.method.question import Box
 
 
@@ -19,7 +19,8 @@ def episode_metrics(episode: Episode) -> dict[str, float]:
     """Metrics of one finished episode.
 
     - `grounding/valid_share`, and one `grounding/rejected_*` per reason.
-    - `grounding/hit_rate` and `grounding/iou` where gold boxes exist (a turn without a valid box counts as a miss), and
+    - `grounding/hit_rate` and `grounding/iou` where gold boxes exist (a turn without a valid box, or with a box in another
+      image, counts as a miss), and
       `grounding/hit_given_valid` for valid boxes only.
     - `grounding/crop_area` (share of the original's pixels) for valid boxes.
     - `turns/N_truncated` per turn.
@@ -34,9 +35,11 @@ def episode_metrics(episode: Episode) -> dict[str, float]:
                 metrics[f"grounding/rejected_{status}"] = float(grounding.status is status)
         if valid and box is not None:
             x1, y1, x2, y2 = box
-            metrics["grounding/crop_area"] = (x2 - x1) * (y2 - y1) / (episode.original.width * episode.original.height)
+            original = episode.original_of(grounding)
+            metrics["grounding/crop_area"] = (x2 - x1) * (y2 - y1) / (original.width * original.height)
         if episode.question.gold_boxes_px_original:
-            hit, overlap = hit_and_iou(box, episode.question.gold_boxes_px_original)
+            there = grounding.image_number == episode.question.gold_image
+            hit, overlap = hit_and_iou(box if there else None, episode.question.gold_boxes_px_original)
             metrics["grounding/hit_rate"], metrics["grounding/iou"] = hit, overlap
             if valid:
                 metrics["grounding/hit_given_valid"] = hit

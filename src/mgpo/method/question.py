@@ -8,13 +8,15 @@ from typing import Any
 
 LETTERS = string.ascii_uppercase
 Box = tuple[int, int, int, int]
+MAX_IMAGES = 8
+"""Most images that a question may show."""
 MAX_COORDINATE = 2**31
 """Largest coordinate in pixels; no image has a side as long."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about an image.
+    """A question about an image, or about several.
 
     Attributes:
         image: a path, bytes, a Hugging Face `{"bytes", "path"}` row or a PIL image; only `mgpo.images.imaging` opens
@@ -28,6 +30,8 @@ class Question:
         category: what kind of question it is, for tables.
         id: names the row in logs and errors.
         source: file and row number that it was read from; empty if it was not read from a file.
+        more_images: the second image and later ones, of a question about several.
+        gold_image: number of the image that the gold boxes are in, from 1.
     """
 
     image: Any
@@ -38,6 +42,8 @@ class Question:
     category: str = ""
     id: str = ""
     source: str = ""
+    more_images: tuple[Any, ...] = ()
+    gold_image: int = 1
 
     def __post_init__(self) -> None:
         where = f"Question {self.id!r}" if self.id else "A question"
@@ -51,6 +57,15 @@ class Question:
             raise ValueError(
                 f"{where} has the answer {self.answer!r}, which is not one of its letters {LETTERS[: len(self.choices)]}."
             )
+        if len(self.images) > MAX_IMAGES:
+            raise ValueError(f"{where} shows {len(self.images)} images; at most {MAX_IMAGES} are supported.")
+        if not 1 <= self.gold_image <= len(self.images):
+            raise ValueError(f"{where} has gold_image {self.gold_image}, but shows {len(self.images)} image(s).")
+
+    @property
+    def images(self) -> tuple[Any, ...]:
+        """All images in the order in which they are shown and numbered."""
+        return (self.image, *self.more_images)
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Question:
@@ -85,6 +100,11 @@ class Question:
             raise ValueError(
                 f"Row {name!r} has a gold box with a coordinate beyond {MAX_COORDINATE}; no image is that large."
             )
+        more = row.get("more_images") or ()
+        if not isinstance(more, (list, tuple)):
+            raise ValueError(
+                f"Row {name!r} has {type(more).__name__} in 'more_images', but a list of images is needed."
+            )
         return cls(
             image=row["image"],
             question=row["question"],
@@ -94,12 +114,27 @@ class Question:
             category=_as_text(row.get("category"), "category", name),
             id=name,
             source=row.get("source") or "",
+            more_images=tuple(more),
+            gold_image=_gold_image(row, name, boxes, len(more) + 1),
         )
 
     @property
     def chance(self) -> float:
         """Accuracy of guessing: right letters over the number of choices, 0 for an open question."""
         return len(self.answer.split("|")) / len(self.choices) if self.choices else 0.0
+
+
+def _gold_image(row: dict[str, Any], name: str, boxes: tuple[Box, ...], images: int) -> int:
+    """The number of the image that a row's gold boxes are in. Where there are several images, the row must say it."""
+    number = row.get("gold_image")
+    if number is None and boxes and images > 1:
+        raise ValueError(
+            f"Row {name!r} has gold boxes and {images} images. Its column gold_image must give the number of the image "
+            "that the boxes are in, counted from 1."
+        )
+    if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
+        raise ValueError(f"Row {name!r} has {number!r} in 'gold_image', but the number of an image is needed.")
+    return 1 if number is None else number
 
 
 def _as_text(value: Any, column: str, name: str) -> str:

@@ -22,7 +22,7 @@ from PIL import Image
 from mgpo.files import write_whole
 from mgpo.images.imaging import ImageError, open_image
 from mgpo.jsonl import read_jsonl
-from mgpo.method.grounding import BoxStatus, holds_centre
+from mgpo.method.boxes import BoxStatus, holds_centre
 from mgpo.pages.curves import curves_png, draw_curves, read_curves
 from mgpo.pages.tables import control_rows, percent, results_table, spread
 
@@ -114,19 +114,29 @@ def _cards(galleries: list[tuple[str, Path]], max_cards: int) -> tuple[list[list
 
 
 def _panel(row: dict, caption: str, folder: Path) -> dict:
-    """One trajectory as the template needs it: checked, every number a number (they go into style attributes)."""
+    """One trajectory as the template needs it: checked, every number a number (they go into style attributes).
+
+    Of several images, the one that turn 1 looked at is shown, with the boxes in it.
+    """
+    looked_at = int(row.get("looked_at") or 1)
     turns = [
         {
             "text": str(turn["text"]),
             "status": turn.get("status"),
-            "box": _box(turn.get("box_px_original")),
+            "box": _box(turn.get("box_px_original"))
+            if turn.get("image", 1) == looked_at or "looked_at" not in row
+            else None,
             "shown": turn.get("shown"),
             "truncated": bool(turn.get("truncated")),
         }
         for turn in row["turns"]
     ]
     gold = [box for numbers in row.get("gold_boxes") or [] if (box := _box(numbers))]
-    width, height = (int(side) for side in row["image_size"])
+    named_gold = bool(gold)
+    if row.get("gold_image", 1) != looked_at:
+        gold = []
+    sizes = row.get("image_sizes") or [row["image_size"]]
+    width, height = (int(side) for side in sizes[looked_at - 1])
     if min(width, height) < 1:
         raise ValueError(f"image_size is {width}x{height}, but must be at least 1x1")
     first = turns[0] if turns else {"status": None, "box": None}
@@ -143,7 +153,7 @@ def _panel(row: dict, caption: str, folder: Path) -> dict:
         "turns": turns,
         "status": first["status"],
         "valid": first["status"] == BoxStatus.VALID,
-        "hit": any(holds_centre(first["box"], box) for box in gold) if first["box"] and gold else None,
+        "hit": any(holds_centre(first["box"], box) for box in gold) if first["box"] and named_gold else None,
     }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.protocol import UserTurn
+from mgpo.method.episode import UserTurn
 from mgpo.policies.client import openai_client
 from mgpo.policies.families import family_of_name
 from mgpo.policies.turn_loop import Said
@@ -88,10 +88,13 @@ class EndpointPolicy:
 
 
 def _message(turn: UserTurn) -> dict[str, Any]:
-    parts: list[dict[str, Any]] = []
-    if turn.image is not None:
-        parts.append({"type": "image_url", "image_url": {"url": png_uri(turn.image)}})
-    return {"role": "user", "content": [*parts, {"type": "text", "text": turn.text}]}
+    parts: list[dict[str, Any]] = [
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {"type": "image_url", "image_url": {"url": png_uri(part)}}
+        for part in turn.parts
+    ]
+    return {"role": "user", "content": parts}
 
 
 def png_uri(image: Image.Image) -> str:

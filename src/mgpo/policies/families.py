@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from mgpo.method.grounding import BoxForm, Coordinates
+from mgpo.method.boxes import BoxForm, Coordinates
 
 _PIXELS = BoxForm(Coordinates.ABSOLUTE)
 _THOUSANDTHS = BoxForm(Coordinates.RELATIVE_1000)

@@ -11,8 +11,8 @@ from PIL import Image
 from transformers import GenerationConfig
 
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.grounding import BoxForm
-from mgpo.method.protocol import UserTurn
+from mgpo.method.boxes import BoxForm
+from mgpo.method.episode import UserTurn
 from mgpo.policies.families import form_of
 from mgpo.policies.loading import budget_of, load_model, load_processor, set_budget, template_kwargs_of
 from mgpo.policies.shared.models import use_packed_attention
@@ -37,13 +37,12 @@ class TokenPolicy:
 
     def open(self, turn: UserTurn) -> Conversation:
         """A conversation that consists of one user turn."""
-        return Conversation(self.tokens.opening(turn), [turn.image] if turn.image is not None else [])
+        return Conversation(self.tokens.opening(turn), list(turn.images))
 
     def follow(self, conversation: Conversation, said: Said, turn: UserTurn) -> None:
         """Append what the model said and the next user turn."""
         conversation.ids += said.ids + self.tokens.reply(turn, closed=said.ids[-1:] == [self.tokens.turn_end_id])
-        if turn.image is not None:
-            conversation.images.append(turn.image)
+        conversation.images += turn.images
 
     def say(self, conversations: Sequence[Conversation], max_new_tokens: int, temperature: float = 0.0) -> list[Said]:
         """The model's next turn in each conversation."""

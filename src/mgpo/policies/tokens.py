@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from mgpo.method.protocol import UserTurn
+from mgpo.method.episode import UserTurn
 from mgpo.method.thinking import BLOCKS
 from mgpo.policies.pictures import pictures_of
 
@@ -60,6 +60,10 @@ class TurnTokens:
         """Number of features of an image that has its final size; raises ValueError if that is not one of its grid."""
         return self.pictures.tokens(image)
 
+    def text_tokens_of(self, ids: Sequence[int], turn: UserTurn) -> int:
+        """Number of tokens of a user turn with these ids that are not image features."""
+        return len(ids) - sum(self.image_tokens(image) for image in turn.images)
+
     def grid(self, image: Image.Image) -> list[int]:
         """`image_grid_thw` of an image that has its final size: 1, rows and columns of patches."""
         patch = self.processor.image_processor.patch_size
@@ -67,7 +71,7 @@ class TurnTokens:
 
     def opening(self, turn: UserTurn) -> list[int]:
         """Ids of a conversation that consists of one user turn, up to where the model's turn begins."""
-        return self._ids(self._rendered([_message(turn)]), turn)
+        return self._ids(self._rendered([as_message(turn)]), turn)
 
     def reply(self, turn: UserTurn, closed: bool) -> list[int]:
         """Ids to append after the model's turn: an end-of-turn token if it is not `closed` yet, then the user turn.
@@ -75,13 +79,13 @@ class TurnTokens:
         Only what the template writes after the model's turn is used, so a template that drops or rewrites earlier thinking
         changes nothing: what the model said stays as it was sampled.
         """
-        ids = self._after_said([_message(turn)], turn)
+        ids = self._after_said([as_message(turn)], turn)
         return ids[1:] if closed else ids
 
-    def text_tokens(self, text: str, opening: bool) -> int:
-        """An upper bound of a user turn's tokens without its image (the image's two delimiters count as text)."""
-        turn = UserTurn(text, None, None)
-        return 2 + len(self.opening(turn) if opening else self.reply(turn, closed=False))
+    def text_tokens(self, text: str, opening: bool, images: int = 1) -> int:
+        """An upper bound of a user turn's tokens without its images (the two delimiters of an image count as text)."""
+        turn = UserTurn(text)
+        return 2 * images + len(self.opening(turn) if opening else self.reply(turn, closed=False))
 
     def banned_ids(self) -> list[int]:
         """Special tokens that must never be sampled: a sampled vision placeholder has no image features."""
@@ -141,12 +145,13 @@ class TurnTokens:
         return self._ids(after, turn)
 
     def _ids(self, text: str, turn: UserTurn | None) -> list[int]:
-        if turn is not None and turn.image is not None:
-            mark = self.pictures.placeholder
-            head, found, tail = text.partition(mark)
+        mark, before = self.pictures.placeholder, ""
+        for image in turn.images if turn is not None else ():
+            head, found, text = text.partition(mark)
             if not found:
-                raise RuntimeError(f"The chat template wrote no image placeholder ({mark}) for a turn with an image.")
-            text = head + self.pictures.text(turn.image) + tail
+                raise RuntimeError(f"The chat template wrote no image placeholder ({mark}) for an image of a turn.")
+            before += head + self.pictures.text(image)
+        text = before + text
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
@@ -155,6 +160,7 @@ def _special(name: str) -> bool:
     return "|" in name or (name.startswith("<") and name.endswith(">"))
 
 
-def _message(turn: UserTurn) -> dict[str, Any]:
-    image = [{"type": "image"}] if turn.image is not None else []
-    return {"role": "user", "content": [*image, {"type": "text", "text": turn.text}]}
+def as_message(turn: UserTurn) -> dict[str, Any]:
+    """A user turn in the message form of chat templates and TRL, without its pixels."""
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in turn.parts]
+    return {"role": "user", "content": parts}

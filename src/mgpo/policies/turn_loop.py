@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.grounding import BoxForm
-from mgpo.method.protocol import Episode, Method, UserTurn
+from mgpo.method.boxes import BoxForm
+from mgpo.method.episode import Episode, UserTurn
+from mgpo.method.protocol import Method
 from mgpo.method.protocol import Protocol as TurnProtocol
 
 

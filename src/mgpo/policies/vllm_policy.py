@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.grounding import BoxForm
+from mgpo.method.boxes import BoxForm
 from mgpo.policies.families import form_of
 from mgpo.policies.loading import budget_of, load_processor, resolve, set_budget, template_kwargs_of
 from mgpo.policies.local import Conversation, TokenPolicy

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mgpo.files import write_whole
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.protocol import Episode
+from mgpo.method.episode import Episode
 from mgpo.method.rewards import boxed, chosen_letter, is_correct
 
 THUMBNAIL = 512
@@ -38,6 +38,7 @@ def trajectory(episode: Episode) -> dict[str, Any]:
             "truncated": turn.truncated,
             "shown_size": list(image.size) if (image := shown.image) else None,
         }
+        | ({"image": turn.grounding.image_number} if turn.grounding and len(question.images) > 1 else {})
         for turn, shown in zip(episode.model_turns, episode.user_turns)
     ]
     return {
@@ -47,13 +48,19 @@ def trajectory(episode: Episode) -> dict[str, Any]:
         "answer": question.answer,
         "category": question.category,
         "gold_boxes": [list(box) for box in question.gold_boxes_px_original],
-        "image_size": list(episode.original.size),
+        **episode.sizes,
+        **({"looked_at": looked_at(episode), "gold_image": question.gold_image} if len(question.images) > 1 else {}),
         "turns": turns,
         "given": given,
         "chosen": chosen_letter(given, question.choices) if given and question.choices else None,
         "correct": is_correct(last, question.choices, question.answer),
         "end": str(episode.end),
     }
+
+
+def looked_at(episode: Episode) -> int:
+    """Number of the image that turn 1 looks at; the first one where it asks for no box."""
+    return episode.first_grounding.image_number if episode.first_grounding else 1
 
 
 def save_trajectories(episodes: Sequence[Episode], file: Path, step: int | None = None) -> None:
@@ -67,7 +74,10 @@ def save_trajectories(episodes: Sequence[Episode], file: Path, step: int | None 
 
 
 def with_pictures(row: dict[str, Any], episode: Episode, folder: Path, stem: str) -> dict[str, Any]:
-    """Write an episode's thumbnails to `images/` in the folder, named by `stem`; returns its row with their paths."""
+    """Write an episode's thumbnails to `images/` in the folder, named by `stem`; returns its row with their paths.
+
+    Of several photographs, the overview is the one that turn 1 looks at.
+    """
     images = folder / "images"
     images.mkdir(exist_ok=True)
     turns = []
@@ -75,7 +85,8 @@ def with_pictures(row: dict[str, Any], episode: Episode, folder: Path, stem: str
         later = episode.user_turns[number : number + 1]
         shown = _thumbnail(later[0].image, images / f"{stem}_turn{number}.jpg") if later else None
         turns.append(said | {"shown": shown})
-    overview = _thumbnail(episode.original.overview(THUMBNAIL_BUDGET), images / f"{stem}_overview.jpg")
+    photograph = episode.originals[looked_at(episode) - 1]
+    overview = _thumbnail(photograph.overview(THUMBNAIL_BUDGET), images / f"{stem}_overview.jpg")
     return row | {"overview": overview, "turns": turns}
 
 

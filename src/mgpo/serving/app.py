@@ -19,6 +19,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from mgpo.asking.grounded import Answer, GroundedVQA
 from mgpo.images.imaging import ImageError, ImageTooLarge
+from mgpo.method.question import MAX_IMAGES
 from mgpo.serving.batching import Batcher
 from mgpo.serving.limits import LOOPBACK_NAMES, ApiError, BodyLimit, Limits
 from mgpo.serving.metrics import Metrics
@@ -81,11 +82,10 @@ def create_app(
 
 async def answer(app: FastAPI, asked: Asked, on_turn: Any = None) -> Answer:
     """Send one question through the queue, and record it in the metrics."""
-    image, start = asked.image, time.perf_counter()
-    if isinstance(image, str):
-        image = partial(fetch, image, app.state.limits)
+    start = time.perf_counter()
+    images = [partial(fetch, image, app.state.limits) if isinstance(image, str) else image for image in asked.images]
     found = await app.state.batcher.ask(
-        image, asked.question, asked.choices, asked.temperature, asked.answer_tokens, on_turn
+        images, asked.question, asked.choices, asked.temperature, asked.answer_tokens, on_turn
     )
     app.state.metrics.answered(found, time.perf_counter() - start)
     return found
@@ -118,12 +118,14 @@ def _routes(app: FastAPI, model: str, limits: Limits, metrics: Metrics) -> None:
 
     @app.post("/v1/ask")
     async def ask(
-        image: Annotated[UploadFile, File()],
+        image: Annotated[list[UploadFile], File()],
         question: Annotated[str, Form()],
         choices: Annotated[list[str] | None, Form()] = None,
         crops: Annotated[bool, Form()] = False,
     ) -> dict[str, Any]:
-        asked = read_question(await image.read(), question, choices or [], limits, crops=crops)
+        if len(image) > MAX_IMAGES:
+            raise ApiError(400, f"Send 1 to {MAX_IMAGES} images, not {len(image)}.", "images")
+        asked = read_question([await one.read() for one in image], question, choices or [], limits, crops=crops)
         return full_trace(await answer(app, asked), crops)
 
 

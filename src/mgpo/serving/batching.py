@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from mgpo.asking.grounded import Answer, GroundedVQA, turns_of
-from mgpo.method.protocol import Episode
+from mgpo.method.episode import Episode
 from mgpo.serving.limits import ApiError, Limits
 
 WINDOW_S = 0.02
@@ -73,14 +73,14 @@ class Batcher:
 
     async def ask(
         self,
-        image: Any,
+        images: Sequence[Any],
         question: str,
         choices: list[str],
         temperature: float = 0.0,
         answer_tokens: int | None = None,
         on_turn: Callable[[Any, Any], None] | None = None,
     ) -> Answer:
-        """Answer one question. `image` may be a function that fetches it.
+        """Answer one question. An image may be a function that fetches it.
 
         Raises:
             ApiError: the queue is full (429), or the answer took too long (504).
@@ -92,7 +92,7 @@ class Batcher:
         try:
             async with asyncio.timeout(self.limits.seconds):
                 async with self._preparing:
-                    prepare = partial(self._prepare, image, question, choices)
+                    prepare = partial(self._prepare, images, question, choices)
                     episode = await asyncio.to_thread(prepare)
                 done = asyncio.get_running_loop().create_future()
                 self._queue.append(Waiting(episode, prepare, temperature, answer_tokens, done, on_turn))
@@ -104,11 +104,12 @@ class Batcher:
         finally:
             self.inside -= 1
 
-    def _prepare(self, image: Any, question: str, choices: list[str]) -> Episode:
-        """Make the episode and decode its photograph before the batch: a damaged image fails only its own request."""
-        episode = self.vqa.episode(image() if callable(image) else image, question, choices)
+    def _prepare(self, images: Sequence[Any], question: str, choices: list[str]) -> Episode:
+        """Make the episode and decode its photographs before the batch: a damaged image fails only its own request."""
+        episode = self.vqa.episode([image() if callable(image) else image for image in images], question, choices)
         if self.vqa.protocol.looks_again:
-            _ = episode.original.image
+            for original in episode.originals:
+                _ = original.image
         return episode
 
     async def _work(self) -> None:
@@ -158,7 +159,7 @@ class Batcher:
         def report(index: int, episode: Episode) -> None:
             listener = batch[index].on_turn
             if listener is not None:
-                loop.call_soon_threadsafe(listener, turns_of(episode), episode.original.size)
+                loop.call_soon_threadsafe(listener, turns_of(episode), episode.sizes)
 
         temperature, tokens = batch[0].kind
         return self.vqa.answer([waiting.episode for waiting in batch], temperature, tokens, report)

@@ -191,20 +191,25 @@ async def ask_page(app: FastAPI, file: str | None, text: str, lines: str) -> Asy
         limits = app.state.limits
         data = await asyncio.to_thread(Path(file).read_bytes)
         photograph = await asyncio.to_thread(Photograph, data, limits.image_pixels)
-        asked = read_question(photograph, text or "", options, limits)
+        asked = read_question([photograph], text or "", options, limits)
         picture = await asyncio.to_thread(photograph.overview, SHOWN)
         yield "Looking ...", picture, None, "<p>The model is looking at the whole picture.</p>"
         task = asyncio.create_task(answer(app, asked, lambda *progress: events.put_nowait(progress)))
         task.add_done_callback(lambda _: events.put_nowait(None))
         while (progress := await events.get()) is not None:
-            turns, size = progress
-            yield "Looking closer ...", draw_boxes(picture, turns, size), _last_crop(turns), turns_html(turns)
+            turns, _ = progress
+            yield (
+                "Looking closer ...",
+                draw_boxes(picture, turns, photograph.size),
+                _last_crop(turns),
+                turns_html(turns),
+            )
         found = await task
     except (ApiError, ImageError, ValueError, ConnectionError) as error:
         yield f"**That did not work.** {_plain(getattr(error, 'message', str(error)))}", None, None, "<p>No turns.</p>"
         return
     said = spoken(found) if found.answer else "(no answer in the requested form)"
-    shown = draw_boxes(picture, found.turns, found.episode.original.size)
+    shown = draw_boxes(picture, found.turns, photograph.size)
     yield f"**{_plain(said)}**", shown, _last_crop(found.turns), turns_html(found.turns)
 
 

@@ -1,4 +1,4 @@
-"""Reads and writes OpenAI's chat format: one user message with one image in, the final answer and the trace out."""
+"""Reads and writes OpenAI's chat format: one user message with its images in, the final answer and the trace out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import binascii
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mgpo.asking.grounded import Answer, Turn
 from mgpo.data.texts import split_choices, take_label
 from mgpo.images.photograph import Photograph
-from mgpo.method.question import LETTERS
+from mgpo.method.question import LETTERS, MAX_IMAGES
 from mgpo.policies.endpoint import png_uri
 from mgpo.serving.limits import ApiError, Limits
 
@@ -52,9 +53,9 @@ class ChatRequest(BaseModel):
 
 @dataclass(frozen=True)
 class Asked:
-    """One question, read from a request. `image` is bytes, a photograph, or a URL on an allowed host."""
+    """One question, read from a request. Each image is bytes, a photograph, or a URL on an allowed host."""
 
-    image: bytes | str | Photograph
+    images: tuple[bytes | str | Photograph, ...]
     question: str
     choices: list[str]
     temperature: float = 0.0
@@ -78,17 +79,17 @@ def read_request(request: ChatRequest, limits: Limits) -> Asked:
             400, "Send exactly one message, with the role user: the server adds the other turns.", "messages"
         )
     texts, images = _parts(request.messages[0].get("content"))
-    if len(images) != 1:
-        raise ApiError(400, f"Send exactly one image, not {len(images)}.", "images")
+    if not 1 <= len(images) <= MAX_IMAGES:
+        raise ApiError(400, f"Send 1 to {MAX_IMAGES} images, not {len(images)}.", "images")
     tokens = request.max_completion_tokens or request.max_tokens
     return read_question(
-        _image(images[0], limits), "\n".join(texts), list(request.mgpo.choices), limits, request.temperature, tokens,
+        [_image(image, limits) for image in images], "\n".join(texts), list(request.mgpo.choices), limits, request.temperature, tokens,
         request.mgpo.crops, request.stream,
     )  # fmt: skip
 
 
 def read_question(
-    image: bytes | str | Photograph, text: str, choices: list[str], limits: Limits, temperature: float = 0.0,
+    images: Sequence[bytes | str | Photograph], text: str, choices: list[str], limits: Limits, temperature: float = 0.0,
     tokens: int | None = None, crops: bool = False, stream: bool = False,
 ) -> Asked:  # fmt: skip
     """A question with its choices, which may stand in the text line by line ("A. red")."""
@@ -107,7 +108,7 @@ def read_question(
         raise ApiError(400, "The message has no question.", "no_question")
     if choices and not 2 <= len(choices) <= len(LETTERS):
         raise ApiError(400, f"{len(choices)} choices were given; 2 to {len(LETTERS)} are supported.", "choices")
-    return Asked(image, text, choices, temperature, tokens, crops, stream)
+    return Asked(tuple(images), text, choices, temperature, tokens, crops, stream)
 
 
 def _parts(content: Any) -> tuple[list[str], list[Any]]:
@@ -171,14 +172,19 @@ def fetch(url: str, limits: Limits) -> bytes:
     return data
 
 
-def trace(turns: tuple[Turn, ...], size: tuple[int, int], crops: bool) -> dict[str, Any]:
-    """The extra field: what the model said and where it looked. Boxes are in pixels of the photograph, upright."""
+def trace(turns: tuple[Turn, ...], sizes: dict[str, Any], crops: bool) -> dict[str, Any]:
+    """The extra field: what the model said and where it looked. Boxes are in pixels of the photograph, upright.
+
+    `sizes` are those of `Episode.sizes`; where there are several photographs, each turn names the one that its box is in.
+    """
+    several = "image_sizes" in sizes
     said = []
     for turn in turns:
         one = {"text": turn.text, "status": turn.status, "box_px_original": turn.box_px_original, "seconds": turn.seconds,
                "truncated": turn.truncated}  # fmt: skip
+        one |= {"image": turn.image_number} if several else {}
         said.append(one | ({"crop": png_uri(turn.crop) if turn.crop is not None else None} if crops else {}))
-    return {"turns": said, "image_size": list(size)}
+    return {"turns": said} | sizes
 
 
 def spoken(answer: Answer) -> str:
@@ -205,7 +211,7 @@ def completion(answer: Answer, model: str, crops: bool) -> dict[str, Any]:
 
 def full_trace(answer: Answer, crops: bool) -> dict[str, Any]:
     """The extra field of a finished answer."""
-    found = trace(answer.turns, answer.episode.original.size, crops)
+    found = trace(answer.turns, answer.episode.sizes, crops)
     return found | {"answer": answer.answer, "letter": answer.letter, "seconds": answer.seconds}
 
 

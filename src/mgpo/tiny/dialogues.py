@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mgpo.method.grounding import box_as_json
-from mgpo.method.protocol import SHOW_AGAIN, SHOW_CROP, Method, Protocol, ask_answer, asked, opening_text
+from mgpo.method.boxes import box_as_json
+from mgpo.method.prompts import SHOW_AGAIN, SHOW_CROP, ask_answer, asked, opening_text
+from mgpo.method.protocol import Method, Protocol
 from mgpo.method.question import LETTERS, Question
 from mgpo.tiny.labels import PRINTS, Labels
 from mgpo.tiny.tokenizer import LOOK_AT, PLAIN_BOX, PLAIN_READ, PROSE, SEES

@@ -22,8 +22,10 @@ import torch
 from rich.console import Console
 
 from mgpo.images.imaging import crop, overview
-from mgpo.method.grounding import Frame, holds_centre, read_grounding
-from mgpo.method.protocol import Episode, Method, Protocol, UserTurn
+from mgpo.method.boxes import Frame, holds_centre
+from mgpo.method.episode import Episode, UserTurn
+from mgpo.method.grounding import read_grounding
+from mgpo.method.protocol import Method, Protocol
 from mgpo.method.question import Question
 from mgpo.method.rewards import is_correct
 from mgpo.policies.loading import TINY, budget_of
@@ -68,7 +70,7 @@ def ban_gains(policy: LocalPolicy, n: int, seed: int) -> dict[str, float]:
     gains = {}
     for token in likeliest_first_tokens(policy, episodes):
         touched = [number for number, turn in enumerate(said) if token in turn.ids]
-        again = [Episode(episodes[i].question, episodes[i].original, protocol) for i in touched]
+        again = [Episode(episodes[i].question, episodes[i].originals, protocol) for i in touched]
         if again:
             _run_without(policy, again, token)
         change = sum(_right(episode) - right[i] for i, episode in zip(touched, again))

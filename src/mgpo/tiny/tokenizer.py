@@ -13,8 +13,8 @@ import itertools
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mgpo.method import protocol
-from mgpo.method.grounding import BoxForm
+from mgpo.method import prompts
+from mgpo.method.boxes import BoxForm
 from mgpo.tiny.model import VOCAB_SIZE
 from mgpo.worlds.needle import ASK, HOW_MANY, WHICH_COLOUR
 from mgpo.worlds.scene import COLOURS, DIRECTIONS, LETTERS, SHAPES
@@ -44,13 +44,13 @@ CHAT_TEMPLATE = (
 """Qwen2.5-VL's format, without a system turn unless the conversation has one."""
 
 PHRASES = (
-    protocol.ask_region(BoxForm()),
-    protocol.ask_region_and_answer(BoxForm()),
-    protocol.SHOW_CROP,
-    protocol.SHOW_AGAIN,
-    protocol.ASK_MORE,
-    protocol.ASK_LETTER,
-    protocol.ASK_TEXT,
+    prompts.ask_region(BoxForm()),
+    prompts.ask_region_and_answer(BoxForm()),
+    prompts.SHOW_CROP,
+    prompts.SHOW_AGAIN,
+    prompts.ASK_MORE,
+    prompts.ASK_LETTER,
+    prompts.ASK_TEXT,
     PLAIN_BOX,
     *PROSE,
     "```json\n",

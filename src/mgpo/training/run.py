@@ -202,7 +202,13 @@ def admission_of(data: DataArguments, config: MGPOConfig) -> Admission:
     form = form_of(model_type_of(data.model_name_or_path))
     protocol = config.protocol(budget_of(processor), form)
     most = None if config.method == SFT else config.max_reply_tokens
-    return Admission(protocol, TurnTokens(processor, config.chat_template_kwargs).text_tokens, most, data.check_images)
+    return Admission(
+        protocol,
+        TurnTokens(processor, config.chat_template_kwargs).text_tokens,
+        most,
+        data.check_images,
+        config.max_images,
+    )
 
 
 def plain_settings(data: DataArguments, config: MGPOConfig) -> dict[str, Any]:

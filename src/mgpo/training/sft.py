@@ -9,7 +9,8 @@ from trl import SFTConfig, SFTTrainer
 
 from mgpo.config import SFT, DataArguments, MGPOConfig
 from mgpo.images.photograph import Photograph
-from mgpo.method.protocol import Protocol, neutral, opening_text
+from mgpo.method.prompts import neutral, opening_text
+from mgpo.method.protocol import Protocol
 from mgpo.method.question import Question
 from mgpo.policies.families import form_of
 from mgpo.policies.loading import budget_of, load_processor, model_type_of, resolve, set_budget

@@ -30,8 +30,9 @@ from trl.trainer.utils import strip_images_from_messages
 from mgpo.config import MGPOConfig
 from mgpo.images.identity import image_key
 from mgpo.images.photograph import Photograph
+from mgpo.method.episode import Episode
 from mgpo.method.metrics import episode_metrics
-from mgpo.method.protocol import Episode, Method
+from mgpo.method.protocol import Method
 from mgpo.method.question import Question
 from mgpo.method.rewards import accuracy_reward
 from mgpo.policies.families import form_of
@@ -57,6 +58,9 @@ ASKED_WITH = (
     "max_grounding_tokens", "max_answer_tokens", "chat_template_kwargs",
 )  # fmt: skip
 """Settings with which a trained model is to be asked."""
+
+NOT_FOR_REWARDS = ("image", "more_images", "gold_boxes", "gold_boxes_px_original", "gold_image")
+"""Columns that reward functions do not get: images, and what must reach neither prompt nor reward."""
 
 
 def _environment() -> None:
@@ -135,27 +139,17 @@ class MGPOTrainer(Resuming, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Open the episodes, let TRL generate and score, then check the images and save trajectories."""
         self._episodes, rows = [], []
-        originals: dict[Any, Any] = {}
+        originals: dict[Any, tuple[Photograph, Any]] = {}
         for row in inputs:
             question = Question.from_row(row)
-            key = image_key(row["image"])
-            if key not in originals:
-                original = Photograph(row["image"])
-                originals[key] = (original, original.overview(self.protocol.budget), {})
-                if self.protocol.turns > 1:
-                    original.decode_ahead()
-            original, shown, crops = originals[key]
-            episode = Episode(question, original, self.protocol, crops)
-            turn = episode.opening(shown)
+            self.args.check_images(question)
+            found = [self._photograph(image, originals) for image in question.images]
+            episode = Episode(question, tuple(original for original, _ in found), self.protocol)
+            turn = episode.opening([overview for _, overview in found])
             self._episodes.append(episode)
-            # Gold boxes are left out, so that they reach neither prompt nor reward.
             rows.append(
-                {
-                    key: value
-                    for key, value in row.items()
-                    if key not in ("image", "gold_boxes", "gold_boxes_px_original")
-                }
-                | {"prompt": [{"role": "user", "content": turn.text}], "images": [shown]}
+                {name: value for name, value in row.items() if name not in NOT_FOR_REWARDS}
+                | {"prompt": [{"role": "user", "content": turn.text}], "images": list(turn.images)}
             )
         with self._pixels(), self.finite.sampling():
             output = super()._generate_and_score_completions(rows)
@@ -165,6 +159,16 @@ class MGPOTrainer(Resuming, GRPOTrainer):
             self.vllm_sampling.compare(output)
         self._save_trajectories()
         return output
+
+    def _photograph(self, image: Any, known: dict[Any, tuple[Photograph, Any]]) -> tuple[Photograph, Any]:
+        """An image of this batch with its overview; questions about one image share both."""
+        key = image_key(image)
+        if key not in known:
+            original = Photograph(image)
+            known[key] = original, original.overview(self.protocol.budget)
+            if self.protocol.turns > 1:
+                original.decode_ahead()
+        return known[key]
 
     def _pixels(self) -> Any:
         """The context in which TRL processes the images of a batch."""
@@ -176,7 +180,7 @@ class MGPOTrainer(Resuming, GRPOTrainer):
     def _check_images(self, output: dict[str, Any]) -> None:
         """Check that the batch holds every image that was shown, whole: TRL would silently train without images."""
         for episode, prompt, said in zip(self._episodes, output["prompt_ids"], output["completion_ids"], strict=True):
-            images = [turn.image for turn in episode.user_turns]
+            images = [image for turn in episode.user_turns for image in turn.images]
             self.turn_tokens.check([*prompt.tolist(), *said.tolist()], images, episode.question.id)
         if "pixel_values" not in output:
             raise RuntimeError("TRL dropped the images of this batch.")
@@ -204,9 +208,9 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         turns = [episode.user_turns[0] for episode in self._episodes]
         prompt_ids = [self.turn_tokens.opening(turn) for turn in turns]
         for episode, ids in zip(self._episodes, prompt_ids):
-            text_tokens = len(ids) - self.turn_tokens.image_tokens(episode.user_turns[0].image)
+            text_tokens = self.turn_tokens.text_tokens_of(ids, episode.user_turns[0])
             check_text(episode.question.id, text_tokens, self.args.max_reply_tokens)
-        images = [[turn.image] for turn in turns]
+        images = [list(turn.images) for turn in turns]
         return prompt_ids, images, self._vision_fields(prompt_ids, images)
 
     def _generate_single_turn(
@@ -265,7 +269,7 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         for said in run_episodes(first, self._episodes, self.turn_limits, collective=True):
             for number, turn in enumerate(said, 1):
                 self._log_metric(f"turns/{number}_tokens", len(turn.ids))
-        shown = [rollout.images[1:] for rollout in rollouts]
+        shown = [rollout.images[len(e.question.images) :] for rollout, e in zip(rollouts, self._episodes, strict=True)]
         for rollout in rollouts:
             self.turn_tokens.check(rollout.prompt_ids + rollout.ids, rollout.images, rollout.name)
         failures = sum(1 for episode in self._episodes if episode.first_grounding.box_px_original is None)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mgpo.method.protocol import UserTurn
-from mgpo.policies.tokens import TurnTokens
+from mgpo.method.episode import UserTurn
+from mgpo.policies.tokens import TurnTokens, as_message
 from mgpo.policies.turn_loop import Said
 
 Speak = Callable[[list[list[int]], list[list[Any]], int, bool], tuple[list[list[int]], list[list[float]] | None]]
@@ -91,15 +91,13 @@ class PolicyInTraining:
             ValueError: its text is over the limit.
         """
         ids = self.tokens.reply(turn, closed=said.ids[-1:] == [self.tokens.turn_end_id])
-        check_text(conversation.name, len(ids) - self.tokens.image_tokens(turn.image), self.most_text_tokens)
+        check_text(conversation.name, self.tokens.text_tokens_of(ids, turn), self.most_text_tokens)
         conversation.ids += ids
         conversation.mask += [0] * len(ids)
         if conversation.logprobs is not None:
             conversation.logprobs += [0.0] * len(ids)
-        conversation.images.append(turn.image)
-        conversation.messages.append(
-            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": turn.text}]}
-        )
+        conversation.images += turn.images
+        conversation.messages.append(as_message(turn))
         conversation.speaks = True
 
     def say(self, conversations: Sequence[Rollout], max_new_tokens: int, temperature: float = 1.0) -> list[Said]:

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig
 from support import TALL, WIDE, make_trainer, rollouts
 
-from mgpo.method.grounding import BoxStatus, Grounding
+from mgpo.method.boxes import BoxStatus, Grounding
 from mgpo.policies.shared.models import NAME
 
 BOXES = (WIDE, None, TALL, (30, 60, 150, 110), None, WIDE)
@@ -16,12 +16,12 @@ def sample(model, folder, rows, monkeypatch, shared, questions=3, each=2, **chan
     """A trainer's greedy rollouts, with boxes read as `BOXES` in every turn that may name one."""
     read = []
 
-    def grounding(text, frame, rules):
+    def grounding(text, frame, rules, numbered):
         read.append(text)
         box = BOXES[(len(read) - 1) % len(BOXES)]
         return Grounding(BoxStatus.VALID, box, frame.to_original(box)) if box else Grounding(BoxStatus.NO_JSON)
 
-    monkeypatch.setattr("mgpo.method.protocol.read_grounding", grounding)
+    monkeypatch.setattr("mgpo.method.episode.read_grounding", grounding)
     trainer = make_trainer(
         model,
         folder,
