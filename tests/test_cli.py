@@ -69,6 +69,15 @@ def test_ask_saves_a_picture(random_tiny, tmp_path, photo):
         assert image.width > 500 and image.height > 600
 
 
+def test_one_question_about_two_photographs(random_tiny, tmp_path, photo):
+    """Together: one answer and one picture. Without --together: one of each per photograph."""
+    asked = ("ask", photo, photo, "Which is older?", "--model", random_tiny, "--json", "--save", tmp_path / "a.png")
+    (line,) = call(*asked, "--together").splitlines()
+    assert json.loads(line)["turns"][0]["image"] == 2 and len(json.loads(line)["image_sizes"]) == 2
+    assert [file.name for file in tmp_path.glob("a*.png")] == ["a.png"]
+    assert len(call(*asked).splitlines()) == 2 and (tmp_path / "a_2.png").is_file()
+
+
 def test_ask_without_choices_and_a_smaller_budget(random_tiny, tmp_path, photo):
     call(
         "ask",

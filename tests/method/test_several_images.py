@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hostile_texts import texts
 from hypothesis import given
-from PIL import Image
+from several import BUDGET, IMAGES, QUESTION, SIZES, named, opened
 
-from mgpo.images.imaging import PixelBudget, crop
+from mgpo.images.imaging import crop
 from mgpo.method.boxes import BoxForm, BoxRules, BoxStatus, Coordinates, Frame
 from mgpo.method.episode import Episode
 from mgpo.method.grounding import read_grounding
@@ -16,31 +16,6 @@ from mgpo.method.metrics import episode_metrics
 from mgpo.method.prompts import ASK_MORE, OR_SHOWN_LAST, SHOW_AGAIN, SHOW_CROP, user_texts
 from mgpo.method.protocol import CropFrame, Method, Protocol
 from mgpo.method.question import Question
-
-BUDGET = PixelBudget(20 * 784, 36 * 784)
-SIZES = ((840, 840), (1680, 420), (560, 1120))
-IMAGES = tuple(
-    Image.fromarray(np.random.default_rng(n).integers(0, 256, (h, w, 3), np.uint8)) for n, (w, h) in enumerate(SIZES)
-)
-QUESTION = Question(
-    IMAGES[0],
-    "Which sign is older?",
-    ("left", "right"),
-    "B",
-    ((140, 140, 420, 420),),
-    more_images=IMAGES[1:],
-    gold_image=3,
-)
-
-
-def opened(question=QUESTION, **settings):
-    run = Episode(question, question.images, Protocol(budget=BUDGET, **settings))
-    run.opening()
-    return run
-
-
-def named(number, box=(28, 28, 84, 84)):
-    return BoxForm().written(box, (1, 1), "sign", number)
 
 
 def same(a, b):
