@@ -1,4 +1,4 @@
-"""Every model family, by a tiny random model of its own architecture: trained in two turns, asked, evaluated.
+"""Every model family, by a tiny random model of its own architecture: trained by every method, asked, evaluated.
 
 `docs/models.md` lists what each can do, and names these tests.
 """
@@ -13,7 +13,7 @@ from family_models import CHOSEN, FAMILY_MODELS, TILES, make
 from fastapi.testclient import TestClient
 from peft import LoraConfig
 from PIL import Image
-from sampling import at_sampling, difference, recomputed, sample_two_turns
+from sampling import at_sampling, difference, recomputed, sample_turns
 from support import CUT, PROSE, SMALL, TALL, WIDE, Script, make_trainer, rollouts, unpadded
 from updates import same, update
 
@@ -53,35 +53,41 @@ def form_of(model):
     return GroundedVQA.from_pretrained(str(model)).protocol.box.form
 
 
-@pytest.fixture(scope="module")
-def sampled(model, tmp_path_factory, rows):
+@pytest.fixture(scope="module", params=["mgpo", "grpo"])
+def sampled(request, model, tmp_path_factory, rows):
+    """Four rollouts of two questions, in two turns or in a single one."""
+    folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        return sample_two_turns(model, tmp_path_factory.mktemp("run"), rows, patch, **chosen(model))
+        return sample_turns(model, folder, rows, patch, method=request.param, **chosen(model))
 
 
 def test_recomputed_logprobs_equal_the_sampled_ones(sampled):
-    """In float32, padded on the left, with two images of different sizes in a sample."""
+    """In float32, padded on the left, with images of different sizes in a batch, and in a sample of two turns."""
     trainer, output, turns = sampled
-    assert len(turns) == 2 and output["num_images"] == [2] * 4
+    assert len(turns) == trainer.protocol.turns and output["num_images"] == [len(turns)] * 4
     if "image_grid_thw" in output:
-        assert len({tuple(grid) for grid in output["image_grid_thw"].tolist()}) >= 3
-    assert len(set(turns[0]["lengths"])) > 1 and len(set(turns[1]["lengths"])) > 1, "nothing is left-padded"
+        assert len({tuple(grid) for grid in output["image_grid_thw"].tolist()}) > len(turns)
+    assert all(len(set(turn["lengths"])) > 1 for turn in turns), "nothing is left-padded"
     found = difference(recomputed(trainer, output), at_sampling(turns))
     assert found < TOLERANCE, f"sampled and recomputed log-probabilities differ by {found}"
 
 
+def features_of(tokens, inputs, images):
+    """Features of each image, counted in the model's inputs."""
+    merge = getattr(tokens.processor.image_processor, "merge_size", None)
+    if merge is not None:
+        return (inputs["image_grid_thw"].prod(-1) // merge**2).tolist()
+    if "image_position_ids" in inputs:  # Gemma 4: nine patches make a token, and places without one are below 0
+        return ((inputs["image_position_ids"][..., 0] >= 0).sum(1) // 9).tolist()
+    tiles = [len(tokens.pixels([image])["pixel_values"].flatten(0, -4)) for image in images]
+    assert sum(tiles) == inputs["pixel_values"].flatten(0, -4).flatten(1).any(1).sum()  # but for tiles of zeros
+    return [count * PER_TILE for count in tiles]
+
+
 def test_image_tokens_equal_image_features(sampled):
     trainer, output, _ = sampled
-    merge = getattr(trainer.processing_class.image_processor, "merge_size", None)
-    if merge is not None:
-        features = iter((output["image_grid_thw"].prod(-1) // merge**2).tolist())
-    elif "image_position_ids" in output:  # Gemma 4: nine patches make a token, and places without one are below 0
-        features = iter(((output["image_position_ids"][..., 0] >= 0).sum(1) // 9).tolist())
-    else:
-        shown = [turn.image for episode in trainer._episodes for turn in episode.user_turns]
-        tiles = [len(trainer.turn_tokens.pixels([image])["pixel_values"].flatten(0, -4)) for image in shown]
-        assert sum(tiles) == output["pixel_values"].flatten(0, -4).flatten(1).any(1).sum()  # but for tiles of zeros
-        features = iter([count * PER_TILE for count in tiles])
+    shown = [turn.image for episode in trainer._episodes for turn in episode.user_turns]
+    features = iter(features_of(trainer.turn_tokens, output, shown))
     for row, count in enumerate(output["num_images"]):
         prompt, said, _ = unpadded(output, row)
         assert (prompt + said).count(trainer.turn_tokens.image_token_id) == sum(next(features) for _ in range(count))
@@ -180,21 +186,21 @@ def test_a_given_turn_is_read_as_it_was_given(model, rows):
     assert spoken(continued.text).strip().startswith(begun)
 
 
-@pytest.mark.parametrize(("method", "lora"), [("mgpo", False), ("mgpo", True), ("grpo", False)])
+@pytest.mark.parametrize(("method", "lora"), [("mgpo", False), ("mgpo", True), ("grpo", False), ("direct", True)])
 def test_two_steps_train_it(model, tmp_path, rows, method, lora):
-    """All weights, or LoRA's; over two turns, or in one, where TRL itself processes the images."""
+    """All weights, or LoRA's; over two turns, or in one."""
     peft = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
-    args = {"max_steps": 2, "extra_reward_funcs": ["support.even_ids"], "peft_config": peft, "method": method} | chosen(
+    args = {"max_steps": 2, "extra_reward_funcs": ["support.sum_of_ids"], "peft_config": peft, "method": method} | chosen(
         model
     )
-    if method == "grpo" and type_of(model) in TILES:
-        with pytest.raises(ValueError, match="can only be trained with method=mgpo so far"):
-            make_trainer(model, tmp_path, rows, **args)
-        return
     trainer = make_trainer(model, tmp_path, rows, **args)
     learned = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
     assert all("lora" in name for name in learned) == lora
     trainer.train()
+    assert_moved(trainer, learned)
+
+
+def assert_moved(trainer, learned):
     after = dict(trainer.model.named_parameters())
     assert any(not torch.equal(before, after[name]) for name, before in learned.items())
     assert all(after[name].isfinite().all() for name in learned)
