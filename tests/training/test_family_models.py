@@ -7,6 +7,7 @@ import base64
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from family_models import CHOSEN, FAMILY_MODELS, TILES, make
@@ -14,10 +15,11 @@ from fastapi.testclient import TestClient
 from peft import LoraConfig
 from PIL import Image
 from sampling import at_sampling, difference, recomputed, sample_turns
-from support import CUT, PROSE, SMALL, TALL, WIDE, Script, make_trainer, rollouts, unpadded
+from support import CUT, PROSE, SMALL, TALL, WIDE, Script, make_trainer, rollouts, settings, unpadded
 from updates import same, update
 
 from mgpo import GroundedVQA, evaluate
+from mgpo.config import DataArguments
 from mgpo.method.grounding import BoxStatus, Frame, read_grounding
 from mgpo.method.protocol import End, Episode, Method, Protocol
 from mgpo.method.question import Question
@@ -27,6 +29,7 @@ from mgpo.policies.shared.models import FAMILIES
 from mgpo.policies.shared.packed import is_hybrid
 from mgpo.serving.app import create_app
 from mgpo.serving.limits import Limits
+from mgpo.training.sft import build_sft_trainer
 
 TOLERANCE = 1e-4
 PER_TILE = 4
@@ -190,9 +193,12 @@ def test_a_given_turn_is_read_as_it_was_given(model, rows):
 def test_two_steps_train_it(model, tmp_path, rows, method, lora):
     """All weights, or LoRA's; over two turns, or in one."""
     peft = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
-    args = {"max_steps": 2, "extra_reward_funcs": ["support.sum_of_ids"], "peft_config": peft, "method": method} | chosen(
-        model
-    )
+    args = {
+        "max_steps": 2,
+        "extra_reward_funcs": ["support.sum_of_ids"],
+        "peft_config": peft,
+        "method": method,
+    } | chosen(model)
     trainer = make_trainer(model, tmp_path, rows, **args)
     learned = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
     assert all("lora" in name for name in learned) == lora
@@ -204,6 +210,42 @@ def assert_moved(trainer, learned):
     after = dict(trainer.model.named_parameters())
     assert any(not torch.equal(before, after[name]) for name, before in learned.items())
     assert all(after[name].isfinite().all() for name in learned)
+
+
+def test_short_answers_are_learned_where_they_are_asked(model, tmp_path, rows):
+    """SFT: the prompt is the one that `direct` evaluation uses, the mask is one on the answer and its end, padding changes
+    no log-probability, and two steps train it."""
+    config = settings(tmp_path, method="sft", max_steps=2, **chosen(model))
+    trainer = build_sft_trainer(DataArguments(model_name_or_path=str(model)), config, datasets.Dataset.from_list(rows))
+    asked = trainer.train_dataset[:3]
+    asked = [dict(zip(asked, values)) for values in zip(*asked.values())]
+    batch, tokens = trainer.data_collator(asked), LocalPolicy.load(str(model)).tokens
+    protocol = config.protocol(GroundedVQA.from_pretrained(str(model)).policy.budget, None)
+    features = features_of(tokens, batch, [row["images"][0] for row in asked])
+    think = "\n</think>\n\n" if tokens.opens_thinking else ""
+    whole = log_probs(trainer.model, batch)
+    for i, row in enumerate(rows[:3]):
+        opening = tokens.opening(Episode(Question.from_row(row), Image.open(row["image"]), protocol).opening())
+        said = Script.ids(tokens, f"{think}\\boxed{{{row['answer']}}}")
+        assert batch["input_ids"][i][batch["attention_mask"][i].bool()].tolist() == opening + said
+        assert batch["labels"][i].tolist()[: len(opening + said)] == [-100] * len(opening) + said
+        assert (batch["labels"][i][len(opening + said) :] == -100).all()
+        assert opening.count(tokens.image_token_id) == features[i]
+        alone = log_probs(trainer.model, trainer.data_collator([asked[i]]))[0]
+        assert difference([whole[i, : len(alone)]], [alone]) < TOLERANCE
+    assert len(set(batch["attention_mask"].sum(1).tolist())) > 1, "nothing is padded"
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    assert_moved(trainer, before)
+
+
+def log_probs(model, batch):
+    """(rows, tokens) of what is learned, 0 elsewhere."""
+    with torch.no_grad():
+        logits = model.eval()(**{k: v for k, v in batch.items() if k != "labels"}).logits.float()
+    labels = batch["labels"][:, 1:, None]
+    found = logits[:, :-1].log_softmax(-1).gather(2, labels.clamp(min=0))
+    return found.masked_fill(labels < 0, 0)[..., 0]
 
 
 def test_text_of_the_data_creates_no_special_token(model, rows):

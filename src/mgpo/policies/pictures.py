@@ -180,19 +180,6 @@ def pictures_of(processor: Any) -> Grid | Tiles:
     return Tiles(processor) if type(processor).__name__ in CUTS else Grid(processor)
 
 
-def refuse_tiles(pictures: Grid | Tiles, method: str) -> None:
-    """Refuse to train a family that cuts images by itself in a single turn, where TRL runs its processor by itself.
-
-    Raises:
-        ValueError: the method is not `mgpo`.
-    """
-    if isinstance(pictures, Tiles) and method != "mgpo":
-        raise ValueError(
-            f"method={method}: models with a {type(pictures.processor).__name__} can only be trained with method=mgpo so far. "
-            "They can be evaluated with any protocol."
-        )
-
-
 def most_tokens(processor: Any) -> int | None:
     """Most tokens of one image where they do not follow from its pixels; None for a grid."""
     cut = CUTS.get(type(processor).__name__)

@@ -100,4 +100,5 @@ def leave_out_router_loss(trainer: Any) -> None:
             f"{trainer.model.config.model_type} model. Leave router_aux_loss_coef out or set it to 0."
         )
     trainer.aux_loss_enabled, trainer.router_aux_loss_coef = False, 0.0
+    text.output_router_logits = False  # TRL's SFTTrainer has switched it on there
     logger.warning("The router's loss is left out: TRL cannot compute it for %s.", trainer.model.config.model_type)
