@@ -213,8 +213,8 @@ def assert_moved(trainer, learned):
 
 
 def test_short_answers_are_learned_where_they_are_asked(model, tmp_path, rows):
-    """SFT: the prompt is the one that `direct` evaluation uses, the mask is one on the answer and its end, padding changes
-    no log-probability, and two steps train it."""
+    """SFT: the prompt is the one that `direct` evaluation uses, the mask is one on the answer and its end, log-probabilities
+    are those of each conversation alone, and two steps train it."""
     config = settings(tmp_path, method="sft", max_steps=2, **chosen(model))
     trainer = build_sft_trainer(DataArguments(model_name_or_path=str(model)), config, datasets.Dataset.from_list(rows))
     asked = trainer.train_dataset[:3]
@@ -225,13 +225,18 @@ def test_short_answers_are_learned_where_they_are_asked(model, tmp_path, rows):
     think = "\n</think>\n\n" if tokens.opens_thinking else ""
     whole = log_probs(trainer.model, batch)
     for i, row in enumerate(rows[:3]):
-        opening = tokens.opening(Episode(Question.from_row(row), Image.open(row["image"]), protocol).opening())
+        turn = Episode(Question.from_row(row), Image.open(row["image"]), protocol).opening()
+        opening = tokens.opening(turn)
         said = Script.ids(tokens, f"{think}\\boxed{{{row['answer']}}}")
         assert batch["input_ids"][i][batch["attention_mask"][i].bool()].tolist() == opening + said
         assert batch["labels"][i].tolist()[: len(opening + said)] == [-100] * len(opening) + said
         assert (batch["labels"][i][len(opening + said) :] == -100).all()
         assert opening.count(tokens.image_token_id) == features[i]
-        alone = log_probs(trainer.model, trainer.data_collator([asked[i]]))[0]
+        ids = torch.tensor([opening + said])
+        types = {tokens.pictures.types: (ids == tokens.image_token_id).int()} if tokens.pictures.types else {}
+        assert all(torch.equal(batch[name][i : i + 1, : ids.shape[1]], known) for name, known in types.items())
+        labels = batch["labels"][i : i + 1, : ids.shape[1]]
+        alone = log_probs(trainer.model, {"input_ids": ids, "labels": labels} | types | tokens.pixels([turn.image]))[0]
         assert difference([whole[i, : len(alone)]], [alone]) < TOLERANCE
     assert len(set(batch["attention_mask"].sum(1).tolist())) > 1, "nothing is padded"
     before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
