@@ -85,10 +85,13 @@ GEMMA4 = (
     + "{{ '<turn|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|turn>model\n' }}{% endif %}"
 )
 IDEFICS = (
-    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize + ':' }}"
-    + PARTS.replace("IMAGE", "<image>")
-    + "{{ '<end_of_utterance>\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}"
+    "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
+"""As in `transformers.models.smolvlm.processing_smolvlm`: a message that is a plain string is not written at all."""
 TILES = {
     "internvl": (
         TEXT | dict(model_type="qwen2", rope_parameters={"rope_type": "default", "rope_theta": 1e4}),
