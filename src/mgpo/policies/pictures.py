@@ -3,7 +3,7 @@
     pictures = pictures_of(processor)
     pictures.text(image), pictures.tokens(image), pictures.pixels([image])
 
-Only Gemma, Idefics and InternVL are known to cut images by themselves.
+Only Gemma, Idefics, SmolVLM and InternVL are known to cut images by themselves.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ CUTS = {
     "Gemma3Processor": Cut("token_type_ids", lambda p: p.image_seq_length),
     "Gemma4Processor": Cut("mm_token_type_ids", lambda p: p.image_processor.max_soft_tokens),
     "Idefics3Processor": Cut(None, _idefics, {"return_row_col_info": True}),
+    "SmolVLMProcessor": Cut(None, _idefics, {"return_row_col_info": True}),
 }
 """Processors that cut images into tiles or bring them to one size; all others give one grid of patches per image."""
 
