@@ -18,6 +18,7 @@ from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImagePr
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from mgpo.policies.loading import budget_of
 from mgpo.policies.processors import build_without_video
@@ -85,9 +86,15 @@ GEMMA4 = (
     + "{{ '<turn|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|turn>model\n' }}{% endif %}"
 )
 IDEFICS = (
-    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize + ':' }}"
-    + PARTS.replace("IMAGE", "<image>")
-    + "{{ '<end_of_utterance>\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}"
+    "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+"""As in `transformers.models.smolvlm.processing_smolvlm`: a message that is a plain string is not written at all."""
+SMALL_SIGLIP = dict(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=56, patch_size=14
 )
 TILES = {
     "internvl": (
@@ -97,7 +104,12 @@ TILES = {
     ),
     "idefics3": (
         TEXT | dict(model_type="llama"),
-        dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=56, patch_size=14),
+        SMALL_SIGLIP,
+        IDEFICS,
+    ),
+    "smolvlm": (
+        TEXT | dict(model_type="llama"),
+        SMALL_SIGLIP,
         IDEFICS,
     ),
     "gemma4": (
@@ -110,7 +122,7 @@ TILES = {
     "gemma3": (
         TEXT | dict(head_dim=16, sliding_window=64, query_pre_attn_scalar=16,
                     layer_types=["sliding_attention", "full_attention"]),
-        dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=56, patch_size=14),
+        SMALL_SIGLIP,
         GEMMA,
     ),
 }  # fmt: skip
@@ -155,7 +167,7 @@ def _tokenizer(model_type: str):
             pad_token="<|endoftext|>", extra_special_tokens={k: v for k, v in names.items() if k != "eos_token"},
             padding_side="left", clean_up_tokenization_spaces=False,
         )  # fmt: skip
-        if model_type == "idefics3":
+        if model_type in ("idefics3", "smolvlm"):
             cells = [f"<row_{row}_col_{col}>" for row in (1, 2) for col in (1, 2)]
             tokenizer.add_special_tokens(
                 {"additional_special_tokens": ["<fake_token_around_image>", "<global-img>", *cells]}
@@ -171,6 +183,7 @@ SPECIAL_OF = {
     "internvl": {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
                  "video_token": "<video>"},
     "idefics3": {"image_token": "<image>", "eos_token": "<end_of_utterance>"},
+    "smolvlm": {"image_token": "<image>", "video_token": "<video>", "eos_token": "<end_of_utterance>"},
     "gemma4": {"boi_token": "<|image>", "eoi_token": "<image|>", "image_token": "<|image|>", "eos_token": "<turn|>"},
     "gemma3": {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>",
                "eos_token": "<end_of_turn>"},
@@ -180,9 +193,9 @@ SPECIAL_OF = {
 def _image_processor(model_type: str):
     if model_type == "internvl":
         return GotOcr2ImageProcessorPil(size={"height": 56, "width": 56}, crop_to_patches=True, max_patches=4)
-    if model_type == "idefics3":
-        size, tile = {"longest_edge": 112}, {"longest_edge": 56}
-        return Idefics3ImageProcessorPil(size=size, max_image_size=tile)
+    if model_type in ("idefics3", "smolvlm"):
+        kind = Idefics3ImageProcessorPil if model_type == "idefics3" else SmolVLMImageProcessorPil
+        return kind(size={"longest_edge": 112}, max_image_size={"longest_edge": 56})
     if model_type == "gemma4":
         return Gemma4ImageProcessorPil(max_soft_tokens=70)
     if model_type == "gemma3":
@@ -198,6 +211,7 @@ def _image_processor(model_type: str):
 
 NAMES = {
     "idefics3": {"image_token_id": "<image>"},
+    "smolvlm": {"image_token_id": "<image>"},
     "internvl": {"image_token_id": "<IMG_CONTEXT>"},
     "gemma4": {"boi_token_id": "<|image>", "eoi_token_id": "<image|>", "image_token_id": "<|image|>",
                "video_token_id": "<|video|>"},
@@ -206,11 +220,15 @@ NAMES = {
 }  # fmt: skip
 CHOSEN = {
     "idefics3": {"coordinates": "relative_1"},
+    "smolvlm": {"coordinates": "relative_1000"},
     "gemma4": {"coordinates": "absolute"},
     "gemma3": {"coordinates": "relative_1000 yxyx box_2d"},
 }
 """How boxes are written, where the family does not decide it."""
-MORE = {"idefics3": {"scale_factor": 2}} | {"internvl": {"image_seq_length": 4}, "gemma3": {"mm_tokens_per_image": 4}}
+MORE = {"idefics3": {"scale_factor": 2}, "smolvlm": {"scale_factor": 2}} | {
+    "internvl": {"image_seq_length": 4},
+    "gemma3": {"mm_tokens_per_image": 4},
+}
 
 
 def make(model_type: str, folder, **settings):

@@ -1,4 +1,4 @@
-"""Samples two turns through the trainer's own path, captures each token's log-probability, and recomputes them."""
+"""Samples through the trainer's own path, captures each token's log-probability in every turn, and recomputes them."""
 
 import torch
 from support import TALL, WIDE, make_trainer, rollouts
@@ -10,7 +10,7 @@ BOXES = (WIDE, (30, 60, 150, 110), TALL, None)
 """What is read in turn 1. The first two crops have the same shape, so that they can be exchanged."""
 
 
-def sample_two_turns(model, folder, rows, patch, **settings):
+def sample_turns(model, folder, rows, patch, **settings):
     """Trainer, its output, and per turn the log-probabilities at sampling: of raw logits and of what was drawn from."""
     trainer = make_trainer(model, folder, rows, **settings)
     turns, single = [], type(trainer)._generate_single_turn
@@ -51,8 +51,8 @@ def sample_two_turns(model, folder, rows, patch, **settings):
 
 
 def at_sampling(turns, name="raw"):
-    """Per sample: the sampled tokens' log-probabilities of both turns, in order."""
-    return [torch.tensor(first + second) for first, second in zip(turns[0][name], turns[1][name], strict=True)]
+    """Per sample: the sampled tokens' log-probabilities of all turns, in order."""
+    return [torch.tensor(sum(said, [])) for said in zip(*(turn[name] for turn in turns), strict=True)]
 
 
 def recomputed(trainer, output, model=None, **changed):

@@ -137,6 +137,11 @@ def even_ids(completion_ids, **_):
     return [sum(i % 2 == 0 for i in ids) / len(ids) for ids in completion_ids]
 
 
+def sum_of_ids(completion_ids, **_):
+    """A reward that differs between any two short answers but by a rare chance, so that some rollout has an advantage."""
+    return [sum(ids) / 1000 for ids in completion_ids]
+
+
 def unpadded(output, row):
     """Prompt ids, completion ids and loss mask of one sample of the trainer's output, without padding."""
     prompt = output["prompt_ids"][row][output["prompt_mask"][row].bool()].tolist()

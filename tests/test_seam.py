@@ -99,6 +99,10 @@ def test_scoring_takes_tool_images_behind_the_gate_that_our_marker_opens():
     source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
     gate = "self.tools and any(imgs for imgs in tool_images)"
     assert source.count(gate) == 2, f"The gate {gate!r} stands {source.count(gate)} times, expected 2. {LOOK}"
+    assert source.count("tool_images") == 3, (
+        f"tool_images is more than a gate: ours hold the prompt's images too. {LOOK}"
+    )
+    assert inspect.getsource(GRPOTrainer._generate).rstrip().endswith("images, tool_images"), LOOK
     assert "has_mismatch" in source and 'forward_kwargs.pop("pixel_values", None)' in source, (
         f"TRL's silent image drop changed; the check for 'pixel_values' in MGPOTrainer may be void. {LOOK}"
     )

@@ -1,4 +1,4 @@
-"""Every model family, by a tiny random model of its own architecture: trained in two turns, asked, evaluated.
+"""Every model family, by a tiny random model of its own architecture: trained by every method, asked, evaluated.
 
 `docs/models.md` lists what each can do, and names these tests.
 """
@@ -7,28 +7,33 @@ import base64
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from family_models import CHOSEN, FAMILY_MODELS, TILES, make
 from fastapi.testclient import TestClient
 from peft import LoraConfig
 from PIL import Image
-from sampling import at_sampling, difference, recomputed, sample_two_turns
-from support import CUT, PROSE, SMALL, TALL, WIDE, Script, make_trainer, rollouts, several, unpadded
+from sampling import at_sampling, difference, recomputed, sample_turns
+from support import CUT, PROSE, SMALL, TALL, WIDE, Script, make_trainer, rollouts, settings, several, unpadded
 from updates import same, update
 
 from mgpo import GroundedVQA, evaluate
+from mgpo.config import DataArguments
 from mgpo.method.boxes import BoxStatus, Frame
 from mgpo.method.episode import End, Episode
 from mgpo.method.grounding import read_grounding
 from mgpo.method.protocol import Method, Protocol
 from mgpo.method.question import Question
 from mgpo.method.thinking import spoken
+from mgpo.policies.loading import load_model
 from mgpo.policies.local import LocalPolicy
 from mgpo.policies.shared.models import FAMILIES
 from mgpo.policies.shared.packed import is_hybrid
 from mgpo.serving.app import create_app
 from mgpo.serving.limits import Limits
+from mgpo.training.sft import build_sft_trainer
+from mgpo.training.weights import freeze_vision_tower
 
 TOLERANCE = 1e-4
 PER_TILE = 4
@@ -55,19 +60,21 @@ def form_of(model):
     return GroundedVQA.from_pretrained(str(model)).protocol.box.form
 
 
-@pytest.fixture(scope="module")
-def sampled(model, tmp_path_factory, rows):
+@pytest.fixture(scope="module", params=["mgpo", "grpo"])
+def sampled(request, model, tmp_path_factory, rows):
+    """Four rollouts of two questions, in two turns or in a single one."""
+    folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        return sample_two_turns(model, tmp_path_factory.mktemp("run"), rows, patch, **chosen(model))
+        return sample_turns(model, folder, rows, patch, method=request.param, **chosen(model))
 
 
 def test_recomputed_logprobs_equal_the_sampled_ones(sampled):
-    """In float32, padded on the left, with two images of different sizes in a sample."""
+    """In float32, padded on the left, with images of different sizes in a batch, and in a sample of two turns."""
     trainer, output, turns = sampled
-    assert len(turns) == 2 and output["num_images"] == [2] * 4
+    assert len(turns) == trainer.protocol.turns and output["num_images"] == [len(turns)] * 4
     if "image_grid_thw" in output:
-        assert len({tuple(grid) for grid in output["image_grid_thw"].tolist()}) >= 3
-    assert len(set(turns[0]["lengths"])) > 1 and len(set(turns[1]["lengths"])) > 1, "nothing is left-padded"
+        assert len({tuple(grid) for grid in output["image_grid_thw"].tolist()}) > len(turns)
+    assert all(len(set(turn["lengths"])) > 1 for turn in turns), "nothing is left-padded"
     found = difference(recomputed(trainer, output), at_sampling(turns))
     assert found < TOLERANCE, f"sampled and recomputed log-probabilities differ by {found}"
 
@@ -75,23 +82,27 @@ def test_recomputed_logprobs_equal_the_sampled_ones(sampled):
 def test_questions_may_show_several_images(model, tmp_path, rows, monkeypatch):
     """Two images and a crop in the first two samples, one image and a crop in the others."""
     args = chosen(model) | {"max_images": 2, "max_reply_tokens": 320}
-    trainer, output, turns = sample_two_turns(model, tmp_path, several(rows), monkeypatch, **args)
+    trainer, output, turns = sample_turns(model, tmp_path, several(rows), monkeypatch, **args)
     assert output["num_images"] == [3, 3, 2, 2] and len(turns) == 2
     assert difference(recomputed(trainer, output), at_sampling(turns)) < TOLERANCE
 
 
+def features_of(tokens, inputs, images):
+    """Features of each image, counted in the model's inputs."""
+    merge = getattr(tokens.processor.image_processor, "merge_size", None)
+    if merge is not None:
+        return (inputs["image_grid_thw"].prod(-1) // merge**2).tolist()
+    if "image_position_ids" in inputs:  # Gemma 4: nine patches make a token, and places without one are below 0
+        return ((inputs["image_position_ids"][..., 0] >= 0).sum(1) // 9).tolist()
+    tiles = [len(tokens.pixels([image])["pixel_values"].flatten(0, -4)) for image in images]
+    assert sum(tiles) == inputs["pixel_values"].flatten(0, -4).flatten(1).any(1).sum()  # but for tiles of zeros
+    return [count * PER_TILE for count in tiles]
+
+
 def test_image_tokens_equal_image_features(sampled):
     trainer, output, _ = sampled
-    merge = getattr(trainer.processing_class.image_processor, "merge_size", None)
-    if merge is not None:
-        features = iter((output["image_grid_thw"].prod(-1) // merge**2).tolist())
-    elif "image_position_ids" in output:  # Gemma 4: nine patches make a token, and places without one are below 0
-        features = iter(((output["image_position_ids"][..., 0] >= 0).sum(1) // 9).tolist())
-    else:
-        shown = [turn.image for episode in trainer._episodes for turn in episode.user_turns]
-        tiles = [len(trainer.turn_tokens.pixels([image])["pixel_values"].flatten(0, -4)) for image in shown]
-        assert sum(tiles) == output["pixel_values"].flatten(0, -4).flatten(1).any(1).sum()  # but for tiles of zeros
-        features = iter([count * PER_TILE for count in tiles])
+    shown = [turn.image for episode in trainer._episodes for turn in episode.user_turns]
+    features = iter(features_of(trainer.turn_tokens, output, shown))
     for row, count in enumerate(output["num_images"]):
         prompt, said, _ = unpadded(output, row)
         assert (prompt + said).count(trainer.turn_tokens.image_token_id) == sum(next(features) for _ in range(count))
@@ -190,24 +201,77 @@ def test_a_given_turn_is_read_as_it_was_given(model, rows):
     assert spoken(continued.text).strip().startswith(begun)
 
 
-@pytest.mark.parametrize(("method", "lora"), [("mgpo", False), ("mgpo", True), ("grpo", False)])
+@pytest.mark.parametrize(("method", "lora"), [("mgpo", False), ("mgpo", True), ("grpo", False), ("direct", True)])
 def test_two_steps_train_it(model, tmp_path, rows, method, lora):
-    """All weights, or LoRA's; over two turns, or in one, where TRL itself processes the images."""
+    """All weights, or LoRA's; over two turns, or in one."""
     peft = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
-    args = {"max_steps": 2, "extra_reward_funcs": ["support.even_ids"], "peft_config": peft, "method": method} | chosen(
-        model
-    )
-    if method == "grpo" and type_of(model) in TILES:
-        with pytest.raises(ValueError, match="can only be trained with method=mgpo so far"):
-            make_trainer(model, tmp_path, rows, **args)
-        return
+    args = {
+        "max_steps": 2,
+        "extra_reward_funcs": ["support.sum_of_ids"],
+        "peft_config": peft,
+        "method": method,
+    } | chosen(model)
+    if method == "direct" and type_of(model) not in TILES:
+        pytest.skip("it is trained as by grpo")
     trainer = make_trainer(model, tmp_path, rows, **args)
     learned = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
     assert all("lora" in name for name in learned) == lora
     trainer.train()
+    assert_moved(trainer, learned)
+
+
+def assert_moved(trainer, learned):
     after = dict(trainer.model.named_parameters())
     assert any(not torch.equal(before, after[name]) for name, before in learned.items())
     assert all(after[name].isfinite().all() for name in learned)
+
+
+def test_its_vision_tower_can_be_frozen(model):
+    loaded = load_model(str(model)).requires_grad_(True)
+    freeze_vision_tower(loaded)
+    frozen = {name for name, parameter in loaded.named_parameters() if not parameter.requires_grad}
+    assert frozen and not any("language_model" in name or "lm_head" in name for name in frozen)
+
+
+def test_short_answers_are_learned_where_they_are_asked(model, tmp_path, rows):
+    """SFT: the prompt is the one that `direct` evaluation uses, the mask is one on the answer and its end, log-probabilities
+    are those of each conversation alone, and two steps train it."""
+    config = settings(tmp_path, method="sft", max_steps=2, **chosen(model))
+    trainer = build_sft_trainer(DataArguments(model_name_or_path=str(model)), config, datasets.Dataset.from_list(rows))
+    asked = trainer.train_dataset[:3]
+    asked = [dict(zip(asked, values)) for values in zip(*asked.values())]
+    batch, tokens = trainer.data_collator(asked), LocalPolicy.load(str(model)).tokens
+    protocol = config.protocol(GroundedVQA.from_pretrained(str(model)).policy.budget, None)
+    features = features_of(tokens, batch, [row["images"][0] for row in asked])
+    think = "\n</think>\n\n" if tokens.opens_thinking else ""
+    whole = log_probs(trainer.model, batch)
+    for i, row in enumerate(rows[:3]):
+        turn = Episode(Question.from_row(row), Image.open(row["image"]), protocol).opening()
+        opening = tokens.opening(turn)
+        said = Script.ids(tokens, f"{think}\\boxed{{{row['answer']}}}")
+        assert batch["input_ids"][i][batch["attention_mask"][i].bool()].tolist() == opening + said
+        assert batch["labels"][i].tolist()[: len(opening + said)] == [-100] * len(opening) + said
+        assert (batch["labels"][i][len(opening + said) :] == -100).all()
+        assert opening.count(tokens.image_token_id) == features[i]
+        ids = torch.tensor([opening + said])
+        types = {tokens.pictures.types: (ids == tokens.image_token_id).int()} if tokens.pictures.types else {}
+        assert all(torch.equal(batch[name][i : i + 1, : ids.shape[1]], known) for name, known in types.items())
+        labels = batch["labels"][i : i + 1, : ids.shape[1]]
+        alone = log_probs(trainer.model, {"input_ids": ids, "labels": labels} | types | tokens.pixels([turn.image]))[0]
+        assert difference([whole[i, : len(alone)]], [alone]) < TOLERANCE
+    assert len(set(batch["attention_mask"].sum(1).tolist())) > 1, "nothing is padded"
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    assert_moved(trainer, before)
+
+
+def log_probs(model, batch):
+    """(rows, tokens) of what is learned, 0 elsewhere."""
+    with torch.no_grad():
+        logits = model.eval()(**{k: v for k, v in batch.items() if k != "labels"}).logits.float()
+    labels = batch["labels"][:, 1:, None]
+    found = logits[:, :-1].log_softmax(-1).gather(2, labels.clamp(min=0))
+    return found.masked_fill(labels < 0, 0)[..., 0]
 
 
 def test_text_of_the_data_creates_no_special_token(model, rows):

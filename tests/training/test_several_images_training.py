@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from sampling import at_sampling, difference, recomputed, sample_two_turns
+from sampling import at_sampling, difference, recomputed, sample_turns
 from support import MIXED, SMALL, TALL, WIDE, Script, make_trainer, rollouts, several, unpadded
 from updates import same, update
 
@@ -53,7 +53,7 @@ def test_crops_come_from_the_image_that_was_named(random_tiny, tmp_path, rows, m
 @pytest.mark.parametrize("shared", [True, False])
 def test_recomputed_logprobs_equal_the_sampled_ones(random_tiny, tmp_path, rows, monkeypatch, shared):
     settings = CONTEXT | {"shared_prefix": shared}
-    trainer, output, turns = sample_two_turns(random_tiny, tmp_path, several(rows), monkeypatch, **settings)
+    trainer, output, turns = sample_turns(random_tiny, tmp_path, several(rows), monkeypatch, **settings)
     assert output["num_images"] == [3, 3, 2, 2]
     assert difference(recomputed(trainer, output), at_sampling(turns)) < 1e-4
 

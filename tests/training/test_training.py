@@ -105,7 +105,7 @@ def test_the_supervised_baseline_learns_the_short_answer_only(sft, rows):
     for i in range(3):
         on = batch["labels"][i] != -100
         learned = tokenizer.decode(batch["labels"][i][on])
-        assert learned.rstrip("\n") == f"\\boxed{{{rows[i]['answer']}}}<|im_end|>"
+        assert learned == f"\\boxed{{{rows[i]['answer']}}}<|im_end|>"
         assert torch.equal(batch["labels"][i][on], batch["input_ids"][i][on])
         text = tokenizer.decode(batch["input_ids"][i])
         assert rows[i]["question"] in text and "A. H\nB. K" in text and "Which region" not in text

@@ -71,7 +71,7 @@ FAMILIES = (
         "model card of Kimi-VL: coordinates between 0 and 1; its code is not part of transformers, so it is asked behind an endpoint",
     ),
     Family(
-        "Idefics 3 and SmolVLM", ("idefics3",), r"idefics3|smolvlm", None, None,
+        "Idefics 3 and SmolVLM", ("idefics3", "smolvlm"), r"idefics3|smolvlm", None, None,
         "no source: their cards show no boxes",
     ),
     Family(

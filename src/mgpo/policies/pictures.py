@@ -3,7 +3,7 @@
     pictures = pictures_of(processor)
     pictures.text(image), pictures.tokens(image), pictures.pixels([image])
 
-Only Gemma, Idefics and InternVL are known to cut images by themselves.
+Only Gemma, Idefics, SmolVLM and InternVL are known to cut images by themselves.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ CUTS = {
     "Gemma3Processor": Cut("token_type_ids", lambda p: p.image_seq_length),
     "Gemma4Processor": Cut("mm_token_type_ids", lambda p: p.image_processor.max_soft_tokens),
     "Idefics3Processor": Cut(None, _idefics, {"return_row_col_info": True}),
+    "SmolVLMProcessor": Cut(None, _idefics, {"return_row_col_info": True}),
 }
 """Processors that cut images into tiles or bring them to one size; all others give one grid of patches per image."""
 
@@ -178,19 +179,6 @@ class Tiles:
 def pictures_of(processor: Any) -> Grid | Tiles:
     """How a processor's family turns images into tokens."""
     return Tiles(processor) if type(processor).__name__ in CUTS else Grid(processor)
-
-
-def refuse_tiles(pictures: Grid | Tiles, method: str) -> None:
-    """Refuse to train a family that cuts images by itself in a single turn, where TRL runs its processor by itself.
-
-    Raises:
-        ValueError: the method is not `mgpo`.
-    """
-    if isinstance(pictures, Tiles) and method != "mgpo":
-        raise ValueError(
-            f"method={method}: models with a {type(pictures.processor).__name__} can only be trained with method=mgpo so far. "
-            "They can be evaluated with any protocol."
-        )
 
 
 def most_tokens(processor: Any) -> int | None:

@@ -27,6 +27,7 @@ PROCESSORS = {
     "gemma3": "Gemma3Processor",
     "gemma4": "Gemma4Processor",
     "idefics3": "Idefics3Processor",
+    "smolvlm": "SmolVLMProcessor",
 }
 """By model type: the processor in transformers, which is imported only when it is built."""
 TOKENS = {
@@ -51,6 +52,12 @@ NAMED = {
 }  # fmt: skip
 """The same where the tokenizer names them: attributes of the processor, and those of its tokenizer."""
 
+SMOLVLM = {
+    "fake_image_token": "<fake_token_around_image>", "image_token": "<image>", "global_image_token": "<global-img>",
+    "end_of_utterance_token": "<end_of_utterance>", "video_token": "<video>",
+}  # fmt: skip
+"""The same for SmolVLM 2, where the tokenizer may name others."""
+
 
 def build_without_video(
     model_type: str, image_processor: Any, tokenizer: Any, chat_template: str | None, config: Any = None
@@ -61,7 +68,7 @@ def build_without_video(
         model_type: one of `PROCESSORS`.
         image_processor, tokenizer, chat_template: its parts.
         config: the model's configuration; needed where it says how many tokens an image takes (InternVL, Gemma 3,
-            Idefics 3).
+            Idefics 3, SmolVLM 2).
 
     Raises:
         KeyError: the type is not in `PROCESSORS`.
@@ -72,10 +79,11 @@ def build_without_video(
     full = getattr(transformers, name)
     if name == "Gemma3Processor":  # it has no video half
         return full(image_processor, tokenizer, chat_template, config.mm_tokens_per_image)
-    if name == "Idefics3Processor":  # nor has this one
+    if name in ("Idefics3Processor", "SmolVLMProcessor"):  # nor has the first
         vision = config.vision_config
         tokens = (vision.image_size // vision.patch_size // config.scale_factor) ** 2
-        return full(image_processor, tokenizer, tokens, chat_template)
+        kind = full if name == "Idefics3Processor" else _smolvlm(full)
+        return kind(image_processor, tokenizer, tokens, chat_template)
     if name in NAMED:
         lengths = (config.image_seq_length,) if name == "InternVLProcessor" else ()
         return _with_length(full)(image_processor, tokenizer, chat_template, *lengths)
@@ -108,6 +116,22 @@ def _with_length(full: type[ProcessorMixin]) -> type[ProcessorMixin]:
         self.image_seq_length = image_seq_length
         for own, theirs in NAMED[full.__name__].items():
             setattr(self, own, getattr(tokenizer, theirs))
+
+    return _renamed(full, __init__)
+
+
+def _smolvlm(full: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """The class without its video half, and without the package `num2words` that it needs for videos."""
+
+    def __init__(
+        self: Any, image_processor: Any = None, tokenizer: Any = None, image_seq_len: int = 169, chat_template: Any = None,
+        **_: Any,
+    ) -> None:  # fmt: skip
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+        self.image_seq_len = image_seq_len
+        for name, token in SMOLVLM.items():
+            setattr(self, name, getattr(tokenizer, name, token))
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
 
     return _renamed(full, __init__)
 

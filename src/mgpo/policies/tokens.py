@@ -47,9 +47,9 @@ class TurnTokens:
         self.template_kwargs = template_kwargs or {}
         self.pictures = pictures_of(processor)
         self.image_token_id = self.pictures.feature_id
-        opening = self._rendered([{"role": "user", "content": "?"}])
+        opening = self._rendered([_text("user", "?")])
         self._thinking = next((block for block in BLOCKS if opening.rstrip().endswith(block[0])), None)
-        self.turn_end_id: int = self._after_said([{"role": "user", "content": "?"}])[0]
+        self.turn_end_id: int = self._after_said([_text("user", "?")])[0]
 
     @property
     def opens_thinking(self) -> bool:
@@ -137,7 +137,7 @@ class TurnTokens:
 
     def _after_said(self, messages: list[dict[str, Any]], turn: UserTurn | None = None) -> list[int]:
         """Ids of what the template writes between the model's turn and the next one, if `messages` follow it."""
-        said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": SAID}]
+        said = [_text("user", "?"), _text("assistant", SAID)]
         before, found, _ = self._rendered(said, generate=False).rpartition(SAID)
         head, found_again, after = self._rendered([*said, *messages]).rpartition(SAID)
         if not (found and found_again) or _EMPTY_BLOCK.sub("", before) != _EMPTY_BLOCK.sub("", head):
@@ -158,6 +158,11 @@ class TurnTokens:
 
 def _special(name: str) -> bool:
     return "|" in name or (name.startswith("<") and name.endswith(">"))
+
+
+def _text(role: str, text: str) -> dict[str, Any]:
+    """A message in parts: the templates of Idefics 3 and SmolVLM write nothing for one that is a plain string."""
+    return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
 def as_message(turn: UserTurn) -> dict[str, Any]:

@@ -123,11 +123,11 @@ def _plain_boxes(policy: LocalPolicy, protocol: Protocol, drawn: list, images: l
             named = [(s, references(scene, s)[pick]) for s in scene.signs if len(references(scene, s)) > pick]
             if named:
                 sign, name = named[scene.key[2] % len(named)]
-                turn = UserTurn(f"{PLAIN_BOX} {name} as JSON.", shown, Frame(shown.size, (0, 0, *image.size)))
+                turn = UserTurn(f"{PLAIN_BOX} {name} as JSON.", (shown,), (Frame(shown.size, (0, 0, *image.size)),))
                 asked.append((kind, sign, turn))
                 conversations.append(Conversation(policy.tokens.opening(turn), [shown]))
     for (kind, sign, turn), said in zip(asked, policy.say(conversations, LIMITS.grounding), strict=True):
-        box = read_grounding(said.text, turn.frame, protocol.box).box_px_original
+        box = read_grounding(said.text, turn.frames[0], protocol.box).box_px_original
         _count(counts, f"plain grounding by {kind}", box is not None and holds_centre(box, sign.box_px_original))
 
 

@@ -5,25 +5,34 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
+from torch.nn.utils.rnn import pad_sequence
 from trl import SFTConfig, SFTTrainer
 
-from mgpo.config import SFT, DataArguments, MGPOConfig
+from mgpo.config import DataArguments, MGPOConfig
 from mgpo.images.photograph import Photograph
+from mgpo.method.episode import UserTurn
 from mgpo.method.prompts import neutral, opening_text
 from mgpo.method.protocol import Protocol
 from mgpo.method.question import Question
 from mgpo.policies.families import form_of
 from mgpo.policies.loading import budget_of, load_processor, model_type_of, resolve, set_budget
-from mgpo.policies.pictures import pictures_of, refuse_tiles
 from mgpo.policies.shared.vision_cache import remember_towers
+from mgpo.policies.tokens import TurnTokens
 from mgpo.runs.log import RunLog
 from mgpo.runs.resuming import Resuming
 from mgpo.training.precision import refuse_rounded_weights
-from mgpo.training.weights import freeze_vision_tower, model_kwargs, peft_config, restore_float32_adapters
+from mgpo.training.weights import (
+    freeze_vision_tower,
+    leave_out_router_loss,
+    model_kwargs,
+    peft_config,
+    restore_float32_adapters,
+)
 
 
 class ShortAnswers:
-    """Dataset transform: question rows -> `prompt`, `completion`, `images` as `SFTTrainer` expects them."""
+    """Dataset transform: question rows -> `id`, `prompt`, `completion` and `images`, whose name tells TRL that they are there."""
 
     def __init__(self, protocol: Protocol, draw: Any = None) -> None:
         self.protocol, self.draw = protocol, draw
@@ -33,11 +42,50 @@ class ShortAnswers:
         batch = self.draw(batch) if self.draw else batch
         rows = [dict(zip(batch, values)) for values in zip(*batch.values())]
         questions = [Question.from_row(row) for row in rows]
-        shown = [Photograph(q.image).overview(self.protocol.budget) for q in questions]
+        shown = [[Photograph(image).overview(self.protocol.budget) for image in q.images] for q in questions]
         return {
-            "prompt": [[{"role": "user", "content": opening_text(q, self.protocol)}] for q in questions],
-            "completion": [[{"role": "assistant", "content": f"\\boxed{{{neutral(_target(q))}}}"}] for q in questions],
-            "images": [[image] for image in shown],
+            "id": [q.id for q in questions],
+            "prompt": [opening_text(q, self.protocol) for q in questions],
+            "completion": [f"\\boxed{{{neutral(_target(q))}}}" for q in questions],
+            "images": shown,
+        }
+
+
+class AnswersAsTokens:
+    """Collator: rows of `ShortAnswers` -> model inputs, by the code that writes the turns in which the model will be asked.
+
+    TRL's own collator runs the whole processor on a rendered conversation. InternVL's and Gemma 4's cannot without their video
+    half, and where a template writes no end of a turn (GLM's), there is none to learn.
+
+    Args:
+        processor: the family's processor.
+        template_kwargs: variables of the chat template.
+    """
+
+    def __init__(self, processor: Any, template_kwargs: dict[str, Any] | None) -> None:
+        self.processor, self.template_kwargs = processor, template_kwargs
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Inputs (rows, tokens), padded on the right, and pixels; `labels` are -100 but for the answer and the turn's end.
+
+        Raises:
+            RuntimeError: a row has not as many image tokens as image features.
+        """
+        tokens = TurnTokens(self.processor, self.template_kwargs)  # anew, so that it holds no image of earlier batches
+        ids, labels, images = [], [], [image for row in rows for image in row["images"]]
+        for row in rows:
+            prompt = tokens.opening(UserTurn(row["prompt"], tuple(row["images"])))
+            answer = [*tokens.ids_of(row["completion"]), tokens.turn_end_id]
+            tokens.check(prompt + answer, row["images"], row["id"])
+            ids.append(torch.tensor(prompt + answer))
+            labels.append(torch.tensor([-100] * len(prompt) + answer))
+        padded = pad_sequence(ids, batch_first=True, padding_value=tokens.tokenizer.pad_token_id)
+        return {
+            "input_ids": padded,
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+            "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
+            **tokens.pixels(images),
+            **tokens.types(padded),
         }
 
 
@@ -60,7 +108,6 @@ def build_sft_trainer(data: DataArguments, config: MGPOConfig, questions: Any, a
     name = data.model_name_or_path
     processor = load_processor(name)
     protocol = config.protocol(budget_of(processor), form_of(model_type_of(name)))
-    refuse_tiles(pictures_of(processor), SFT)
     set_budget(processor, protocol.budget)
     config.min_pixels, config.max_pixels = (
         protocol.budget.min_pixels,
@@ -75,10 +122,12 @@ def build_sft_trainer(data: DataArguments, config: MGPOConfig, questions: Any, a
         train_dataset=_as_short_answers(questions, protocol),
         eval_dataset=_as_short_answers(asked, protocol) if asked is not None else None,
         processing_class=processor,
+        data_collator=AnswersAsTokens(processor, config.chat_template_kwargs),
         peft_config=peft_config(data),
     )
     trainer.add_callback(RunLog())
     restore_float32_adapters(trainer.model)
+    leave_out_router_loss(trainer)
     if config.freeze_vision_tower:
         freeze_vision_tower(trainer.model)
         remember_towers(trainer.model)

@@ -12,7 +12,8 @@ beside this file lists all that is overridden. These four matter most (`tests/te
   model sampled (1) and those that it did not (0), and the images of later turns.
 
 TRL runs that loop only for trainers with tools. This one has none, so `self.tools` holds a marker. It is not shown to
-the model, because `_tokenize_prompts` renders the prompts without a tool schema.
+the model, because `_tokenize_prompts` renders the prompts without a tool schema. Methods of a single turn take the same
+path: their episodes end in the first round of the loop.
 """
 
 from __future__ import annotations
@@ -32,12 +33,11 @@ from mgpo.images.identity import image_key
 from mgpo.images.photograph import Photograph
 from mgpo.method.episode import Episode
 from mgpo.method.metrics import episode_metrics
-from mgpo.method.protocol import Method
 from mgpo.method.question import Question
 from mgpo.method.rewards import accuracy_reward
 from mgpo.policies.families import form_of
 from mgpo.policies.loading import load_processor, model_type_of, own_budget, resolve, set_budget
-from mgpo.policies.pictures import Tiles, refuse_tiles
+from mgpo.policies.pictures import Tiles
 from mgpo.policies.pixel_memory import pixels_once
 from mgpo.policies.tokens import TurnTokens
 from mgpo.policies.turn_loop import GivenFirst, TurnLimits, limit_of, run_episodes
@@ -64,7 +64,7 @@ NOT_FOR_REWARDS = ("image", "more_images", "gold_boxes", "gold_boxes_px_original
 
 
 def _environment() -> None:
-    """Marks the trainer as multi-turn for TRL; it is never called and never shown to the model."""
+    """Makes TRL run `_tool_call_loop`; it is never called and never shown to the model."""
 
 
 class MGPOTrainer(Resuming, GRPOTrainer):
@@ -92,7 +92,6 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         processor.tokenizer.padding_side = "left"  # TRL sets it only on a processor that it loads itself
         set_budget(processor, self.protocol.budget)
         self.turn_tokens = TurnTokens(processor, args.chat_template_kwargs)
-        refuse_tiles(self.turn_tokens.pictures, args.method)
         args.fit_completion(self.protocol)
         args.check_vllm_length(self.protocol)
         args.min_pixels, args.max_pixels = self.protocol.budget.min_pixels, self.protocol.budget.max_pixels
@@ -118,8 +117,7 @@ class MGPOTrainer(Resuming, GRPOTrainer):
                 processing_class=processor,
                 **kwargs,
             )
-        if self.protocol.method is Method.MGPO:
-            self.tools = [_environment]
+        self.tools = [_environment]
         end = self.turn_tokens.turn_end_id  # TRL knows only the ends that generation_config.json lists
         if not self.use_vllm and end not in self.eos_token_ids:
             self.generation_config.eos_token_id = self.eos_token_ids = [*self.eos_token_ids, end]
@@ -190,10 +188,6 @@ class MGPOTrainer(Resuming, GRPOTrainer):
 
         By now every episode has ended, and TRL will average what is logged over all processes.
         """
-        if self.protocol.method is not Method.MGPO:
-            for episode, completion, ids in zip(self._episodes, completions, completion_ids_list, strict=True):
-                completion[-1]["content"] = self.turn_tokens.decode(ids)  # TRL leaves out what the template opened
-                episode.reply(completion[-1]["content"], truncated=ids[-1] not in self.eos_token_ids)
         for episode in self._episodes:
             for name, value in episode_metrics(episode).items():
                 self._log_metric(name, value)
@@ -238,11 +232,17 @@ class MGPOTrainer(Resuming, GRPOTrainer):
             self.generation_config = sampling
 
     def _generate(self, prompts: list) -> Any:
+        """Generate all turns, and tell TRL that the images came from the tool loop, those of the first turn too.
+
+        Where none did, as in a single turn, TRL would render the prompt again and run the whole processor on it, whose tokens
+        and pixels need not be those that were sampled from.
+        """
         self._turn_limit = limit_of(self.protocol, 1, self.turn_limits)
         self._is_last_turn = self.protocol.turns == 1
         try:
             with self.vllm_sampling.engine.awake() if self.vllm_sampling is not None else nullcontext():
-                return super()._generate(prompts)
+                *generated, images, _ = super()._generate(prompts)
+                return *generated, images, images
         finally:
             self.sharing.forget()
 
@@ -256,7 +256,7 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         images: Any,
         fields: Any,
     ) -> tuple:
-        """Run the turns after the first, where TRL would call tools: the turn loop continues TRL's rollouts."""
+        """Read the first turns and run the later ones, where TRL would call tools: the turn loop continues TRL's rollouts."""
         names = [episode.question.id for episode in self._episodes]
         given = logprobs or [None] * len(names)
         begun = zip(names, prompt_ids, completion_ids, given, completions, images, strict=True)
@@ -272,9 +272,10 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         shown = [rollout.images[len(e.question.images) :] for rollout, e in zip(rollouts, self._episodes, strict=True)]
         for rollout in rollouts:
             self.turn_tokens.check(rollout.prompt_ids + rollout.ids, rollout.images, rollout.name)
-        failures = sum(1 for episode in self._episodes if episode.first_grounding.box_px_original is None)
+        answered = [episode.first_grounding for episode in self._episodes if len(episode.user_turns) > 1]
+        failures = sum(1 for grounding in answered if grounding.box_px_original is None)
         masks = [rollout.mask for rollout in rollouts]
-        return masks, completions, completion_ids, logprobs, len(completions), failures, shown
+        return masks, completions, completion_ids, logprobs, len(answered), failures, shown
 
     def _speak_again(self, ids: list[list[int]], images: list[list[Any]], limit: int, last: bool) -> tuple:
         """One more turn of the model for all rollouts, even ended ones: a call is collective under ZeRO-3 and FSDP."""

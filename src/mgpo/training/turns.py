@@ -77,6 +77,8 @@ class PolicyInTraining:
         self.tokens, self.ends, self._speak = tokens, ends, speak
         self.turns, self.most_text_tokens = turns, most_text_tokens
         self.first = [self._said(list(rollout.ids)) for rollout in rollouts]
+        for rollout, said in zip(rollouts, self.first, strict=True):
+            rollout.messages[-1]["content"] = said.text  # TRL leaves out what the template opened
         self._unopened = iter(rollouts)
         self._number = 1
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mgpo.config import DataArguments
-from mgpo.policies.shared.vision_cache import towers
+from mgpo.policies.shared.vision_cache import TOWERS, towers
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def freeze_vision_tower(model: Any) -> None:
     """Train the language model only: the vision tower, which turns pixels into tokens, gets no gradients."""
     found = towers(model)
     if not found:
-        raise ValueError(f"freeze_vision_tower: {type(model).__name__} has no module named visual or vision_tower.")
+        raise ValueError(f"freeze_vision_tower: {type(model).__name__} has no module named {' or '.join(TOWERS)}.")
     for module in found:
         module.requires_grad_(False)
 
@@ -100,4 +100,5 @@ def leave_out_router_loss(trainer: Any) -> None:
             f"{trainer.model.config.model_type} model. Leave router_aux_loss_coef out or set it to 0."
         )
     trainer.aux_loss_enabled, trainer.router_aux_loss_coef = False, 0.0
+    text.output_router_logits = False  # TRL's SFTTrainer has switched it on there
     logger.warning("The router's loss is left out: TRL cannot compute it for %s.", trainer.model.config.model_type)

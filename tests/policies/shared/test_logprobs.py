@@ -8,7 +8,7 @@ rejection. The last tests show that this would not hold with the defects that su
 
 import pytest
 import torch
-from sampling import at_sampling, difference, recomputed, sample_two_turns
+from sampling import at_sampling, difference, recomputed, sample_turns
 from support import unpadded
 from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -19,7 +19,7 @@ TOLERANCE = 1e-4
 def sampled(loud_tiny, tmp_path_factory, rows, request):
     """Trainer, its output, and per sample the log-probabilities at sampling: of raw logits and of what was drawn from."""
     with pytest.MonkeyPatch.context() as patch:
-        return sample_two_turns(loud_tiny, tmp_path_factory.mktemp("run"), rows, patch, shared_prefix=request.param)
+        return sample_turns(loud_tiny, tmp_path_factory.mktemp("run"), rows, patch, shared_prefix=request.param)
 
 
 def test_the_sample_is_what_the_test_needs(sampled):

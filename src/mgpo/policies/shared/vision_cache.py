@@ -21,10 +21,13 @@ from mgpo.policies.shared.models import shares_well
 MEMORY_TOKENS = 200_000
 """Largest number of cached visual tokens: 0.13 GB for `mgpo-tiny`, 1.4 GB in bfloat16 for a hidden size of 3584."""
 
+TOWERS = ("visual", "vision_tower", "vision_model")
+"""Names of vision towers; the last is that of Idefics 3 and SmolVLM, and of a part of other families' towers."""
+
 
 def towers(model: Any) -> list[torch.nn.Module]:
     """The vision towers of a model."""
-    return [module for name, module in model.named_modules() if name.split(".")[-1] in ("visual", "vision_tower")]
+    return [module for name, module in model.named_modules() if name.split(".")[-1] in TOWERS]
 
 
 def remember_towers(model: Any) -> None:
