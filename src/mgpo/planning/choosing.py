@@ -9,7 +9,6 @@ batches. Nothing is downloaded, and nothing is measured.
 from __future__ import annotations
 
 import copy
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from mgpo.config import METHODS, SFT, DataArguments, MGPOConfig
 from mgpo.files import write_whole
 from mgpo.images.imaging import PixelBudget
 from mgpo.planning.estimate import GIB, Estimate, estimate
+from mgpo.planning.gpus import Gpus
 from mgpo.planning.sizes import SIZES, Size, known_size
 from mgpo.policies.families import family_of_name
 
@@ -35,29 +35,6 @@ LINEAR_TARGETS = (
     r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|in_proj_qkv|in_proj_z|out_proj|gate_proj|up_proj|down_proj)"
 )
 """LoRA's modules of a model with linear attention, whose projections have names of their own."""
-
-
-@dataclass(frozen=True)
-class Gpus:
-    """How many GPUs, and the memory of each in GiB."""
-
-    count: int
-    gib: float
-
-    def __str__(self) -> str:
-        return f"{self.count} GPU{'' if self.count == 1 else 's'} of {self.gib:g} GiB"
-
-    @classmethod
-    def read(cls, text: str) -> Gpus:
-        """From e.g. `1x24` or `8x80`.
-
-        Raises:
-            ValueError: it is not of this form.
-        """
-        found = re.fullmatch(r"([1-9]\d*)x(\d+(?:\.\d+)?)", text.strip().lower())
-        if found is None or not float(found.group(2)):
-            raise ValueError(f"--gpus {text}: write the number of GPUs and the GiB of each, such as 1x24 or 8x80.")
-        return cls(int(found.group(1)), float(found.group(2)))
 
 
 @dataclass(frozen=True)
@@ -212,6 +189,7 @@ def write_recipe(model: str, gpus: Gpus, method: str, data: str, out: Path) -> l
     write_whole(out, recipe_text(choice, why, model, gpus, method, data, out.name))
     if Path(data).suffix and not Path(data).exists():
         why.append(f"note: the data {data} does not exist yet")
+    why += gpus.note()
     check = f"mgpo validate {out}" + (f" --num_gpus {gpus.count}" if gpus.count > 1 else "")
     return [*why, f"recipe: {out}; check it, and see what the estimate assumes: {check}"]
 
@@ -246,7 +224,7 @@ def recipe_text(choice: Choice, why: list[str], model: str, gpus: Gpus, method: 
         )
     lines = [
         f"# {start}",
-        f"# Written by: mgpo recipe --model {model} --gpus {gpus.count}x{gpus.gib:g} --method {method} --data {data}",
+        f"# Written by: mgpo recipe --model {model} --gpus {gpus.written} --method {method} --data {data}",
         *(f"# {line}" for line in why),
         *(["# zero3.yaml is TRL's trl/accelerate_configs/zero3.yaml."] if choice.way.sharded else []),
         "# It has not been run on a GPU. mgpo validate prints the estimate with everything that it assumes.",
