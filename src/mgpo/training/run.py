@@ -189,8 +189,9 @@ def _questions(
         )
     if data.dataset_name == "needle":
         return loaded.questions
-    if config.process_index == 0 and (note := unread_note(unread_columns(data.dataset_name, split), data.dataset_name)):
-        print(note)
+    if config.process_index == 0:
+        note = unread_note(unread_columns(data.dataset_name, split), data.dataset_name)
+        print(*filter(None, [note, *loaded.notes]), sep="\n", end="\n" if note or loaded.notes else "")
     share = config.process_index, config.world_size, gather_object
     questions, skipped[split] = admitted(loaded, data.dataset_name, admission_of(data, config), data.on_bad_row, share)
     return questions
