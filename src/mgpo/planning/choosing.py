@@ -31,6 +31,8 @@ TOKENS = ((1280, 640), (320,))
 """Visual tokens of an image at most: the paper's, half of them; and fewer only if nothing else fits."""
 BATCHES = ((8, False), (4, False), (8, True), (4, True), (2, True), (1, True))
 """Rollouts of a pass, and gradient checkpointing."""
+PAPER_DATA, PAPER_HUB = "data/mme_realworld_train", "xinyu1205/mme_realworld_train_21690"
+"""The folder of training data that the shipped recipes name, and the hub's dataset of which it is made (docs/data.md)."""
 LINEAR_TARGETS = (
     r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|in_proj_qkv|in_proj_z|out_proj|gate_proj|up_proj|down_proj)"
 )
@@ -227,6 +229,7 @@ def recipe_text(choice: Choice, why: list[str], model: str, gpus: Gpus, method: 
         f"# Written by: mgpo recipe --model {model} --gpus {gpus.written} --method {method} --data {data}",
         *(f"# {line}" for line in why),
         *(["# zero3.yaml is TRL's trl/accelerate_configs/zero3.yaml."] if choice.way.sharded else []),
+        *([f"# The data: mgpo data convert {PAPER_HUB} {PAPER_DATA}"] if data == PAPER_DATA else []),
         "# It has not been run on a GPU. mgpo validate prints the estimate with everything that it assumes.",
         f"model_name_or_path: {model}",
         f"output_dir: runs/{name.removesuffix('.yaml')}",
