@@ -27,7 +27,9 @@ def table():
 def legend():
     """The test of each letter, as a pattern of pytest's ids with a group for the model type."""
     found = dict(re.findall(r"^- \*\*(\w+)\*\* `(test_[^`]*)`: .", PAGE, re.MULTILINE))
-    return {key: re.escape(test).replace("TYPE", r"(\w+)").replace(r"\]", r"(?:-[^\]]+)?\]") for key, test in found.items()}
+    return {
+        key: re.escape(test).replace("TYPE", r"(\w+)").replace(r"\]", r"(?:-[^\]]+)?\]") for key, test in found.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,9 @@ def test_each_tick_is_a_test_that_pytest_collects(collected):
             key = re.fullmatch(r"✓ (\w+)", cell)
             assert key, f"{column} of {types}: {cell!r} is neither '✓ LETTER' nor 'no: reason'"
             missing = set(types) - types_of(tests[key.group(1)], collected)
-            assert types and not missing, f"{column}: pytest collects no {tests[key.group(1)]} for {missing or 'its row'}"
+            assert types and not missing, (
+                f"{column}: pytest collects no {tests[key.group(1)]} for {missing or 'its row'}"
+            )
 
 
 def test_a_column_is_one_test():

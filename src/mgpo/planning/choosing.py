@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgpo.config import METHODS, SFT, DataArguments, MGPOConfig
+from mgpo.config import SFT, DataArguments, MGPOConfig
 from mgpo.files import write_whole
 from mgpo.images.imaging import PixelBudget
+from mgpo.planning.early import refuse_request, size_to_train
 from mgpo.planning.estimate import GIB, Estimate, estimate
 from mgpo.planning.gpus import Gpus
-from mgpo.planning.sizes import SIZES, Size, known_size
+from mgpo.planning.sizes import SIZES, Size
 from mgpo.policies.families import family_of_name
 
 GROUP = 8
@@ -122,13 +123,7 @@ def choose(model: str, gpus: Gpus, method: str = "mgpo") -> tuple[Choice, list[s
     Raises:
         ValueError: the model's size is not known, the method is not, or nothing fits; the message says what would.
     """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is unknown. Choose one of: {', '.join(METHODS)}.")
-    size = known_size(model)
-    if size is None:
-        raise ValueError(
-            f"The size of {model} is not known, so its memory cannot be estimated. Known: {', '.join(SIZES)}."
-        )
+    size = size_to_train(model, method)
     refused: list[str] = []
     least: list[Choice] = []
     for tokens in TOKENS:
@@ -181,10 +176,7 @@ def write_recipe(model: str, gpus: Gpus, method: str, data: str, out: Path) -> l
     Raises:
         ValueError: nothing fits, or the file exists.
     """
-    if "/" not in model and known_size(model) is not None:
-        raise ValueError(f"--model {model} has no owner. Did you mean Qwen/{model.removeprefix('./')}?")
-    if out.exists():
-        raise ValueError(f"{out} exists already. Name another file with --out.")
+    refuse_request(model, method, out)
     choice, refused = choose(model, gpus, method)
     why = reasons(choice, refused, model, gpus)
     out.parent.mkdir(parents=True, exist_ok=True)
