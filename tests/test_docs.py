@@ -28,6 +28,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_HERE = {
     "make ": "runs everything, this test among it",
     "pip install": "installs",
+    "python3 -m venv": "makes an environment",
     "python -m lmms_eval": "lmms-eval has an environment of its own: make test-lmms",
     "vllm serve": "vLLM has an environment of its own: make test-vllm",
     "VLLM_SERVER_DEV_MODE=1 vllm serve": "as above",
