@@ -102,11 +102,15 @@ def test_ask_without_choices_and_a_smaller_budget(random_tiny, tmp_path, photo):
         (["eval", "--model", "runs/nowhere"], "The model folder runs/nowhere does not exist"),
         (["ask", "nowhere.jpg", "What?", "--model", "RANDOM"], "nowhere.jpg' does not exist"),
         (["eval", "--tasks", "nowhere.jsonl", "--model", "RANDOM"], "nowhere.jsonl does not exist"),
+        (["eval", "--tasks", "vstarr"], "There is no task, file or folder 'vstarr'. Did you mean 'vstar'?"),
+        (["data", "check", "needel"], "Did you mean 'needle'?"),
+        (["data", "check", "questons.jsonl"], "questons.jsonl does not exist. Did you mean 'questions.jsonl'?"),
         (["eval", "--split", "nosuch", "--model", "RANDOM", "--n", "2"], "nosuch"),
     ],
 )
 def test_a_mistake_is_a_sentence_and_no_traceback(random_tiny, tmp_path, monkeypatch, capsys, argv, sentence):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "questions.jsonl").touch()
     argv = [str(random_tiny) if arg == "RANDOM" else arg for arg in argv]
     monkeypatch.setattr("sys.argv", ["mgpo", *argv])
     with pytest.raises(SystemExit) as stop:

@@ -7,6 +7,7 @@ if it does not work. The examples of docs/serving.md that need a server run in `
 import dataclasses
 import json
 import re
+import runpy
 import shlex
 import shutil
 from pathlib import Path
@@ -27,6 +28,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_HERE = {
     "make ": "runs everything, this test among it",
     "pip install": "installs",
+    "python3 -m venv": "makes an environment",
     "python -m lmms_eval": "lmms-eval has an environment of its own: make test-lmms",
     "vllm serve": "vLLM has an environment of its own: make test-vllm",
     "VLLM_SERVER_DEV_MODE=1 vllm serve": "as above",
@@ -156,3 +158,9 @@ def test_rows_and_settings_are_what_they_claim():
     assert found and all(set(settings) <= fields for settings in found)
     rows = [json.loads(block) for page in PAGES for block in blocks(page, "json")]
     assert rows and all({"question", "answer"} <= set(row) and {"image", "images"} & set(row) for row in rows)
+
+
+def test_the_page_of_settings_is_what_its_script_writes():
+    """Else: python docs/write_settings.py"""
+    script = runpy.run_path(str(ROOT / "docs/write_settings.py"))
+    assert (ROOT / "docs/settings.md").read_text() == script["page"]()

@@ -10,12 +10,13 @@ from trl import GRPOConfig
 
 from mgpo.images.imaging import PixelBudget
 from mgpo.method.boxes import BoxForm
-from mgpo.method.protocol import CropFrame, Method, Protocol
+from mgpo.method.methods import METHODS as METHODS
+from mgpo.method.methods import SFT as SFT
+from mgpo.method.methods import refuse_unknown_method
+from mgpo.method.protocol import CropFrame, Protocol
 from mgpo.method.question import MAX_IMAGES, Question
 
-SFT = "sft"
 ON_BAD_ROW = ("fail", "skip")
-METHODS = (Method.MGPO, Method.GRPO, Method.DIRECT, SFT)
 
 
 @dataclass
@@ -140,8 +141,7 @@ class MGPOConfig(GRPOConfig):
     bf16: bool | None = field(default=False, metadata={"help": "Autocast to bfloat16."})
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method={self.method!r} is unknown. Choose one of: {', '.join(METHODS)}.")
+        refuse_unknown_method(self.method)
         CropFrame(self.crop_frame)
         if not 1 <= self.max_images <= MAX_IMAGES:
             raise ValueError(f"max_images={self.max_images}: a question shows 1 to {MAX_IMAGES} images.")

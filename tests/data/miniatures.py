@@ -141,3 +141,11 @@ def treebench() -> list[dict]:
              "target_instances": "[[10, 10, 20, 20], [40, 10, 50, 30]]", "A": "cup", "B": "pot", "C": "pan", "D": "",
              "E": "nan"}  # fmt: skip
     return [first, first | {"index": "1", "image": "0", "answer": "A", "D": "can", "E": "None"}]
+
+
+def paper(choices: Any = ("(A) red", "(B) blue")) -> list[dict]:
+    """The paper's training set: images inside the file, and the path that they had on the authors' machine."""
+    row = {"prompt": "<image> Which?", "image_path": "/far/away.jpg", "question": "<image>Which?",
+           "choices": choices if isinstance(choices, str) else list(choices), "data_source": "Perception/OCR",
+           "reward_model": {"ground_truth": "B", "style": "rule"}}  # fmt: skip
+    return [row | {"image": embedded(shade)} for shade in (0, 9)]

@@ -4,13 +4,17 @@ import json
 
 import numpy as np
 import pytest
-from miniatures import write_jsonl
+from miniatures import write_jsonl, write_parquet
 from PIL import Image
 from typer.testing import CliRunner
 
 from mgpo.cli import app
+from mgpo.config import DataArguments, MGPOConfig
 from mgpo.data.check import check, shared_images
+from mgpo.data.loading import load_rows
+from mgpo.data.repeats import Repeats
 from mgpo.data.sources import read_questions
+from mgpo.training.run import _questions
 
 
 @pytest.fixture
@@ -65,3 +69,50 @@ def test_the_command_line(folder):
     out = folder / "out"
     made = run(app, ["data", "convert", rows(folder, "a.jpg", "b.jpg"), str(out), "--to", "jsonl"])
     assert made.exit_code == 0 and json.loads((out / "train.jsonl").read_text().splitlines()[0])["image"] == "../a.jpg"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_check_and_train_note_the_same_repeats_and_refuse_none(folder, kind, capsys):
+    """Regression: both passed rows whose choices are equal, and ids that several rows have."""
+    asked = {"image": "b.jpg", "question": "Which?", "choices": ["red", "blue", "Red "], "answer": "A", "id": "one"}
+    lines = [asked, asked | {"choices": ["x", "y"]}, asked | {"id": "two", "choices": ["x", "y"]}]
+    file = folder / f"twice.{kind}"
+    if kind == "jsonl":
+        write_jsonl(file, lines)
+    else:
+        write_parquet(file, lines)
+    equal = f"note: 1 row has the same text in two choices, of which only the gold letter counts as right: {file} row 1: A and C "
+    ids = f"note: 1 id is used by several rows, which logs then cannot tell apart: 'one' in 2 rows ({file} row 1, {file} row 2)"
+    said = CliRunner().invoke(app, ["data", "check", str(file), "--figure", str(folder / "sizes.png")])
+    assert said.exit_code == 0 and equal in said.output and ids in said.output
+    data = DataArguments(dataset_name=str(file))
+    config = MGPOConfig(str(folder / "run"), use_cpu=True)
+    assert len(_questions(data, config, {}, "train", 0)) == 3
+    trained = capsys.readouterr().out
+    assert equal in trained and ids in trained
+
+
+def test_rows_without_repeats_are_not_noted(folder):
+    assert check(read_questions(rows(folder, "a.jpg", "b.jpg"))).repeats.notes() == []
+    assert load_rows(rows(folder, "a.jpg", "b.jpg")).notes == []
+
+
+def test_many_repeats_are_counted_and_the_first_are_named():
+    seen = Repeats()
+    for number in range(10):
+        seen.see({"id": str(number // 2), "choices": ["a", "b", "b"]}, f"row {number}")
+    equal, ids = seen.notes()
+    assert equal.startswith("note: 10 rows have") and equal.endswith("row 2: B and C are both 'b'; and 7 more")
+    assert ids.startswith("note: 5 ids are used") and ids.endswith("'2' in 2 rows (row 4, row 5); and 2 more")
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"), [("jsonl", ""), ("jsonl", "\n\n"), ("json", "[]"), ("json", ""), ("tsv", ""), ("parquet", "")]
+)
+def test_an_empty_file_is_said_to_be_empty(folder, kind, content):
+    file = folder / f"none.{kind}"
+    file.write_text(content)
+    said = CliRunner().invoke(app, ["data", "check", str(file)])
+    assert said.exit_code == 1 and "is empty: it has no rows" in said.output
+    with pytest.raises(ValueError, match="is empty: it has no rows"):
+        load_rows(str(file))

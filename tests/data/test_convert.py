@@ -1,9 +1,17 @@
 """What is written in another layout is read back as the same questions, about the same pixels."""
 
+import re
+from pathlib import Path
+
+import datasets
 import numpy as np
 import pytest
-from miniatures import embedded, write_image
+import yaml
+from miniatures import SIZE, embedded, paper, write_image, write_parquet
+from typer.testing import CliRunner
 
+import mgpo
+from mgpo.cli import app
 from mgpo.data.convert import convert
 from mgpo.data.loading import load_questions, usable
 from mgpo.data.sources import read_questions
@@ -100,3 +108,36 @@ def test_trl_keeps_gold_boxes_that_come_late(rows, tmp_path):
     file, _ = convert(iter(many), "trl", tmp_path / "out", "train")
     *_, last = read_questions(str(file))
     assert Question.from_row(last).gold_boxes_px_original == ((1, 2, 30, 20),)
+
+
+RECIPES = {
+    path.stem: path.read_text()
+    for path in sorted((Path(mgpo.__file__).parent / "recipes").glob("*.yaml"))
+    if "dataset_name: data/" in path.read_text()
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_command_in_a_recipe_s_header_makes_its_data(name, tmp_path, monkeypatch):
+    """With a miniature of the hub's dataset in its place; the same command is in docs/data.md."""
+    (command,) = re.findall(r"^# The data: mgpo (data convert .*)$", RECIPES[name], re.MULTILINE)
+    assert f"mgpo {command}" in (Path(__file__).parents[2] / "docs/data.md").read_text()
+    file, stock = write_parquet(tmp_path / "hub.parquet", paper()), datasets.load_dataset
+    asked = []
+
+    def load_dataset(hub, *args, **kwargs):
+        asked.append(hub)
+        return stock("parquet", data_files=str(file), split="train", streaming=True)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, command.split())
+    assert done.exit_code == 0 and asked == ["xinyu1205/mme_realworld_train_21690"], done.output
+    monkeypatch.setattr(datasets, "load_dataset", stock)
+    rows = load_questions(yaml.safe_load(RECIPES[name])["dataset_name"])
+    assert [(row["question"], row["choices"], row["answer"]) for row in rows] == [("Which?", ["red", "blue"], "B")] * 2
+    assert all(open_image(row["image"]).size == SIZE for row in rows)
+
+
+def test_there_are_recipes_with_data_to_make():
+    assert len(RECIPES) >= 15

@@ -11,6 +11,7 @@ from miniatures import (
     hrbench,
     mme_port,
     mme_raw,
+    paper,
     treebench,
     vstar_folders,
     vstar_questions,
@@ -153,9 +154,7 @@ def test_pope_in_both_layouts(tmp_path):
 
 @pytest.mark.parametrize("choices", [["(A) red", "(B) blue"], "(A) red\n(B) blue\n", "A. red\nB. blue "])
 def test_the_papers_training_set(tmp_path, choices):
-    row = {"prompt": "<image> Which?", "image": embedded(), "image_path": "/far/away.jpg", "question": "<image>Which?",
-           "choices": choices, "data_source": "Perception/OCR", "reward_model": {"ground_truth": "B", "style": "rule"}}  # fmt: skip
-    (question,) = read(write_parquet(tmp_path / "train.parquet", [row]), "train")
+    (question, _) = read(write_parquet(tmp_path / "train.parquet", paper(choices)), "train")
     assert (question.question, question.choices, question.answer) == ("Which?", ("red", "blue"), "B")
 
 

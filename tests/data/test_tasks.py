@@ -88,7 +88,7 @@ def test_treebench_iou_takes_the_best_box_for_each_target():
 
 
 def test_a_typo_is_told_at_once(tmp_path):
-    with pytest.raises(FileNotFoundError, match="'neadle' is neither a file or folder here nor a hub dataset"):
+    with pytest.raises(FileNotFoundError, match="There is no task, file or folder 'neadle'. Did you mean 'needle'"):
         list(task_of("neadle").rows(None))
 
 

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 import mgpo
 from mgpo.cli import app
-from mgpo.planning.choosing import LINEAR_TARGETS, Gpus, choose, write_recipe
+from mgpo.planning.choosing import LINEAR_TARGETS, choose, write_recipe
+from mgpo.planning.gpus import Gpus
 from mgpo.planning.sizes import SIZES
 from mgpo.planning.validate import validate_recipe
 
@@ -65,7 +66,7 @@ def test_more_memory_never_trains_fewer_weights_or_fewer_pixels():
 
 def test_the_reasons_say_what_did_not_fit(tmp_path):
     lines = write_recipe("Qwen/Qwen3-VL-4B-Instruct", Gpus(1, 16), "mgpo", "needle", tmp_path / "r.yaml")
-    assert lines[1].startswith("- full training needs at least 8") and lines[1].endswith("GiB, more than 16")
+    assert lines[1].startswith("- full training needs at least 9") and lines[1].endswith("GiB, more than 14.5")
     assert any(line.startswith("- LoRA needs at least") for line in lines)
     assert any(line.startswith("- 4-bit LoRA fits: 1") for line in lines)
     with pytest.raises(ValueError, match="exists already"):
@@ -84,7 +85,7 @@ def test_lora_of_linear_attention_reaches_its_projections():
         (["--model", "Qwen/Qwen3-VL-4B-Instruct", "--gpus", "1x10"], "needs 11.* GiB. What would fit: Qwen3-VL-2B"),
         (["--model", "Qwen/Qwen3-VL-2B-Instruct", "--gpus", "1x4"], "No smaller model of its family fits either"),
         (["--model", "mgpo-tiny", "--gpus", "1x24"], "The size of mgpo-tiny is not known, .* Known: Qwen2.5-VL-3B"),
-        (["--model", "Qwen/Qwen3.5-2B", "--gpus", "24"], "write the number of GPUs and the GiB of each"),
+        (["--model", "Qwen/Qwen3.5-2B", "--gpus", "24"], "write the number of GPUs and the GB of each"),
         (["--model", "Qwen/Qwen3.5-2B", "--gpus", "1x24", "--method", "ppo"], "method='ppo' is unknown"),
     ],
 )
@@ -99,6 +100,7 @@ def test_the_command_writes_the_recipe_and_says_why(tmp_path):
     out = tmp_path / "mine" / "r.yaml"
     found = CliRunner().invoke(app, ["recipe", "--model", "Qwen/Qwen3.5-4B", "--gpus", "1x24", "--out", str(out)])
     assert found.exit_code == 0 and "LoRA fits" in found.output and f"mgpo validate {out}" in found.output
+    assert "a card sold as 24 GB is counted as 22 GiB" in found.output
     assert yaml.safe_load(out.read_text())["dataset_name"] == "needle"
 
 

@@ -1,15 +1,28 @@
 """The estimate of memory: what PyTorch saves, what changes with a setting, and in which direction."""
 
 import dataclasses
+import weakref
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from shapes import config_of
-from transformers import AutoModelForImageTextToText
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForImageTextToText, DynamicCache
 
 from mgpo.config import DataArguments, MGPOConfig
-from mgpo.planning.estimate import FOUR_BITS, GIB, estimate, pass_of, saved_per_token
+from mgpo.planning.estimate import (
+    BUCKET,
+    FOUR_BITS,
+    GIB,
+    LIVE_WEIGHTS,
+    estimate,
+    pass_of,
+    saved_per_token,
+    with_reserve,
+)
+from mgpo.planning.sampling import layer_bytes
 from mgpo.planning.sizes import SIZES
 
 EVERYTHING = (
@@ -60,6 +73,57 @@ def test_activations_are_at_least_what_pytorch_saves_and_not_twice_as_much(name,
     full, linear = saved_per_token(small(name, 8), 4 if float32 else 2)
     estimated = full + 3 * linear if SIZES[name].linear else 4 * full
     assert many - few <= estimated <= 2 * (many - few)
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that tensors made within this context hold at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.held, self.most, self.sizes = 0, 0, {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
+            if storage is not None and storage._cdata not in self.sizes:
+                self.sizes[storage._cdata] = storage.nbytes()
+                self.held += storage.nbytes()
+                self.most = max(self.most, self.held)
+                weakref.finalize(storage, self.free, storage._cdata)
+        return out
+
+    def free(self, storage):
+        self.held -= self.sizes.pop(storage)
+
+
+def peak_bytes(name, size, float32, tokens):
+    """The most bytes that the text model allocates while it fills a cache, without the cache."""
+    dtype = torch.float32 if float32 else torch.bfloat16
+    model = AutoModelForImageTextToText.from_config(config_of(name, size), dtype=dtype, attn_implementation="sdpa")
+    cache = DynamicCache(config=model.config.get_text_config())
+    hidden = torch.randn(1, tokens, size.hidden, dtype=dtype)
+    positions = torch.arange(tokens).expand(3, 1, tokens)
+    cast = torch.autocast("cpu", torch.bfloat16, enabled=float32, cache_enabled=False)
+    with torch.no_grad(), Peak() as peak, cast:
+        model.model.language_model(inputs_embeds=hidden, position_ids=positions, past_key_values=cache, use_cache=True)
+    kept = [tensor for layer in cache.layers if hasattr(layer, "keys") for tensor in (layer.keys, layer.values)]
+    return peak.most - sum(tensor.nbytes for tensor in kept), kept[0].dtype
+
+
+WIDE = {"inner": {"inner": 6144}, "attention": {"inner": 256, "queries": 2048}, "both": {}}
+
+
+@pytest.mark.parametrize("wide", WIDE)
+@pytest.mark.parametrize("float32", [True, False], ids=["all weights", "LoRA"])
+@pytest.mark.parametrize("name", ["Qwen3-VL-2B", "Qwen3.5-2B"])
+def test_a_pass_that_fills_a_cache_takes_no_more_than_estimated_and_not_half_of_it(name, float32, wide):
+    size = dataclasses.replace(small(name, 4), **WIDE[wide])
+    (few, kind), (many, _) = (peak_bytes(name, size, float32, tokens) for tokens in (512, 1024))
+    assert (many - few) / 512 <= layer_bytes(size, 4 if float32 else 2) <= 2 * (many - few) / 512
+    assert kind is (torch.float32 if float32 else torch.bfloat16), (
+        "keys have the type of the weights, also under autocast"
+    )
 
 
 def config(**changes):
@@ -121,10 +185,38 @@ def test_sharding_splits_what_stays_and_gathers_it_to_sample():
     copies = 8 * SIZES["Qwen3-VL-4B"].parameters  # AdamW's two states and the weights, from 16 to 32 bits
     assert split.stays == (whole.stays + copies) / 8 and split.sampling["gathered weights"] == split.weights["weights"]
     assert "gathered weights" not in whole.sampling
+    assert split.update["gathered weights, gradients on their way"] == 2 * (LIVE_WEIGHTS + BUCKET)
+
+
+def test_without_sharing_all_rollouts_of_a_generation_are_one_batch_with_all_their_images():
+    few, many = (estimated(shared_prefix=False, steps_per_generation=steps).sampling for steps in (1, 4))
+    assert all(many[part] == 4 * few[part] for part in ("images, then prompts", "attention mask", "pixel values"))
+    size, filled = SIZES["Qwen3-VL-4B"], sum(PARTS.values()) - PARTS["answer"]
+    assert few["images, then prompts"] >= 8 * filled * layer_bytes(size, 2) > 8 * filled * 6 * size.inner
+    assert few["attention mask"] == 3 * 8 * filled**2 and few["key-value cache"] == 8 * filled * size.cache_bytes
+
+
+def test_the_batch_before_is_still_there_while_the_next_one_is_sampled():
+    found = estimated(steps_per_generation=4)
+    assert found.sampling["pixel values of the batch before"] == found.update["pixel values"] > 0
+
+
+def test_vllm_leaves_less_of_a_gpu_and_must_fit_into_its_share():
+    """Asleep it takes nothing of the update; awake, its share is missing; and the share must hold its own weights."""
+    given = {"use_vllm": True, "vllm_enable_sleep_mode": True, "vllm_gpu_memory_utilization": 0.6}
+    asleep, awake = (estimated(**given | {"vllm_enable_sleep_mode": sleep}) for sleep in (True, False))
+    updating = with_reserve(asleep.stays + sum(asleep.update.values()))
+    sampling = with_reserve(asleep.stays + sum(asleep.sampling.values()))
+    assert asleep.needed == pytest.approx(max(updating, sampling / 0.4)) and awake.needed == pytest.approx(
+        updating / 0.4
+    )
+    starved = estimated(**given | {"vllm_gpu_memory_utilization": 0.1})
+    assert starved.needed == starved.engine.holds / 0.1 > 10 * 2 * SIZES["Qwen3-VL-4B"].parameters
+    assert estimated(use_vllm=True, vllm_mode="server").engine is None
 
 
 def test_supervised_training_and_vllm_sample_nothing_here():
-    assert estimated(use_vllm=True).sampling == {}
+    assert set(estimated(use_vllm=True).sampling) == {"pixel values of the batch before", "cached image features"}
     supervised = estimated(method="sft")
     assert supervised.sampling == {} and supervised.update["activations"] > 0
 
@@ -132,5 +224,14 @@ def test_supervised_training_and_vllm_sample_nothing_here():
 def test_full_training_in_float32_counts_autocast_s_copies():
     full = DataArguments(model_name_or_path="Qwen3-VL-2B", dtype="float32")
     found = estimate(SIZES["Qwen3-VL-2B"], full, config(), PARTS, 640)
-    assert found.update["copies of the weights in bfloat16"] == 2 * SIZES["Qwen3-VL-2B"].parameters
+    size = SIZES["Qwen3-VL-2B"]
+    copies = [phase["copies of the weights in bfloat16"] for phase in (found.update, found.sampling)]
+    assert copies == [2 * size.parameters] * 2
+    frozen = estimate(size, full, config(freeze_vision_tower=True), PARTS, 640)
+    assert frozen.update["copies of the weights in bfloat16"] == 2 * (size.parameters - size.vision)
+    bfloat16 = dataclasses.replace(full, dtype="bfloat16")
+    assert (
+        found.sampling["key-value cache"]
+        == 2 * estimate(size, bfloat16, config(), PARTS, 640).sampling["key-value cache"]
+    )
     assert sum(found.weights.values()) == 16 * SIZES["Qwen3-VL-2B"].parameters

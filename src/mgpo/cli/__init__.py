@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -12,11 +13,19 @@ from rich.console import Console
 from rich.markup import escape
 
 from mgpo.cli.data import data_app
+from mgpo.cli.experiments import demo, reproduce, sweep_rates
 from mgpo.errors import RunError, Stopped
+from mgpo.planning.early import refuse_request, refuse_words, written
+from mgpo.planning.gpus import Gpus
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console()
 app.add_typer(data_app, name="data")
+SETTINGS = (
+    "Every setting of a recipe is an option: those of mgpo.config.DataArguments and mgpo.config.MGPOConfig, which docs/settings.md lists, "
+    "and all of TRL's GRPOConfig and transformers' TrainingArguments (https://huggingface.co/docs/trl/grpo_trainer)."
+)
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
 Model = Annotated[str, typer.Option(help="mgpo-tiny, a run folder, or a hub id.")]
 MinPixels = Annotated[
@@ -50,23 +59,26 @@ Engine = Annotated[str, typer.Option(help="transformers, or vllm.")]
 Endpoint = Annotated[str | None, typer.Option(help="OpenAI-compatible server that runs the model.")]
 
 
-@app.command(context_settings=OPEN)
+@app.command(context_settings=OPEN, epilog=SETTINGS)
 def train(context: typer.Context) -> None:
     """Train from a recipe: mgpo train --config recipes/tiny_mgpo.yaml [--learning_rate 1e-6 ...]."""
+    if not context.args:
+        raise ValueError("mgpo train needs a recipe: --config recipes/tiny_mgpo.yaml, or your own.")
+    refuse_words(context.args)
     from mgpo.training.run import parse
     from mgpo.training.run import train as run
 
-    if not context.args:
-        raise ValueError("mgpo train needs a recipe: --config recipes/tiny_mgpo.yaml, or your own.")
     data, config = parse(context.args)
     folder = run(data, config)
     if config.process_index == 0:
         console.print(f"run folder: {folder}")
 
 
-@app.command(context_settings=OPEN)
+@app.command(context_settings=OPEN, epilog=SETTINGS)
 def validate(context: typer.Context, recipe: Path) -> None:
     """Check a recipe for a number of GPUs without running it: mgpo validate RECIPE [--num_gpus 8] [--max_steps 10 ...]."""
+    written(recipe)
+    refuse_words(context.args)
     from mgpo.planning.validate import validate_recipe
 
     for line in validate_recipe(recipe, context.args):
@@ -76,15 +88,19 @@ def validate(context: typer.Context, recipe: Path) -> None:
 @app.command()
 def recipe(
     model: Annotated[str, typer.Option(help="A hub id, e.g. Qwen/Qwen3-VL-4B-Instruct.")],
-    gpus: Annotated[str, typer.Option(help="Number of GPUs and GiB of each: 1x24, 8x80.")],
+    gpus: Annotated[
+        str, typer.Option(help="Number of GPUs and GB of each, as sold: 1x24, 8x80; or GiB as measured: 1x23.6.")
+    ],
     method: Annotated[str, typer.Option(help="mgpo, grpo, direct or sft.")] = "mgpo",
     data: Annotated[str, typer.Option(help="needle, a JSONL file, a folder, or a hub id.")] = "needle",
     out: Annotated[Path, typer.Option(help="Where to write the recipe.")] = Path("recipe.yaml"),
 ) -> None:
     """Write a recipe that fits your GPUs by a rough estimate: full training, LoRA or 4-bit LoRA. Says why."""
-    from mgpo.planning.choosing import Gpus, write_recipe
+    owned = Gpus.read(gpus)
+    refuse_request(model, method, out)
+    from mgpo.planning.choosing import write_recipe
 
-    for line in write_recipe(model, Gpus.read(gpus), method, data, out):
+    for line in write_recipe(model, owned, method, data, out):
         console.print(line, markup=False, soft_wrap=True)
 
 
@@ -194,11 +210,16 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
     """Ask a question of photographs and see where the model looked."""
+    *images, question = asked
+    if not images or os.path.isfile(question):
+        last = f" The last argument is the question, but {question} is a file." if images else ""
+        raise ValueError(f'mgpo ask needs a photograph and a question: mgpo ask photo.jpg "Which brand is it?".{last}')
+    if save is not None and save.suffix.lower() not in PICTURES:
+        raise ValueError(
+            f"--save {save}: the name of a picture must end in {', '.join(PICTURES[:-1])} or {PICTURES[-1]}."
+        )
     from mgpo.asking.run import ask_photographs, print_answer
 
-    if len(asked) < 2:
-        raise ValueError('mgpo ask needs a photograph and a question: mgpo ask photo.jpg "Which brand is it?".')
-    *images, question = asked
     settings = {"engine": engine, "endpoint": endpoint, "protocol": protocol, "max_turns": max_turns,
                 "min_pixels": min_pixels, "max_pixels": max_pixels, "coordinates": coordinates, "thinking": thinking}  # fmt: skip
     status = Console(stderr=True).status("asking ...")
@@ -258,6 +279,7 @@ def serve(
     page: Annotated[bool, typer.Option(help="Serve the web page at /.")] = True,
 ) -> None:
     """Serve a policy: an OpenAI-compatible API and a web page."""
+    Console(stderr=True).print(f"loading {model} ...", markup=False, highlight=False, soft_wrap=True)
     from mgpo.serving.limits import Limits
     from mgpo.serving.run import ServeRequest
     from mgpo.serving.run import serve as run
@@ -274,48 +296,9 @@ def serve(
     run(ServeRequest(model, settings, host, port, name, limits, page))
 
 
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything it writes.")] = Path("runs/demo"),
-    steps: Annotated[int, typer.Option(help="Training steps of each method.")] = 60,
-    n: Annotated[int, typer.Option(help="Evaluation questions per split.")] = 150,
-    seed: Annotated[int, typer.Option(help="Training seed.")] = 0,
-) -> None:
-    """See it work: train MGPO and GRPO from mgpo-tiny, evaluate both and the base with controls, and write a report."""
-    from mgpo.experiments.plan import Plan
-    from mgpo.experiments.run import run_experiment
-
-    run_experiment(Plan(out, (seed,), steps, n, validation=min(100, n), checkpoints=3, methods=("mgpo", "grpo")))
-
-
-@app.command("sweep")
-def sweep_rates(
-    out: Annotated[Path, typer.Option(help="Folder for everything it writes.")] = Path("runs/sweep-tiny"),
-    methods: Annotated[
-        str, typer.Option(help="Methods to sweep, comma-separated: mgpo, grpo, direct, sft.")
-    ] = "grpo,direct,sft",
-    steps: Annotated[int, typer.Option(help="Training steps of each run.")] = 120,
-    validation: Annotated[int, typer.Option(help="Validation questions per checkpoint.")] = 300,
-) -> None:
-    """Choose each method's learning rate on validation questions of needle. Run it again to resume where it stopped."""
-    from mgpo.experiments.plan import Plan
-    from mgpo.experiments.run import SWEEP_SEED, sweep
-
-    sweep(Plan(out, (SWEEP_SEED,), steps, 0, validation, methods=tuple(methods.split(","))))
-
-
-@app.command()
-def reproduce(
-    out: Annotated[Path, typer.Option(help="Folder for everything it writes.")] = Path("runs/reproduce-tiny"),
-    seeds: Annotated[str, typer.Option(help="Training seeds, comma-separated.")] = "0,1,2",
-    steps: Annotated[int, typer.Option(help="Training steps of each method and seed.")] = 200,
-    n: Annotated[int, typer.Option(help="Evaluation questions per split and seed.")] = 1000,
-) -> None:
-    """Train every method with several seeds, and evaluate it on 1,000 questions per split. Run it again to resume where it stopped."""
-    from mgpo.experiments.plan import Plan
-    from mgpo.experiments.run import run_experiment
-
-    run_experiment(Plan(out, tuple(int(seed) for seed in seeds.split(",")), steps, n))
+app.command()(demo)
+app.command("sweep")(sweep_rates)
+app.command()(reproduce)
 
 
 @app.command()

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mgpo.data.reading import BadRow
+from mgpo.data.repeats import Repeats
 from mgpo.images.imaging import ImageError, PixelBudget
 from mgpo.images.photograph import Photograph
 
@@ -36,6 +37,7 @@ class Found:
         bad: rows that training and evaluation would refuse.
         files: where each image was seen first, by the sha256 of its bytes.
         looks: for each of those: its place, width over height, and difference hash of 256 bits.
+        repeats: rows with equal choices, and ids of several rows, which training notes as well.
     """
 
     rows: int = 0
@@ -48,6 +50,7 @@ class Found:
     question_lengths: list[int] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
     looks: list[tuple[str, float, np.ndarray]] = field(default_factory=list)
+    repeats: Repeats = field(default_factory=Repeats)
 
 
 def check(rows: Iterable[dict[str, Any] | BadRow]) -> Found:
@@ -58,6 +61,7 @@ def check(rows: Iterable[dict[str, Any] | BadRow]) -> Found:
             found.bad.append(row)
             continue
         where = row.get("source") or row.get("id") or f"row {found.rows + len(found.bad) + 1}"
+        found.repeats.see(row, where)
         try:
             seen = [examine(image) for image in (row["image"], *(row.get("more_images") or ()))]
         except (ImageError, OSError) as error:
@@ -133,7 +137,7 @@ def _tells(look: np.ndarray) -> bool:
 
 
 def show(found: Found, name: str, console: Console, most: int = 20) -> None:
-    """Print counts, sizes, and the rows that cannot be used."""
+    """Print counts, sizes, the rows that cannot be used, and what rows repeat."""
     table = Table("", "", title=Text(name), show_header=False)
     total = found.rows + len(found.bad)
     table.add_row("rows", f"{total}, of which {len(found.bad)} cannot be used")
@@ -153,6 +157,10 @@ def show(found: Found, name: str, console: Console, most: int = 20) -> None:
         console.print(Text(f"  {bad}", "red"), soft_wrap=True)
     if len(found.bad) > most:
         console.print(f"  and {len(found.bad) - most} more")
+    if not total:
+        console.print(Text(f"{name} is empty: it has no rows.", "red"), soft_wrap=True)
+    for note in found.repeats.notes():
+        console.print(Text(note), soft_wrap=True)
 
 
 def draw_sizes(found: Found, file: Path) -> None:

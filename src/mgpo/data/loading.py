@@ -10,11 +10,12 @@ files, of which `datasets` maps an Arrow copy into memory.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mgpo.data.reading import BadRow, RawRow
+from mgpo.data.repeats import Repeats
 from mgpo.data.schemas import PICTURE_COLUMNS
 from mgpo.data.sources import files_of, question_row, read_questions, refuse_typo, undecoded
 from mgpo.worlds.needle import load_needle, resized
@@ -28,11 +29,12 @@ PLACEHOLDER = "data:image/png;base64,iVBORw0KGgo="
 
 @dataclass(frozen=True)
 class Loaded:
-    """The rows that can be read, as a dataset; the place of each of them; and the rows that cannot be read."""
+    """The rows that can be read, as a dataset; the place of each of them; the rows that cannot be read; and notes on the rest."""
 
     questions: Any
     places: Sequence[str]
     bad: list[BadRow]
+    notes: Sequence[str] = ()
 
 
 def load_questions(name: str, split: str = "train", **which: Any) -> Any:
@@ -75,7 +77,7 @@ def load_rows(
 
     path = Path(name)
     files = files_of(path, split) if path.is_dir() else [path] if path.is_file() else []
-    if files and all(file.suffix == ".parquet" for file in files):
+    if files and all(file.suffix == ".parquet" and file.stat().st_size for file in files):
         data = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
         return _mapped(data, name, files[0].parent)
     if not files and not path.exists() and path.suffix == "" and not name.startswith((".", "/", "~")):
@@ -83,14 +85,16 @@ def load_rows(
         return _mapped(datasets.load_dataset(name, split=split), name, Path())
     rows: list[dict[str, Any]] = []
     bad: list[BadRow] = []
+    repeats = Repeats()
     for row in read_questions(name, split):
         if isinstance(row, BadRow):
             bad.append(row)
         else:
             rows.append(row)
+            repeats.see(row, row["source"])
     if not rows:
-        raise refused(bad, 0, name) if bad else ValueError(f"{name} has no rows.")
-    return _in_memory(rows, bad, name)
+        raise refused(bad, 0, name) if bad else empty(name)
+    return replace(_in_memory(rows, bad, name), notes=repeats.notes())
 
 
 def _in_memory(rows: list[dict[str, Any]], bad: list[BadRow], name: str) -> Loaded:
@@ -154,7 +158,12 @@ def usable(rows: Iterable[dict[str, Any] | BadRow], name: str) -> Iterator[dict[
     if bad:
         raise refused(bad, good, name)
     if not good:
-        raise ValueError(f"{name} has no rows.")
+        raise empty(name)
+
+
+def empty(name: str) -> ValueError:
+    """The error of a dataset without rows."""
+    return ValueError(f"{name} is empty: it has no rows, but at least one question is needed.")
 
 
 def count_usable(rows: Iterable[dict[str, Any] | BadRow], name: str) -> int:
@@ -168,15 +177,20 @@ def _mapped(data: Any, name: str, root: Path) -> Loaded:
     embedded = [c for c in PICTURE_COLUMNS if c in data.features and not _holds_text(data.features[c])]
     texts = data.remove_columns(embedded)  # else whole images would be read for nothing
     stand_ins = {column: _stand_ins(data.data.column(column)) for column in embedded}
-    good, bad = [], []
+    good, bad, repeats = [], [], Repeats()
     for number, row in enumerate(texts):
-        stand_in = {column: cells[number] for column, cells in stand_ins.items()}
-        read = question_row(RawRow(row | stand_in, f"{name} row {number + 1}", root))
-        bad.append(read) if isinstance(read, BadRow) else good.append(number)
+        where = f"{name} row {number + 1}"
+        read = question_row(RawRow(row | {c: cells[number] for c, cells in stand_ins.items()}, where, root))
+        if isinstance(read, BadRow):
+            bad.append(read)
+        else:
+            good.append(number)
+            repeats.see(read, where)
     if not good:
-        raise refused(bad, 0, name) if bad else ValueError(f"{name} has no rows.")
+        raise refused(bad, 0, name) if bad else empty(name)
     kept = data.select(good) if bad else data
-    return Loaded(kept.with_transform(_ReadRows(name, root)), [f"{name} row {number + 1}" for number in good], bad)
+    places = [f"{name} row {number + 1}" for number in good]
+    return Loaded(kept.with_transform(_ReadRows(name, root)), places, bad, repeats.notes())
 
 
 def _stand_ins(column: Any) -> list[Any]:

@@ -48,6 +48,8 @@ def read_rows(file: Path) -> Iterator[RawRow | BadRow]:
     readers = {".jsonl": _lines, ".json": _json_list, ".tsv": _tsv, ".parquet": _parquet}
     if file.suffix not in readers:
         raise ValueError(f"{file} has an unsupported file type. Supported are: {', '.join(SUFFIXES)}.")
+    if file.is_file() and not file.stat().st_size:
+        return  # no rows, which callers say better than a parser
     try:
         yield from readers[file.suffix](file)
     except (OSError, ValueError, csv.Error) as error:

@@ -17,6 +17,7 @@ from PIL import Image
 from mgpo.data.reading import SUFFIXES, BadRow, RawRow, read_rows
 from mgpo.data.schemas import OWN, PICTURE_COLUMNS, schema_of
 from mgpo.data.texts import lettered
+from mgpo.errors import suggestion
 from mgpo.method.question import Question
 
 VSTAR_FOLDERS = ("direct_attributes", "relative_position")
@@ -203,7 +204,8 @@ def raw_rows(name: str, split: str, config: str | None = None) -> Iterator[RawRo
     elif path.is_file():
         yield from read_rows(path)
     elif path.suffix in SUFFIXES or name.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"{path} does not exist.")
+        beside = [other.name for other in path.parent.glob("*")]
+        raise FileNotFoundError(f"{path} does not exist.{suggestion(path.name, beside)}")
     else:
         refuse_typo(name)
         yield from _hub_rows(name, split, config)
@@ -271,9 +273,10 @@ def refuse_typo(name: str) -> None:
         FileNotFoundError: it is raised at once, where a request to the hub would take half a minute.
     """
     if "/" not in name:
+        here = [path.name for path in Path().glob("*") if path.is_dir() or path.suffix in SUFFIXES]
         raise FileNotFoundError(
-            f"{name!r} is neither a file or folder here nor a hub dataset (those are named owner/name). docs/data.md lists the "
-            "tasks: needle, vstar, hrbench4k, mme_realworld_lite, ..."
+            f"{name!r} is neither a file or folder here nor a hub dataset (those are named owner/name).{suggestion(name, ['needle', *here])}"
+            " docs/data.md lists the tasks: needle, vstar, hrbench4k, mme_realworld_lite, ..."
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from mgpo.data.reading import SUFFIXES, BadRow
 from mgpo.data.sources import read_questions, unread_columns
+from mgpo.errors import suggestion
 from mgpo.method.boxes import iou
 
 Records = list[dict[str, Any]]
@@ -149,7 +150,14 @@ TASKS = {
 
 
 def task_of(name: str) -> Task:
-    """A known task, or a new one for a file, folder or hub dataset of any known layout."""
+    """A known task, or a new one for a file, folder or hub dataset of any known layout.
+
+    Raises:
+        FileNotFoundError: it is none of these, but close to a known task's name; the message names that.
+    """
     from mgpo.data.schemas import SCHEMAS
 
+    close = suggestion(name, [*TASKS, "needle"])
+    if close and name not in TASKS and "/" not in name and not Path(name).exists():
+        raise FileNotFoundError(f"There is no task, file or folder {name!r}.{close}")
     return TASKS.get(name) or Task(name, tuple(schema.name for schema in SCHEMAS), name)

@@ -9,18 +9,19 @@ batches. Nothing is downloaded, and nothing is measured.
 from __future__ import annotations
 
 import copy
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgpo.config import METHODS, SFT, DataArguments, MGPOConfig
+from mgpo.config import SFT, DataArguments, MGPOConfig
 from mgpo.files import write_whole
 from mgpo.images.imaging import PixelBudget
+from mgpo.planning.early import refuse_request, size_to_train
 from mgpo.planning.estimate import GIB, Estimate, estimate
-from mgpo.planning.sizes import SIZES, Size, known_size
+from mgpo.planning.gpus import Gpus
+from mgpo.planning.sizes import SIZES, Size
 from mgpo.policies.families import family_of_name
 
 GROUP = 8
@@ -31,33 +32,12 @@ TOKENS = ((1280, 640), (320,))
 """Visual tokens of an image at most: the paper's, half of them; and fewer only if nothing else fits."""
 BATCHES = ((8, False), (4, False), (8, True), (4, True), (2, True), (1, True))
 """Rollouts of a pass, and gradient checkpointing."""
+PAPER_DATA, PAPER_HUB = "data/mme_realworld_train", "xinyu1205/mme_realworld_train_21690"
+"""The folder of training data that the shipped recipes name, and the hub's dataset of which it is made (docs/data.md)."""
 LINEAR_TARGETS = (
     r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|in_proj_qkv|in_proj_z|out_proj|gate_proj|up_proj|down_proj)"
 )
 """LoRA's modules of a model with linear attention, whose projections have names of their own."""
-
-
-@dataclass(frozen=True)
-class Gpus:
-    """How many GPUs, and the memory of each in GiB."""
-
-    count: int
-    gib: float
-
-    def __str__(self) -> str:
-        return f"{self.count} GPU{'' if self.count == 1 else 's'} of {self.gib:g} GiB"
-
-    @classmethod
-    def read(cls, text: str) -> Gpus:
-        """From e.g. `1x24` or `8x80`.
-
-        Raises:
-            ValueError: it is not of this form.
-        """
-        found = re.fullmatch(r"([1-9]\d*)x(\d+(?:\.\d+)?)", text.strip().lower())
-        if found is None or not float(found.group(2)):
-            raise ValueError(f"--gpus {text}: write the number of GPUs and the GiB of each, such as 1x24 or 8x80.")
-        return cls(int(found.group(1)), float(found.group(2)))
 
 
 @dataclass(frozen=True)
@@ -143,13 +123,7 @@ def choose(model: str, gpus: Gpus, method: str = "mgpo") -> tuple[Choice, list[s
     Raises:
         ValueError: the model's size is not known, the method is not, or nothing fits; the message says what would.
     """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is unknown. Choose one of: {', '.join(METHODS)}.")
-    size = known_size(model)
-    if size is None:
-        raise ValueError(
-            f"The size of {model} is not known, so its memory cannot be estimated. Known: {', '.join(SIZES)}."
-        )
+    size = size_to_train(model, method)
     refused: list[str] = []
     least: list[Choice] = []
     for tokens in TOKENS:
@@ -202,16 +176,14 @@ def write_recipe(model: str, gpus: Gpus, method: str, data: str, out: Path) -> l
     Raises:
         ValueError: nothing fits, or the file exists.
     """
-    if "/" not in model and known_size(model) is not None:
-        raise ValueError(f"--model {model} has no owner. Did you mean Qwen/{model.removeprefix('./')}?")
-    if out.exists():
-        raise ValueError(f"{out} exists already. Name another file with --out.")
+    refuse_request(model, method, out)
     choice, refused = choose(model, gpus, method)
     why = reasons(choice, refused, model, gpus)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, recipe_text(choice, why, model, gpus, method, data, out.name))
     if Path(data).suffix and not Path(data).exists():
         why.append(f"note: the data {data} does not exist yet")
+    why += gpus.note()
     check = f"mgpo validate {out}" + (f" --num_gpus {gpus.count}" if gpus.count > 1 else "")
     return [*why, f"recipe: {out}; check it, and see what the estimate assumes: {check}"]
 
@@ -246,9 +218,10 @@ def recipe_text(choice: Choice, why: list[str], model: str, gpus: Gpus, method: 
         )
     lines = [
         f"# {start}",
-        f"# Written by: mgpo recipe --model {model} --gpus {gpus.count}x{gpus.gib:g} --method {method} --data {data}",
+        f"# Written by: mgpo recipe --model {model} --gpus {gpus.written} --method {method} --data {data}",
         *(f"# {line}" for line in why),
         *(["# zero3.yaml is TRL's trl/accelerate_configs/zero3.yaml."] if choice.way.sharded else []),
+        *([f"# The data: mgpo data convert {PAPER_HUB} {PAPER_DATA}"] if data == PAPER_DATA else []),
         "# It has not been run on a GPU. mgpo validate prints the estimate with everything that it assumes.",
         f"model_name_or_path: {model}",
         f"output_dir: runs/{name.removesuffix('.yaml')}",

@@ -3,8 +3,8 @@
     found = estimate(size, data, config, parts, budget_tokens=1280, devices=1, sharded=False)
     found.peak, found.needed                         # bytes
 
-It counts what stays (weights, gradients, AdamW's states), what an update adds (activations, log-probabilities, patches), and
-what sampling adds (keys and values). Where kernels decide, it takes the larger number; `tests/planning/test_estimate.py`
+It counts what stays (weights, gradients, AdamW's states) and what an update adds (activations, log-probabilities, patches);
+`mgpo.planning.sampling` counts what sampling adds. Where kernels decide, it takes the larger number; `tests/planning/test_estimate.py`
 compares activations with what PyTorch saves. `Estimate.assumptions` says in words what was assumed.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from math import gcd
 
 from mgpo.config import SFT, DataArguments, MGPOConfig
-from mgpo.method.protocol import Method
+from mgpo.planning.sampling import MASK_BYTES, Engine, engine_of, tower_bytes, while_sampling
 from mgpo.planning.sizes import Size
 from mgpo.policies.shared.vision_cache import MEMORY_TOKENS
 
@@ -23,8 +23,9 @@ FOUR_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 """Bits of a weight in 4 bits: a scale per 64 weights in 8 bits, and a float32 per 256 scales (arXiv 2305.14314, section 3)."""
 TILE = 4096 * 32_768
 """Logits that TRL computes at a time: TOKEN_CHUNK_SIZE x _CHUNKED_LOGPROB_CHUNK_SIZE (trl/kernels/chunked_logprob.py)."""
-PACKED_TOKENS = 32_768
-"""Tokens of a pass that fills the cache (`mgpo.policies.shared.sampler.SharedSampler`)."""
+LIVE_WEIGHTS, BUCKET = 1e9, 5e8
+"""Weights that ZeRO-3 keeps gathered, and gradients that it reduces at a time, unless it is told otherwise (DeepSpeed's
+`stage3_max_live_parameters` and `reduce_bucket_size`)."""
 LINEAR_COPIES = 44
 """float32 vectors, as wide as all value heads, that a layer of Gated DeltaNet saves per token without its fused kernels:
 measured in `tests/planning/test_estimate.py`."""
@@ -40,8 +41,9 @@ class Estimate:
         weights: what stays on the devices, over all of them if it is sharded.
         copies: float32 copies of 16-bit weights and states in float32, over all devices: DeepSpeed and FSDP keep them.
         update: what one forward and backward pass adds on each GPU.
-        sampling: what sampling a generation adds on each GPU; empty without rollouts, and where vLLM samples.
+        sampling: what sampling a generation adds on each GPU, beside vLLM if that samples; empty without rollouts.
         shards: over how many GPUs `weights` is split.
+        engine: what a vLLM on the same GPUs takes; None without one.
         assumptions: sentences without a full stop.
     """
 
@@ -50,6 +52,7 @@ class Estimate:
     update: dict[str, float]
     sampling: dict[str, float]
     shards: int
+    engine: Engine | None = None
     assumptions: list[str] = field(default_factory=list)
 
     @property
@@ -59,13 +62,23 @@ class Estimate:
 
     @property
     def peak(self) -> float:
-        """The most that each GPU holds at once."""
+        """The most that each GPU holds at once, without vLLM."""
         return self.stays + max(sum(self.update.values()), sum(self.sampling.values()))
 
     @property
     def needed(self) -> float:
-        """Memory that a GPU should have: the peak, and a reserve."""
-        return self.peak / FREE_SHARE + RESERVED
+        """Memory that a GPU should have: the peak and a reserve, beside the share of the GPU that vLLM takes."""
+        if self.engine is None:
+            return with_reserve(self.peak)
+        left = 1 - self.engine.share
+        updating = with_reserve(self.stays + sum(self.update.values())) / (1 if self.engine.sleeps else left)
+        sampling = with_reserve(self.stays + sum(self.sampling.values())) / left
+        return max(updating, sampling, self.engine.holds / self.engine.share)
+
+
+def with_reserve(held: float) -> float:
+    """Memory of a GPU that is to hold so many bytes: a part of it stays free."""
+    return held / FREE_SHARE + RESERVED
 
 
 @dataclass(frozen=True)
@@ -138,19 +151,6 @@ def activations(size: Size, work: Pass, width: int, checkpointing: bool) -> floa
     return size.cached_layers * (work.tokens * full + copies) + linears * work.tokens * linear + gradients
 
 
-def tower_bytes(size: Size, tokens: float, width: int, trained: bool, checkpointing: bool) -> float:
-    """Bytes of the vision tower's activations and features for so many visual tokens, each of four patches.
-
-    All blocks keep activations if the tower is trained, else only the one that is computed.
-    """
-    tower, patches = size.tower, 4 * tokens
-    features = tokens * size.hidden * width * tower.features
-    block = patches * (40 * tower.hidden + 8 * tower.inner)
-    if not trained:
-        return features + block / 2
-    return features + (tower.depth * patches * tower.hidden * width + block if checkpointing else tower.depth * block)
-
-
 def estimate(
     size: Size,
     data: DataArguments,
@@ -186,57 +186,29 @@ def estimate(
     }
     if not data.use_peft:
         update["log-probabilities"] += 4.0 * size.vocabulary * size.hidden  # the head's gradient, beside the stored one
-        if width == 4:
-            update["copies of the weights in bfloat16"] = 2.0 * size.parameters
-    if devices > 1 and not sharded:
-        update["gradients in DDP's buckets"] = 4.0 * trained
-    sampling: dict[str, float] = {}
+    # Autocast keeps a copy of each weight that is trained; one that is frozen is copied anew in each layer.
+    cast = {"copies of the weights in bfloat16": 2.0 * trained} if width == 4 and not data.use_peft else {}
+    update |= cast
+    if not shared:
+        update["attention mask"] = float(MASK_BYTES * config.per_device_train_batch_size * episode**2)
+    if devices > 1:
+        held = min(size.parameters, LIVE_WEIGHTS) + min(trained, BUCKET)
+        name = "gathered weights, gradients on their way" if sharded else "gradients in DDP's buckets"
+        update[name] = 2.0 * held if sharded else 4.0 * trained
+    # TRL drops the batch before only when the new one is complete.
+    sampling = {} if supervised else {"pixel values of the batch before": update["pixel values"]}
     if not (supervised or config.use_vllm):
-        sampling = _sampling(size, config, parts, image_tokens, image_bytes, shared)
-        if sharded:
-            sampling["gathered weights"] = weights["weights"]
+        sampling |= while_sampling(size, config, parts, image_tokens, image_bytes, shared, width)
+        sampling |= {"gathered weights": weights["weights"]} if sharded else cast if shared else {}
     if frozen and not sharded and config.shared_prefix:
         for phase in (update, sampling):
             if phase:
                 phase["cached image features"] = float(MEMORY_TOKENS * size.hidden * 2)
     copies = 0.0 if data.use_peft or width == 4 else trained * (4.0 + 2 * (4 - width))
     return Estimate(
-        weights, copies, update, sampling, devices if sharded else 1,
+        weights, copies, update, sampling, devices if sharded else 1, engine_of(size, config, episode),
         _assumptions(size, config, work, episode, rollouts, shared, checkpointing, frozen),
     )  # fmt: skip
-
-
-def _sampling(
-    size: Size, config: MGPOConfig, parts: dict[str, int], image_tokens: int, image_bytes: int, shared: bool
-) -> dict[str, float]:
-    """What sampling adds at its worst: while the cache is filled, or while a turn is sampled from it.
-
-    `mgpo.policies.shared.sampler` fills the cache of a turn beside that of the turn before, and then makes a padded copy.
-    """
-    rollouts, episode = config.per_device_train_batch_size * config.steps_per_generation, sum(parts.values())
-    filled = episode - parts["answer"]
-    further = config.max_turns - 1 if config.method == Method.MGPO else 0
-    added = (parts["reply"] + parts["crop"]) // further if further else filled
-    prompts = min(rollouts * max(added, parts["question"] + parts["overview"]), PACKED_TOKENS + episode)
-    if not shared:
-        prompts = rollouts * episode
-    images = min(prompts, rollouts * image_tokens)
-    filling = {
-        "key-value cache": float(rollouts * (2 * filled - added) * size.cache_bytes),
-        "prompts": prompts * (6.0 * size.inner + 12 * size.hidden + 12 * size.queries),
-        "vision tower": tower_bytes(size, images, 2, False, True),
-        "pixel values": float(rollouts * image_bytes),
-    }
-    twice = 2 if shared and further else 1
-    speaking = {
-        "key-value cache": float(rollouts * max(twice * filled, episode) * size.cache_bytes),
-        "next tokens": 4.0 * 4 * rollouts * size.vocabulary,
-    }
-    if not shared:
-        return filling | speaking
-    states = 2.0 * rollouts * size.state_bytes
-    worst = max((filling, speaking), key=lambda phase: sum(phase.values()))
-    return worst | {"key-value cache": worst["key-value cache"] + states}
 
 
 def _assumptions(

@@ -43,12 +43,14 @@ def memory_lines(
         f"{ESTIMATE}: an update adds {_sum_of(found.update)} = {_gib(sum(found.update.values()))} GiB on each GPU"
     )
     if config.use_vllm:
-        lines.append(_vllm_line(config, size, width, sum(parts.values())))
+        lines.append(_vllm_line(found, config, size, sum(parts.values())))
     elif found.sampling:
         lines.append(_sampling_line(found, config, devices, sum(parts.values())))
+    without = " without vLLM" if config.use_vllm else ""
+    beside = "" if found.engine is None else " with vLLM"
     lines.append(
-        f"{ESTIMATE}: at most {_gib(found.peak)} GiB on each GPU at once{' without vLLM' if config.use_vllm else ''}, so a GPU "
-        f"should have {_gib(found.needed)} GiB"
+        f"{ESTIMATE}: at most {_gib(found.peak)} GiB on each GPU at once{without}, so a GPU should have {_gib(found.needed)} "
+        f"GiB{beside}"
     )
     return lines + [f"assumes: {assumption}" for assumption in found.assumptions]
 
@@ -72,7 +74,7 @@ def _sampling_line(found: Estimate, config: MGPOConfig, devices: int, episode: i
         name: count for name, count in found.sampling.items() if name not in ("key-value cache", "gathered weights")
     }
     cache, weights = found.sampling["key-value cache"], found.sampling.get("gathered weights")
-    twice = config.shared_prefix and devices == 1 and config.method == Method.MGPO
+    twice = "prompts" in found.sampling and config.method == Method.MGPO
     gathered = f" in addition to {_gib(weights)} GiB of gathered weights" if weights is not None else ""
     return (
         f"{ESTIMATE}: during generation, up to {_gib(cache)} GiB of key-value cache on each GPU "
@@ -81,17 +83,17 @@ def _sampling_line(found: Estimate, config: MGPOConfig, devices: int, episode: i
     )
 
 
-def _vllm_line(config: MGPOConfig, size: Size, width: int, episode: int) -> str:
+def _vllm_line(found: Estimate, config: MGPOConfig, size: Size, episode: int) -> str:
     """The memory that vLLM takes: of each training GPU if it is colocated, of GPUs of its own if it is a server."""
-    weights, kept = size.parameters * width, episode * size.cache_bytes + size.state_bytes
-    held = f"{_gib(weights)} GiB of weights and {_gib(kept)} GiB of key-value cache per running episode"
-    if config.vllm_mode == "server":
+    weights, kept = 2.0 * size.parameters, episode * size.cache_bytes + size.state_bytes
+    held = f"{_gib(weights)} GiB of weights in 16 bits and {_gib(kept)} GiB of key-value cache per running episode"
+    if found.engine is None:
         return f"{ESTIMATE}: the vLLM server, on its own GPUs, holds {held}"
-    share, parallel = config.vllm_gpu_memory_utilization, config.vllm_tensor_parallel_size
-    asleep = "; it sleeps during updates" if config.vllm_enable_sleep_mode else ", also during updates"
+    share, parallel = found.engine.share, config.vllm_tensor_parallel_size
+    asleep = "; it sleeps during updates" if found.engine.sleeps else ", also during updates"
     return (
-        f"{ESTIMATE}: vLLM takes {share:.0%} of each GPU ({80 * share:.0f} of 80 GB){asleep}. This share must hold {held}, "
-        f"split over {parallel} GPU{'s' if parallel > 1 else ''}"
+        f"{ESTIMATE}: vLLM takes {share:.0%} of each GPU ({80 * share:.0f} of 80 GB){asleep}, beside {_sum_of(found.sampling)}. "
+        f"This share must hold {held}, split over {parallel} GPU{'s' if parallel > 1 else ''}"
     )
 
 

@@ -9,7 +9,6 @@ A run folder holds `config.yaml` (as resolved), `environment.json` (versions, gi
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
 from contextlib import nullcontext
@@ -25,7 +24,7 @@ from mgpo.data.admitting import Admission, admitted, write_listing
 from mgpo.data.loading import load_rows
 from mgpo.data.reading import BadRow
 from mgpo.data.sources import files_of, unread_columns, unread_note
-from mgpo.errors import Stopped
+from mgpo.errors import Stopped, suggestion
 from mgpo.files import write_whole
 from mgpo.policies.families import form_of
 from mgpo.policies.loading import budget_of, load_processor, model_type_of
@@ -79,9 +78,7 @@ def _refuse_unknown(keys: Any, known: set[str], where: str) -> None:
     for key in keys:
         bare = key.removeprefix("no_")
         if key not in known and bare not in known:
-            close = difflib.get_close_matches(key, known, 1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{where}: unknown setting {key!r}.{hint}")
+            raise ValueError(f"{where}: unknown setting {key!r}.{suggestion(key, known)}")
 
 
 def train(data: DataArguments, config: MGPOConfig, resume: bool = True) -> Path:
@@ -189,8 +186,9 @@ def _questions(
         )
     if data.dataset_name == "needle":
         return loaded.questions
-    if config.process_index == 0 and (note := unread_note(unread_columns(data.dataset_name, split), data.dataset_name)):
-        print(note)
+    if config.process_index == 0:
+        note = unread_note(unread_columns(data.dataset_name, split), data.dataset_name)
+        print(*filter(None, [note, *loaded.notes]), sep="\n", end="\n" if note or loaded.notes else "")
     share = config.process_index, config.world_size, gather_object
     questions, skipped[split] = admitted(loaded, data.dataset_name, admission_of(data, config), data.on_bad_row, share)
     return questions

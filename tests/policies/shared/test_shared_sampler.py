@@ -52,15 +52,15 @@ def test_greedy_rollouts_are_those_of_the_plain_path(loud_tiny, tmp_path, rows, 
 
 def test_an_episode_that_ends_early_changes_nothing_for_the_others(loud_tiny, tmp_path, rows, monkeypatch):
     """With four turns, some answer in their second; what they would say later is thrown away."""
-    from mgpo.method import protocol
+    from mgpo.method import episode
 
-    boxed, said, outputs = protocol.boxed, [], []
+    boxed, said, outputs = episode.boxed, [], []
 
     def eighth_answers(text):
         said.append(text)
         return "A" if len(said) == 8 else boxed(text)
 
-    monkeypatch.setattr(protocol, "boxed", eighth_answers)
+    monkeypatch.setattr(episode, "boxed", eighth_answers)
     for shared in (False, True):
         said.clear()
         trainer, output = sample(loud_tiny, tmp_path / str(shared), rows, monkeypatch, shared, max_turns=4)

@@ -1,0 +1,79 @@
+"""What can be refused at once: this module imports neither torch nor TRL, which take ten seconds.
+
+`mgpo recipe`, `mgpo validate` and `mgpo train` ask it first; what needs more than a look at the words is refused later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mgpo.errors import suggestion
+from mgpo.method.methods import refuse_unknown_method
+from mgpo.planning.sizes import SIZES, Size, known_size
+
+
+def size_to_train(model: str, method: str) -> Size:
+    """The size of a model, for a recipe of this method.
+
+    Raises:
+        ValueError: the method is unknown, the size is not known, or the name lacks its owner.
+    """
+    refuse_unknown_method(method)
+    size = known_size(model)
+    if size is None:
+        close = suggestion(model.rpartition("/")[2].removesuffix("-Instruct"), SIZES)
+        raise ValueError(
+            f"The size of {model} is not known, so its memory cannot be estimated.{close} Known: {', '.join(SIZES)}."
+        )
+    return size
+
+
+def refuse_request(model: str, method: str, out: Path) -> None:
+    """Refuse a recipe that cannot be written.
+
+    Raises:
+        ValueError: as in `size_to_train`; the model's name has no owner; or the file exists.
+    """
+    size_to_train(model, method)
+    if "/" not in model:
+        raise ValueError(f"--model {model} has no owner. Did you mean Qwen/{model}?")
+    if out.exists():
+        raise ValueError(f"{out} exists already. Name another file with --out.")
+
+
+def written(recipe: Path) -> dict[str, Any]:
+    """The settings that a recipe's file holds, unchecked but for the method.
+
+    Raises:
+        ValueError: it does not exist, is no YAML mapping, or its method is unknown.
+    """
+    if not recipe.is_file():
+        close = suggestion(recipe.name, [path.name for path in recipe.parent.glob("*.yaml")])
+        raise ValueError(f"The recipe {recipe} does not exist.{close}")
+    try:
+        found = yaml.safe_load(recipe.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{recipe} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{recipe} must contain a YAML mapping: settings and their values, such as max_steps: 300.")
+    if isinstance(found.get("method"), str):
+        refuse_unknown_method(found["method"])
+    return found
+
+
+def refuse_words(words: Sequence[str]) -> None:
+    """Refuse a command line of `mgpo train` or `mgpo validate` whose recipe cannot be read, or whose method is unknown.
+
+    Raises:
+        ValueError: as in `written`, or `--method` is unknown.
+    """
+    given = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    for flag, value in zip(given, given[1:]):
+        if flag == "--config":
+            written(Path(value))
+        elif flag == "--method":
+            refuse_unknown_method(value)
