@@ -235,3 +235,9 @@ def test_full_training_in_float32_counts_autocast_s_copies():
         == 2 * estimate(size, bfloat16, config(), PARTS, 640).sampling["key-value cache"]
     )
     assert sum(found.weights.values()) == 16 * SIZES["Qwen3-VL-2B"].parameters
+
+
+def test_each_further_image_is_encoded_and_held():
+    """Of a shared prompt once for its rollouts; the crop of each rollout beside it."""
+    shared, plain = (pass_of(config(max_images=3), PARTS, sharing) for sharing in (True, False))
+    assert shared.images == 3 + 8 and plain.images == 8 * (3 + 1)

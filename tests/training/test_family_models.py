@@ -26,9 +26,9 @@ from mgpo.method.grounding import read_grounding
 from mgpo.method.protocol import Method, Protocol
 from mgpo.method.question import Question
 from mgpo.method.thinking import spoken
+from mgpo.policies.families import shares_prompts
 from mgpo.policies.loading import load_model
 from mgpo.policies.local import LocalPolicy
-from mgpo.policies.shared.models import FAMILIES
 from mgpo.policies.shared.packed import is_hybrid
 from mgpo.serving.app import create_app
 from mgpo.serving.limits import Limits
@@ -148,13 +148,13 @@ def test_shared_prompts_give_the_loss_and_gradients_of_the_plain_path(model, tmp
     turns = ([boxes[0], (PROSE, CUT), boxes[1]], [think + "\\boxed{A}", think + "It is \\boxed{B}", ("\\boxed{", CUT)])
     plain = update(model, tmp_path / "plain", rows, monkeypatch, shared=False, turns=turns, **args)
     shared = update(model, tmp_path / "shared", rows, monkeypatch, shared=True, turns=turns, **args)
-    assert shared[2].sharing.on == (shared[2].model.config.model_type in FAMILIES) and not plain[2].sharing.on
+    assert shared[2].sharing.on == shares_prompts(shared[2].model.config.model_type) and not plain[2].sharing.on
     same(plain, shared)
 
 
 def test_prompts_are_computed_once_and_later_turns_continue(model, tmp_path, rows):
     """Tokens of the language model's forwards over more than what is sampled: prompts once, then what is new."""
-    if type_of(model) not in FAMILIES:
+    if not shares_prompts(type_of(model)):
         pytest.skip("its prompts are not shared")
     args = {"per_device_train_batch_size": 6, "num_generations": 2} | without_router_loss(model)
     trainer, tokens = make_trainer(model, tmp_path, rows, **args), []

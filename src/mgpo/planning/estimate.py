@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from math import gcd
 
 from mgpo.config import SFT, DataArguments, MGPOConfig
-from mgpo.planning.sampling import MASK_BYTES, Engine, engine_of, tower_bytes, while_sampling
+from mgpo.planning.sampling import MASK_BYTES, Engine, engine_of, images_of, tower_bytes, while_sampling
 from mgpo.planning.sizes import Size
 from mgpo.policies.shared.vision_cache import MEMORY_TOKENS
 
@@ -113,13 +113,13 @@ def pass_of(config: MGPOConfig, parts: dict[str, int], shared: bool) -> Pass:
     """The tokens of one pass over `per_device_train_batch_size` rollouts of the longest episode."""
     rollouts, prompt = config.per_device_train_batch_size, parts["question"] + parts["overview"]
     own = sum(parts.values()) - prompt
-    images = 2 if "crop" in parts else 1
+    opening, later = images_of(config, parts)
     if config.method != SFT and shared:  # TRL may put rollouts of several questions into a batch
         prompts = rollouts // gcd(rollouts, config.num_generations)
-        tokens, images = prompts * prompt + rollouts * own, prompts + rollouts * (images - 1)
+        tokens, images = prompts * prompt + rollouts * own, prompts * opening + rollouts * later
         return Pass(tokens, prompts * prompt + rollouts * (prompt + own), rollouts * own, images)
     tokens = rollouts * (prompt + own)
-    return Pass(tokens, tokens, rollouts * own, rollouts * images)
+    return Pass(tokens, tokens, rollouts * own, rollouts * (opening + later))
 
 
 def saved_per_token(size: Size, width: int) -> tuple[float, float]:
@@ -176,7 +176,7 @@ def estimate(
     rollouts = config.per_device_train_batch_size * (1 if supervised else config.steps_per_generation)
     checkpointing = bool(config.gradient_checkpointing)
     image_bytes = 4 * image_tokens * 6 * size.patch**2 * 4  # 4 patches a token, 2 frames of 3 colours, float32
-    shown = 2 if "crop" in parts else 1
+    shown = sum(images_of(config, parts))
 
     update = {
         "activations": activations(size, work, width, checkpointing),

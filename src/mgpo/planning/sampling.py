@@ -92,6 +92,11 @@ def while_sampling(
     return max((filling, speaking), key=lambda phase: sum(phase.values()))
 
 
+def images_of(config: MGPOConfig, parts: dict[str, int]) -> tuple[int, int]:
+    """Most images of an episode: in its first user turn, and in all later ones."""
+    return config.max_images, config.max_turns - 1 if "crop" in parts else 0
+
+
 def _shared(
     size: Size,
     config: MGPOConfig,
@@ -113,8 +118,8 @@ def _shared(
     filling = {
         "key-value cache": float(rollouts * (2 * filled - added) * cache) + states,
         "prompts": new * layer_bytes(size, width),
-        "vision tower": tower_bytes(size, min(new, rollouts * image_tokens), 2, False, True),
-        "pixel values": float(rollouts * image_bytes),
+        "vision tower": tower_bytes(size, min(new, rollouts * config.max_images * image_tokens), 2, False, True),
+        "pixel values": float(rollouts * config.max_images * image_bytes),
     }
     speaking = {
         "key-value cache": float(rollouts * max((2 if further else 1) * filled, episode) * cache) + states,
@@ -134,7 +139,7 @@ def _plain(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Each turn computes all rollouts from their beginning, in one padded batch. Outside autocast, weights set the type."""
     episode, cache, wide = sum(parts.values()), size.cache_bytes * width // 2, width // 2
-    filled, shown = episode - parts["answer"], 2 if "crop" in parts else 1
+    filled, shown = episode - parts["answer"], sum(images_of(config, parts))
     tower = tower_bytes(size, rollouts * shown * image_tokens, 2, False, True)
     filling = {
         "key-value cache": float(rollouts * filled * cache),

@@ -248,7 +248,7 @@ def _token_lines(
         )
     if images_known:
         config.fit_context(protocol, context)
-    images = "" if images_known else f" and {_count(protocol.turns, 'image')}"
+    images = "" if images_known else f" and {_count(config.max_images + protocol.turns - 1, 'image')}"
     holds = "the model's context is not known here" if context is None else f"the model's context holds {context}"
     return [f"longest episode: {words} = {total} tokens{images}, {after} after the first user turn; {holds}"]
 

@@ -26,8 +26,9 @@ from transformers import (
 from transformers.utils import logging
 
 from mgpo.images.imaging import PixelBudget
+from mgpo.policies.families import processor_of
 from mgpo.policies.pictures import most_tokens
-from mgpo.policies.processors import PROCESSORS, build_without_video
+from mgpo.policies.processors import build_without_video
 
 TINY = "mgpo-tiny"
 
@@ -81,7 +82,7 @@ def load_processor(name_or_path: str, budget: PixelBudget | None = None) -> Any:
     else:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         model_type = config.model_type
-        if model_type not in PROCESSORS:
+        if processor_of(model_type) is None:
             raise ImportError(
                 f"The processor of a {model_type} model needs torchvision, which is missing or does not work with "
                 "the installed torch. Install the torchvision build that matches your torch."

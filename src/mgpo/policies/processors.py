@@ -13,23 +13,8 @@ from typing import Any
 import transformers
 from transformers import ProcessorMixin
 
-PROCESSORS = {
-    "qwen2_vl": "Qwen2VLProcessor",
-    "qwen2_5_vl": "Qwen2_5_VLProcessor",
-    "qwen3_vl": "Qwen3VLProcessor",
-    "qwen3_vl_moe": "Qwen3VLProcessor",
-    "qwen3_5": "Qwen3VLProcessor",
-    "qwen3_5_moe": "Qwen3VLProcessor",
-    "glm4v": "Glm4vProcessor",
-    "glm4v_moe": "Glm4vProcessor",
-    "glm46v": "Glm46VProcessor",
-    "internvl": "InternVLProcessor",
-    "gemma3": "Gemma3Processor",
-    "gemma4": "Gemma4Processor",
-    "idefics3": "Idefics3Processor",
-    "smolvlm": "SmolVLMProcessor",
-}
-"""By model type: the processor in transformers, which is imported only when it is built."""
+from mgpo.policies.families import processor_of
+
 TOKENS = {
     "Qwen": {
         "image_token": "<|image_pad|>", "video_token": "<|video_pad|>",
@@ -65,15 +50,17 @@ def build_without_video(
     """The processor of a model type, for texts and images.
 
     Args:
-        model_type: one of `PROCESSORS`.
+        model_type: one of a known family (`mgpo.policies.families`).
         image_processor, tokenizer, chat_template: its parts.
         config: the model's configuration; needed where it says how many tokens an image takes (InternVL, Gemma 3,
             Idefics 3, SmolVLM 2).
 
     Raises:
-        KeyError: the type is not in `PROCESSORS`.
+        KeyError: the type is of no known family.
     """
-    name = PROCESSORS[model_type]
+    name = processor_of(model_type)
+    if name is None:
+        raise KeyError(model_type)
     if name == "Glm4vProcessor" and type(image_processor).__name__.startswith("Glm46V"):
         name = "Glm46VProcessor"  # GLM-4.6V has the model types of GLM-4.1V and 4.5V
     full = getattr(transformers, name)

@@ -10,14 +10,11 @@ from typing import Any
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from mgpo.policies.families import shares_prompts
 from mgpo.policies.shared.linear import pack_linear_layers
 from mgpo.policies.shared.packed import LAYERS, is_hybrid, packed_attention
 
 NAME = "mgpo_sdpa"
-FAMILIES = {
-    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm4v_moe", "glm46v",
-}  # fmt: skip
-"""Model types for whose layers, positions and vision tower this package's sharing was tested."""
 
 
 def use_packed_attention(model: Any) -> None:
@@ -26,7 +23,7 @@ def use_packed_attention(model: Any) -> None:
     Raises:
         ValueError: the model does not support it; the message says why.
     """
-    if not shares_well(model):
+    if not shares_prompts(model.config.model_type):
         raise ValueError(
             f"prompts of {model.config.model_type} models cannot be shared yet (docs/models.md lists those that can)"
         )
@@ -44,8 +41,3 @@ def use_packed_attention(model: Any) -> None:
     AttentionInterface.register(NAME, packed_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     config._attn_implementation = NAME
-
-
-def shares_well(model: Any) -> bool:
-    """Whether a model is of a family for whose vision tower and masks this package's sharing was written."""
-    return model.config.model_type in FAMILIES

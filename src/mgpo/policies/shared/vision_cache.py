@@ -16,7 +16,7 @@ import torch
 import xxhash
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from mgpo.policies.shared.models import shares_well
+from mgpo.policies.families import shares_prompts
 
 MEMORY_TOKENS = 200_000
 """Largest number of cached visual tokens: 0.13 GB for `mgpo-tiny`, 1.4 GB in bfloat16 for a hidden size of 3584."""
@@ -32,7 +32,7 @@ def towers(model: Any) -> list[torch.nn.Module]:
 
 def remember_towers(model: Any) -> None:
     """Apply `remember_images` to every tower of a model, if it is of a family whose tower returns features only."""
-    if shares_well(model):
+    if shares_prompts(model.config.model_type):
         for tower in towers(model):
             remember_images(tower)
 
