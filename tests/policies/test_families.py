@@ -14,8 +14,9 @@ from mgpo.images.imaging import PixelBudget
 from mgpo.method.boxes import BoxForm, Coordinates
 from mgpo.method.protocol import Protocol
 from mgpo.policies.families import FAMILIES, form_of, form_of_name
-from mgpo.policies.loading import budget_of, load_processor, trained_with
+from mgpo.policies.loading import budget_of, has_torchvision, load_processor, trained_with
 from mgpo.policies.local import LocalPolicy
+from mgpo.policies.processors import video_settings
 from mgpo.training.trainer import MGPOTrainer
 
 HUB = {"shortest_edge": 3136, "longest_edge": 12_845_056}
@@ -119,3 +120,27 @@ def test_an_unknown_family_is_asked_for_not_guessed():
     asked = Protocol.from_settings({"coordinates": "relative_1000"}, PixelBudget(), None)
     assert asked.box.form.coordinates is Coordinates.RELATIVE_1000
     assert Protocol.from_settings({"method": "direct"}, PixelBudget(), None).turns == 1  # no box is asked for
+
+
+@pytest.mark.parametrize(
+    "file", ["video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json"]
+)
+def test_a_folder_keeps_the_settings_of_its_video_half(random_tiny, tmp_path, file):
+    """Without torchvision it is loaded and saved without that half; transformers and vLLM need it where they load the folder."""
+    source, video = (
+        tmp_path / "hub",
+        {"video_processor_type": "Qwen2VLVideoProcessor", "size": {"longest_edge": 7, "shortest_edge": 5}},
+    )
+    shutil.copytree(random_tiny, source)
+    there = json.loads((source / "processor_config.json").read_text())
+    if file == "processor_config.json":
+        (source / file).write_text(json.dumps(there | {"video_processor": video}))
+    else:
+        (source / file).write_text(json.dumps(there["image_processor"] | video))
+    processor = load_processor(str(source))
+    for number in range(2):  # a run that begins from a run
+        processor.save_pretrained(tmp_path / str(number))
+        shutil.copy(random_tiny / "config.json", tmp_path / str(number))
+        processor = load_processor(str(tmp_path / str(number)))
+        assert video_settings(str(tmp_path / str(number))).items() >= video.items()
+    assert "video" not in json.loads((tmp_path / "1/processor_config.json").read_text()) or has_torchvision()

@@ -36,6 +36,7 @@ from mgpo.training.sft import build_sft_trainer
 from mgpo.training.weights import freeze_vision_tower
 
 TOLERANCE = 1e-4
+SHORT = {"grounding_tokens": 16, "answer_tokens": 8}
 PER_TILE = 4
 """Tokens of a tile in the tiny models of `TILES`."""
 
@@ -291,9 +292,10 @@ def test_text_of_the_data_creates_no_special_token(model, rows):
 
 
 def test_it_is_asked_and_evaluated(model, rows):
-    vqa = GroundedVQA.from_pretrained(str(model))
+    vqa = GroundedVQA.from_pretrained(str(model), **SHORT)
     found = vqa.ask(rows[0]["image"], rows[0]["question"], rows[0]["choices"])
     assert len(found.turns) == 2
+    assert len(vqa.ask([row["image"] for row in rows[:2]], rows[0]["question"]).turns) == 2
     questions = [Question.from_row(row) for row in rows[:3]]
     assert len(evaluate(vqa.policy, questions, vqa.protocol, vqa.limits)) == 3
 
@@ -302,7 +304,7 @@ def test_it_is_served(model, rows):
     data = base64.b64encode(Path(rows[0]["image"]).read_bytes()).decode()
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + data}}
     content = [image, {"type": "text", "text": "Which letter?\nA. H\nB. K"}]
-    app = create_app(GroundedVQA.from_pretrained(str(model)), "it", Limits())
+    app = create_app(GroundedVQA.from_pretrained(str(model), **SHORT), "it", Limits())
     with TestClient(app, base_url="http://127.0.0.1") as client:
         body = {"model": "it", "messages": [{"role": "user", "content": content}]}
         found = client.post("/v1/chat/completions", json=body).json()

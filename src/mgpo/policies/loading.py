@@ -28,7 +28,7 @@ from transformers.utils import logging
 from mgpo.images.imaging import PixelBudget
 from mgpo.policies.families import processor_of
 from mgpo.policies.pictures import most_tokens
-from mgpo.policies.processors import build_without_video
+from mgpo.policies.processors import build_without_video, video_settings
 
 TINY = "mgpo-tiny"
 
@@ -77,19 +77,7 @@ def load_processor(name_or_path: str, budget: PixelBudget | None = None) -> Any:
     adapter = Path(path) / "adapter_config.json"
     if adapter.is_file() and not (Path(path) / "tokenizer_config.json").is_file():
         path = resolve(json.loads(adapter.read_text())["base_model_name_or_path"])
-    if has_torchvision():
-        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
-    else:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        model_type = config.model_type
-        if processor_of(model_type) is None:
-            raise ImportError(
-                f"The processor of a {model_type} model needs torchvision, which is missing or does not work with "
-                "the installed torch. Install the torchvision build that matches your torch."
-            )
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        images = AutoImageProcessor.from_pretrained(path, trust_remote_code=False, backend="pil")
-        processor = build_without_video(model_type, images, tokenizer, tokenizer.chat_template, config)
+    processor = _whole_processor(path) or _processor_without_video(path)
     if not hasattr(processor.image_processor, "merge_size") and most_tokens(processor) is None:
         raise ValueError(
             f"The processor of {name_or_path} ({type(processor).__name__}) does not cut an image into one grid of patches, so "
@@ -101,6 +89,32 @@ def load_processor(name_or_path: str, budget: PixelBudget | None = None) -> Any:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     set_budget(processor, budget or own_budget(name_or_path, processor))
     return processor
+
+
+def _whole_processor(path: str) -> Any:
+    """transformers' own processor; None where torchvision is missing, or the video half of a known family."""
+    if not has_torchvision():
+        return None
+    try:
+        return AutoProcessor.from_pretrained(path, trust_remote_code=False)
+    except OSError:
+        known = processor_of(AutoConfig.from_pretrained(path, trust_remote_code=False).model_type)
+        if known is None or video_settings(path) is not None:
+            raise
+        return None  # the folder was saved without one, by an earlier version or by hand
+
+
+def _processor_without_video(path: str) -> Any:
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    model_type = config.model_type
+    if processor_of(model_type) is None:
+        raise ImportError(
+            f"The processor of a {model_type} model needs torchvision, which is missing or does not work with "
+            "the installed torch. Install the torchvision build that matches your torch."
+        )
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    images = AutoImageProcessor.from_pretrained(path, trust_remote_code=False, backend="pil")
+    return build_without_video(model_type, images, tokenizer, tokenizer.chat_template, config, video_settings(path))
 
 
 def load_model(name_or_path: str, dtype: str | torch.dtype = "auto", device: str | None = None) -> PreTrainedModel:

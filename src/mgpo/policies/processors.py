@@ -3,15 +3,20 @@
     build_without_video("qwen3_vl", image_processor, tokenizer, chat_template)
 
 transformers builds a video processor with every processor of these families, and all video processors need torchvision.
-Images do not: transformers has image processors on Pillow.
+Images do not: transformers has image processors on Pillow. A processor that is loaded so and saved again keeps the settings of
+the video half, so that transformers and vLLM can load the folder where torchvision works.
 """
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import transformers
 from transformers import ProcessorMixin
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
+from transformers.utils.hub import cached_file
 
 from mgpo.policies.families import processor_of
 
@@ -44,8 +49,24 @@ SMOLVLM = {
 """The same for SmolVLM 2, where the tokenizer may name others."""
 
 
+def video_settings(path: str) -> dict[str, Any] | None:
+    """The settings of a checkpoint's video processor, from the file in which transformers would look for them; or None."""
+    for name, key in ((PROCESSOR_NAME, "video_processor"), (VIDEO_PROCESSOR_NAME, None), (IMAGE_PROCESSOR_NAME, None)):
+        file = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+        found = json.loads(Path(file).read_bytes()) if file else None
+        if found and (key is None or key in found):
+            settings: dict[str, Any] = found[key] if key else found
+            return settings
+    return None
+
+
 def build_without_video(
-    model_type: str, image_processor: Any, tokenizer: Any, chat_template: str | None, config: Any = None
+    model_type: str,
+    image_processor: Any,
+    tokenizer: Any,
+    chat_template: str | None,
+    config: Any = None,
+    video: dict[str, Any] | None = None,
 ) -> Any:
     """The processor of a model type, for texts and images.
 
@@ -54,10 +75,18 @@ def build_without_video(
         image_processor, tokenizer, chat_template: its parts.
         config: the model's configuration; needed where it says how many tokens an image takes (InternVL, Gemma 3,
             Idefics 3, SmolVLM 2).
+        video: settings of its video half (`video_settings`), which are saved with it.
 
     Raises:
         KeyError: the type is of no known family.
     """
+    processor = _built(model_type, image_processor, tokenizer, chat_template, config)
+    if hasattr(processor, "video"):
+        type(processor).video = video  # its class is its own; an attribute of the object would be saved
+    return processor
+
+
+def _built(model_type: str, image_processor: Any, tokenizer: Any, chat_template: str | None, config: Any) -> Any:
     name = processor_of(model_type)
     if name is None:
         raise KeyError(model_type)
@@ -125,4 +154,12 @@ def _smolvlm(full: type[ProcessorMixin]) -> type[ProcessorMixin]:
 
 def _renamed(full: type[ProcessorMixin], init: Any) -> type[ProcessorMixin]:
     """A subclass with this constructor. It keeps the name, so that plain transformers can load a folder that it saves."""
-    return type(full.__name__, (full,), {"__init__": init, "__module__": full.__module__, "__doc__": full.__doc__})
+
+    def save_pretrained(self: Any, save_directory: Any, **kwargs: Any) -> Any:
+        saved = full.save_pretrained(self, save_directory, **kwargs)
+        if self.video is not None:
+            Path(save_directory, VIDEO_PROCESSOR_NAME).write_text(json.dumps(self.video, indent=2) + "\n")
+        return saved
+
+    own = {"__init__": init, "__module__": full.__module__, "__doc__": full.__doc__}
+    return type(full.__name__, (full,), own | {"save_pretrained": save_pretrained, "video": None})
