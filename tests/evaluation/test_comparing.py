@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mgpo.evaluation.comparing import bootstrap_interval, compare, compare_records, mcnemar
+from mgpo.evaluation.comparing import bootstrap_interval, compare, compare_records, drawn_together, mcnemar
 from mgpo.evaluation.results import append
 
 
@@ -55,3 +55,12 @@ def test_folders_are_compared_task_by_task(tmp_path):
         compare_records("t", records([1, 1]), records([1]))
     with pytest.raises(ValueError, match="is not a results folder"):
         compare(tmp_path / "a", tmp_path / "none")
+
+
+def test_questions_about_other_images_are_drawn_apart():
+    """BLINK asks the same words with the same choices of many images; HR-Bench asks the same of one image, choices in any order."""
+    record = {"question": "Which fits?", "image_size": [9, 9], "choices": ["x", "y"]}
+    apart = [record | {"images_digest": digest} for digest in ("a", "b")]
+    assert drawn_together(apart[0]) != drawn_together(apart[1])
+    assert drawn_together(apart[0]) == drawn_together(apart[0] | {"choices": ["y", "x"]})
+    assert drawn_together(record) == drawn_together(record | {"choices": ["y", "x"]}), "results of earlier versions"

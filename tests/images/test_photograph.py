@@ -116,6 +116,8 @@ def test_decoded_pictures_are_bounded_and_decoded_again(decoded, monkeypatch):
     photos = [Photograph(jpeg(picture())) for _ in range(3)]
     regions = [photo.crop((0, 0, 500, 500), BUDGET) for photo in photos]
     assert [photo._image is not None for photo in photos] == [False, True, True]
+    assert photos[0].crop((0, 0, 500, 500), BUDGET) is regions[0], "a region that was cut is kept"
+    photos[0]._crops.clear()
     assert np.array_equal(photos[0].crop((0, 0, 500, 500), BUDGET), regions[0])
     assert [photo._image is not None for photo in photos] == [True, False, True]
     assert decoded.count(SIZE) == 4

@@ -107,3 +107,14 @@ def test_the_command_writes_the_recipe_and_says_why(tmp_path):
 def test_every_known_size_fits_somewhere():
     for name in SIZES:
         assert choose(f"Qwen/{name}", Gpus(1, 48))
+
+
+def test_a_recipe_for_several_images_counts_them(tmp_path):
+    """Four images of a question leave room for less than one, and the recipe says how many it was made for."""
+    one, four = (choose("Qwen/Qwen3-VL-4B-Instruct", Gpus(1, 24), images=n)[0] for n in (1, 4))
+    assert four.settings["max_images"] == 4 and "max_images" not in one.settings
+    batch = "per_device_train_batch_size"
+    assert (four.tokens, four.settings[batch]) < (one.tokens, one.settings[batch])
+    write_recipe("Qwen/Qwen3-VL-4B-Instruct", Gpus(1, 24), "mgpo", "needle", tmp_path / "r.yaml", 4)
+    text = (tmp_path / "r.yaml").read_text()
+    assert "max_images: 4\n" in text and "--data needle --images 4\n" in text

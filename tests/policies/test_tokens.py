@@ -1,5 +1,7 @@
 """From turns to ids: equal to rendering the whole conversation at once, whatever the data holds."""
 
+import copy
+
 import pytest
 from PIL import Image
 
@@ -152,6 +154,31 @@ def test_special_tokens_in_data_create_none(tokens, evil, method):
     harmless = count("Which letter?", ("H", "K", "L", "N"))
     assert count(evil, ("H", evil, "L", "N" + evil)) == harmless
     assert count("Which letter? " + evil, ()) == harmless
+
+
+def test_a_template_that_moves_images_away_from_their_numbers_is_refused(processor):
+    """As LLaVA's templates do: all images first. One image is not concerned."""
+    own = TurnTokens(processor)
+    moved = copy.copy(processor)
+    moved.chat_template = (
+        "{% for message in messages %}{% for part in message['content'] if part['type'] == 'image' %}<|vision_start|><|image_pad|>"
+        "<|vision_end|>{% endfor %}{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+        "<|im_end|>\n{% endfor %}"
+    )
+    tokens = TurnTokens(moved)
+    assert own.keeps_order and not tokens.keeps_order
+    image = Image.new("RGB", (112, 112))
+    assert tokens.opening(UserTurn("Which?", (image,)))
+    with pytest.raises(ValueError, match="one image only"):
+        tokens.opening(UserTurn("Which?", (image, image)))
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 8])
+def test_the_bound_of_a_turn_s_text_holds_for_several_images(processor, images):
+    tokens, shown = TurnTokens(processor), (Image.new("RGB", (112, 112)),) * images
+    turn = UserTurn("Which letter is on the red sign?", shown)
+    real = tokens.text_tokens_of(tokens.opening(turn), turn)
+    assert real <= tokens.text_tokens(turn.text, True, images) <= real + 4 * images
 
 
 def test_a_turn_without_an_image_has_no_placeholder(tokens):

@@ -2,11 +2,13 @@
 
 import json
 import urllib.request
+from dataclasses import replace
 
 import httpx
 import pytest
 from served import ASKED, IMAGE, chat
 
+from mgpo.serving import wire
 from mgpo.serving.limits import ApiError, Limits
 from mgpo.serving.wire import _image
 
@@ -18,6 +20,20 @@ def test_only_named_hosts_are_fetched_from(url):
     assert _image("https://good.example:8443/a.png", limits) == "https://good.example:8443/a.png"
     with pytest.raises(ApiError, match="data URI"):
         _image(url, limits)
+
+
+def test_images_of_a_question_are_fetched_within_one_limit(monkeypatch):
+    """Eight URLs may bring no more together than one body, and each gets what is left of the time."""
+    asked = []
+
+    def one(url, most, seconds):
+        asked.append((url, most, seconds))
+        return b"x" * 40
+
+    monkeypatch.setattr(wire, "_fetch", one)
+    limits = replace(Limits(), body_bytes=100, seconds=7.0)
+    assert wire.fetched([b"own", "http://a/1", "http://a/2"], limits) == [b"own", b"x" * 40, b"x" * 40]
+    assert [most for _, most, _ in asked] == [100, 60] and all(0 < seconds <= 7 for *_, seconds in asked)
 
 
 def test_an_allowed_url_is_fetched_and_a_dead_one_is_told(start):

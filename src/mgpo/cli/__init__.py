@@ -93,6 +93,7 @@ def recipe(
     ],
     method: Annotated[str, typer.Option(help="mgpo, grpo, direct or sft.")] = "mgpo",
     data: Annotated[str, typer.Option(help="needle, a JSONL file, a folder, or a hub id.")] = "needle",
+    images: Annotated[int, typer.Option(min=1, max=8, help="Most images that a question shows.")] = 1,
     out: Annotated[Path, typer.Option(help="Where to write the recipe.")] = Path("recipe.yaml"),
 ) -> None:
     """Write a recipe that fits your GPUs by a rough estimate: full training, LoRA or 4-bit LoRA. Says why."""
@@ -100,7 +101,7 @@ def recipe(
     refuse_request(model, method, out)
     from mgpo.planning.choosing import write_recipe
 
-    for line in write_recipe(model, owned, method, data, out):
+    for line in write_recipe(model, owned, method, data, out, images):
         console.print(line, markup=False, soft_wrap=True)
 
 

@@ -72,8 +72,9 @@ class Admission:
                 photograph.drop()
 
     def _check_text(self, text: str, opening: bool, images: int) -> None:
-        # No token is shorter than a byte.
-        if self.most is None or self.frame + 2 * (images - 1) + len(text.encode()) <= self.most:
+        # No token is shorter than a byte. The label of an image and what delimits it have at most 12.
+        labels = 12 * images if images > 1 else 0
+        if self.most is None or self.frame + labels + len(text.encode()) <= self.most:
             return
         with self._one_at_a_time:  # tokenizers are not thread-safe
             tokens = self.text_tokens(text, opening, images)

@@ -109,8 +109,9 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def drawn_together(record: dict) -> tuple:
-    """A key of records that are resampled together: the same question of the same image, its choices in any order."""
-    return record["question"], tuple(record["image_size"]), tuple(sorted(record["choices"]))
+    """A key of records that are resampled together: the same question of the same images, its choices in any order."""
+    images = record.get("images_digest") or tuple(record["image_size"])  # results of earlier versions know sizes alone
+    return record["question"], images, tuple(sorted(record["choices"]))
 
 
 def comparison_table(found: list[Comparison], a: str, b: str) -> Table:

@@ -8,7 +8,7 @@ changes one thing. It decodes greedily, like the accuracy that it is compared wi
 - `direct`: one turn with the overview and the question; the model is shown no region.
 - `black_crop`: turn 1 stays as the model wrote it, but the crop that it is shown is black.
 - `random_crop`: turn 1 names a box of the size that the model chose (a third of each side if it chose none) at a random
-  place, and the model is shown that region.
+  place (of the image that the model chose, or of any), and the model is shown that region.
 - `gold_crop`: turn 1 names the gold box (the box around all of them), and the model is shown that region.
 - `resampled_box`: turn 1 is sampled at temperature 1 until its box is valid, up to 16 times, and the model is shown
   that region.
@@ -189,8 +189,8 @@ def _span(low: float, high: float, least: float, limit: float) -> tuple[float, f
 
 
 def _first_turn(control: Control, policy: Policy, episode: Episode, own: Said, seed: int) -> Said | None:
-    named = episode.first_grounding.box_px_original if episode.first_grounding else None
-    number = episode.first_grounding.image_number if episode.first_grounding else 1
+    found = episode.first_grounding
+    named = found.box_px_original if found else None
     if control is Control.BLACK_CROP:
         return own if named else None
     if control is Control.GOLD_CROP:
@@ -200,17 +200,20 @@ def _first_turn(control: Control, policy: Policy, episode: Episode, own: Said, s
         number = episode.question.gold_image
         box = (*gold[:, :2].min(0).tolist(), *gold[:, 2:].max(0).tolist())
     else:
-        box = _random_box(episode, episode.originals[number - 1].size, named, seed)
+        number, box = _random_box(episode, found.image_number if found and named else None, named, seed)
     text = naming(box, episode.overviews[number - 1], episode.protocol.box, numbered=len(episode.originals) > 1)
     return policy.write(text) if text else None
 
 
-def _random_box(episode: Episode, size: tuple[int, int], named: Box | None, seed: int) -> Box:
-    width, height = size
-    x1, y1, x2, y2 = named or (0, 0, width / 3, height / 3)
+def _random_box(episode: Episode, chosen: int | None, named: Box | None, seed: int) -> tuple[int, Box]:
+    """A random place for a box of the size that was named: the number of its image, the one that was chosen or any, and it."""
     rng = np.random.default_rng(_number(f"{seed}\n{episode.question.id}\n{episode.question.question}"))
+    several = len(episode.originals) > 1
+    number = chosen or (int(rng.integers(1, len(episode.originals) + 1)) if several else 1)
+    width, height = episode.originals[number - 1].size
+    x1, y1, x2, y2 = named or (0, 0, width / 3, height / 3)
     left, top = rng.uniform(0, width - (x2 - x1)), rng.uniform(0, height - (y2 - y1))
-    return left, top, left + x2 - x1, top + y2 - y1
+    return number, (left, top, left + x2 - x1, top + y2 - y1)
 
 
 def _number(key: str) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from mgpo.evaluation.controls import Control, run_control
+from mgpo.images.identity import images_digest
 from mgpo.images.photograph import Photograph
 from mgpo.method.boxes import BoxStatus
 from mgpo.method.episode import Episode
@@ -67,7 +68,9 @@ class Result:
         """One line of a results file: the episode's turns and all measurements."""
         assert self.episode is not None
         measured = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "episode"}
-        return trajectory(self.episode) | {"source": self.episode.question.source} | measured
+        question = self.episode.question
+        asked = {"source": question.source, "images_digest": images_digest(question.images)}
+        return trajectory(self.episode) | asked | measured
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Result:

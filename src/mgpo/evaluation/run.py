@@ -25,6 +25,7 @@ from mgpo.evaluation.controls import Control, chosen_controls, controls_beside
 from mgpo.evaluation.evaluate import Result, adaptive_shares, evaluate_batches, summarise
 from mgpo.evaluation.judge import Judge
 from mgpo.evaluation.results import add_summary, append, begin, finished_batches
+from mgpo.images.identity import images_digest
 from mgpo.method.protocol import Method, Protocol
 from mgpo.method.question import Question
 from mgpo.policies.loading import trained_with
@@ -175,6 +176,8 @@ def _finish(
             "choices": list(question.choices),
             "answer": question.answer,
         }
+        if "images_digest" in record:
+            now["images_digest"] = images_digest(question.images)
         changed = [key for key, value in now.items() if record[key] != value]
         if changed:
             key = changed[0]

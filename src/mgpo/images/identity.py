@@ -1,13 +1,28 @@
-"""When two rows show the same image, so that the rollouts of a question share one decoded original."""
+"""When two rows show the same image: rollouts of a question share one decoded original, and results name what was asked about."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from mgpo.images.imaging import ORIENTATION_TAG
+
+
+def images_digest(images: Sequence[Any]) -> str:
+    """A digest of what is in images, files included: equal images have equal digests, wherever they lie."""
+    digest = xxhash.xxh3_128()
+    for image in images:
+        key = image_key(image)
+        if isinstance(image, dict) and not image.get("bytes"):
+            key = Path(image["path"])
+        elif isinstance(image, dict):
+            key = image["bytes"]
+        content = Path(key).read_bytes() if isinstance(key, (str, Path)) else key
+        digest.update(content if isinstance(content, bytes) else repr(content).encode())
+    return digest.hexdigest()
 
 
 def image_key(image: Any) -> Any:

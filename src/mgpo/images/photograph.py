@@ -136,7 +136,8 @@ class Photograph:
     def crop(self, box_px_original: tuple[int, int, int, int], budget: PixelBudget) -> Image.Image:
         """The region (x1, y1, x2, y2 in pixels of the picture), cut from the original and resized into the budget.
 
-        Rollouts that name the same region are given the same image, so that it is encoded once.
+        Rollouts that name the same region are given the same image, so that it is encoded once. It must not be changed, and
+        is kept as long as the photograph.
         """
         key = (box_px_original, budget)
         if key not in self._crops:

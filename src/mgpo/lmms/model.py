@@ -29,7 +29,7 @@ from mgpo.policies.turn_loop import run_episodes
 
 
 class MGPO(lmms):
-    """The policy behind `mgpo eval`, for lmms-eval's tasks with one image per question.
+    """The policy behind `mgpo eval`, for lmms-eval's tasks with up to eight images per question.
 
     Args:
         pretrained: `mgpo-tiny`, a folder or a hub id.

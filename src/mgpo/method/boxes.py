@@ -181,7 +181,7 @@ class Grounding:
         box_px_input: (x1, y1, x2, y2) in pixels of the image given to the model; set if a box could be read at all.
         box_px_original: the same region in pixels of the original image, rounded outwards; only if VALID.
         label: the model's label for the box.
-        image_number: number of the question's image that the box is in, from 1.
+        image_number: number of the question's image that the box is in, from 1; without a box, of the one shown last.
     """
 
     status: BoxStatus

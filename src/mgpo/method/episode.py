@@ -148,20 +148,19 @@ class Episode:
         return self.originals[grounding.image_number - 1]
 
     def _read(self, text: str) -> Grounding:
-        latest = self.protocol.crop_frame is CropFrame.LATEST
-        shown_last = self.user_turns[-1 if latest else 0].frames[-1]
+        frame = self.user_turns[-1].frames[-1]
+        if self.protocol.crop_frame is CropFrame.ORIGINAL:
+            frame = self.overviews[frame.image_number - 1]
         several = self.overviews if len(self.overviews) > 1 else ()
-        return read_grounding(text, shown_last, self.protocol.box, several)
+        return read_grounding(text, frame, self.protocol.box, several)
 
     def _look_again(self, grounding: Grounding, final: bool) -> UserTurn:
         number, box = grounding.image_number, grounding.box_px_original
         if grounding.status is BoxStatus.VALID and box is not None:
-            image, intro = (
-                self.original_of(grounding).crop(box, self.protocol.budget),
-                crop_intro(self.question, number),
-            )
+            intro = crop_intro(self.question, number)
+            image = self.original_of(grounding).crop(box, self.protocol.budget)
             frame = Frame(image.size, box, number)
         else:
-            image, intro = self.user_turns[0].images[number - 1], again_intro(self.question, number)
-            frame = self.overviews[number - 1]
+            intro = again_intro(self.question, number)
+            image, frame = self.user_turns[0].images[number - 1], self.overviews[number - 1]
         return UserTurn(reply_text(self.question, self.protocol, intro, final), (image,), (frame,))

@@ -99,10 +99,11 @@ def _read_block(block: str, frame: Frame, rules: BoxRules, numbered: Sequence[Fr
 
 
 def _read_object(item: dict[str, Any], frame: Frame, rules: BoxRules, numbered: Sequence[Frame]) -> Grounding:
-    number = item.get(IMAGE_KEY) if numbered else None
-    if number is not None and not (type(number) is int and 1 <= number <= len(numbered)):
-        return Grounding(BoxStatus.NO_IMAGE, image_number=frame.image_number)
-    frame = frame if number is None else numbered[number - 1]
+    if numbered and item.get(IMAGE_KEY) is not None:
+        number = _whole(item[IMAGE_KEY])
+        if number is None or not 1 <= number <= len(numbered):
+            return Grounding(BoxStatus.NO_IMAGE, image_number=frame.image_number)
+        frame = numbered[number - 1]
     numbers = item.get(rules.form.key)
     if not isinstance(numbers, list) or len(numbers) != 4:
         return Grounding(BoxStatus.NO_BOX, image_number=frame.image_number)
@@ -113,6 +114,13 @@ def _read_object(item: dict[str, Any], frame: Frame, rules: BoxRules, numbered: 
     if rules.require_label and not isinstance(label, str):
         return Grounding(BoxStatus.NO_LABEL, image_number=frame.image_number)
     return _read_numbers(numbers, label if isinstance(label, str) else None, frame, rules)
+
+
+def _whole(value: Any) -> int | None:
+    """An image's number, also written as `2.0` or `"2"`; None if it is no number."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,3}", value):
+        return int(value)
+    return int(value) if type(value) in (int, float) and abs(value) < 1000 and value == int(value) else None
 
 
 def _read_numbers(numbers: list[float], label: str | None, frame: Frame, rules: BoxRules) -> Grounding:

@@ -19,10 +19,10 @@ def episode_metrics(episode: Episode) -> dict[str, float]:
     """Metrics of one finished episode.
 
     - `grounding/valid_share`, and one `grounding/rejected_*` per reason.
-    - `grounding/hit_rate` and `grounding/iou` where gold boxes exist (a turn without a valid box, or with a box in another
-      image, counts as a miss), and
-      `grounding/hit_given_valid` for valid boxes only.
+    - `grounding/hit_rate` and `grounding/iou` where gold boxes exist, and `grounding/hit_given_valid` for valid boxes only. A turn
+      without a valid box counts as a miss, and so does a box in another image than the gold box.
     - `grounding/crop_area` (share of the original's pixels) for valid boxes.
+    - `grounding/image_N` of a question about several images: whether turn 1 looks at image N.
     - `turns/N_truncated` per turn.
     """
     metrics: dict[str, float] = {}
@@ -33,6 +33,9 @@ def episode_metrics(episode: Episode) -> dict[str, float]:
         for status in BoxStatus:
             if status is not BoxStatus.VALID:
                 metrics[f"grounding/rejected_{status}"] = float(grounding.status is status)
+        if len(episode.originals) > 1:
+            for number in range(1, len(episode.originals) + 1):
+                metrics[f"grounding/image_{number}"] = float(valid and grounding.image_number == number)
         if valid and box is not None:
             x1, y1, x2, y2 = box
             original = episode.original_of(grounding)

@@ -20,7 +20,10 @@ UNIT = {
 SHOW_CROP = "Here is the region that you named, cut from the original image in full detail."
 SHOW_AGAIN = "That was no usable box, so here is the whole image again."
 ASK_MORE = "If you need to see another region first, reply with its box in the same JSON form. Otherwise answer now. "
-OR_SHOWN_LAST = "Leave out the image's number for a region of the image shown last. "
+ASK_MORE_OR_LAST = (
+    "If you need to see another region first, reply with its box in the same JSON form. Leave out the image's number for a "
+    "region of the image shown last. Otherwise answer now. "
+)
 ASK_LETTER = "Think about what you see, then put the letter of your answer in \\boxed{}."
 ASK_TEXT = "Think about what you see, then put your answer in \\boxed{}."
 
@@ -100,34 +103,32 @@ def image_label(number: int) -> str:
 
 def crop_intro(question: Question, image_number: int) -> str:
     """What introduces the region that the model named in this image of the question."""
-    several = len(question.images) > 1
-    return SHOW_CROP.replace("the region", f"the region of image {image_number}") if several else SHOW_CROP
+    if len(question.images) == 1:
+        return SHOW_CROP
+    return f"Here is the region of image {image_number} that you named, cut from the original image in full detail."
 
 
 def again_intro(question: Question, image_number: int) -> str:
     """What introduces an image of the question that is shown again."""
-    return SHOW_AGAIN.replace("the whole image", f"image {image_number}") if len(question.images) > 1 else SHOW_AGAIN
+    if len(question.images) == 1:
+        return SHOW_AGAIN
+    return f"That was no usable box, so here is image {image_number} again."
 
 
 def reply_text(question: Question, protocol: Protocol, intro: str, final: bool) -> str:
     """Text of a later user turn; the model may name a further region unless its next turn is the `final` one."""
-    if final:
-        return intro + "\n" + asked(question) + "\n" + ask_answer(question)
-    may_leave_out = len(question.images) > 1 and protocol.crop_frame is CropFrame.LATEST
-    more = ASK_MORE.replace("Otherwise", OR_SHOWN_LAST + "Otherwise") if may_leave_out else ASK_MORE
+    several = len(question.images) > 1 and protocol.crop_frame is CropFrame.LATEST
+    more = "" if final else ASK_MORE_OR_LAST if several else ASK_MORE
     return intro + "\n" + asked(question) + "\n" + more + ask_answer(question)
 
 
 def user_texts(question: Question, protocol: Protocol) -> list[str]:
-    """All texts that the environment may send for this question, with the labels of its images; the first user turn first."""
-    last, numbers = (
-        [True, False][: protocol.turns - 1],
-        range(1, len(question.images) + 1),
-    )  # with K = 2 turn 2 is the last
-    labels = "".join(image_label(number) for number in numbers) + "\n" if len(numbers) > 1 else ""
-    intros = [intro(question, numbers[-1]) for intro in (crop_intro, again_intro)]  # no digit is longer than another
+    """All texts that the environment may send for this question beside labels of images, the first user turn first."""
+    last = [True, False][: protocol.turns - 1]  # with K = 2 the second turn is the last
+    number = len(question.images)  # no number of an image is longer than another
+    intros = [crop_intro(question, number), again_intro(question, number)]
     replies = [reply_text(question, protocol, intro, final) for intro in intros for final in last]
-    return [labels + opening_text(question, protocol), *replies]
+    return [opening_text(question, protocol), *replies]
 
 
 def asked(question: Question) -> str:

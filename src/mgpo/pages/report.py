@@ -136,6 +136,8 @@ def _panel(row: dict, caption: str, folder: Path) -> dict:
     if row.get("gold_image", 1) != looked_at:
         gold = []
     sizes = row.get("image_sizes") or [row["image_size"]]
+    if not 1 <= looked_at <= len(sizes):
+        raise ValueError(f"looked_at is {looked_at}, but there are {len(sizes)} images")
     width, height = (int(side) for side in sizes[looked_at - 1])
     if min(width, height) < 1:
         raise ValueError(f"image_size is {width}x{height}, but must be at least 1x1")

@@ -85,10 +85,12 @@ class Choice:
         return self.estimate.needed <= gpus.gib * GIB
 
 
-def choices(model: str, size: Size, way: Way, gpus: Gpus, method: str, tokens: int) -> Iterator[Choice]:
+def choices(model: str, size: Size, way: Way, gpus: Gpus, method: str, tokens: int, images: int) -> Iterator[Choice]:
     """What can be set for a way, the preferred first: many rollouts at a time, then large passes."""
     side, form = 2 * size.patch, family_of_name(model)
     pixels = {"min_pixels": 256 * side**2, "max_pixels": tokens * side**2}
+    if images > 1:
+        pixels["max_images"] = images
     own = {name: value for name, value in way.settings.items() if name in DataArguments.__dataclass_fields__}
     data = DataArguments(model_name_or_path=model, attn_implementation="sdpa", **own)
     with warnings.catch_warnings():
@@ -117,8 +119,8 @@ def choices(model: str, size: Size, way: Way, gpus: Gpus, method: str, tokens: i
             yield Choice(size, way, {**way.settings, **pixels, **batches}, tokens, found)
 
 
-def choose(model: str, gpus: Gpus, method: str = "mgpo") -> tuple[Choice, list[str]]:
-    """The preferred recipe that fits, and why what is preferred to it does not.
+def choose(model: str, gpus: Gpus, method: str = "mgpo", images: int = 1) -> tuple[Choice, list[str]]:
+    """The preferred recipe that fits, and why what is preferred to it does not; `images` is the most of a question.
 
     Raises:
         ValueError: the model's size is not known, the method is not, or nothing fits; the message says what would.
@@ -131,28 +133,32 @@ def choose(model: str, gpus: Gpus, method: str = "mgpo") -> tuple[Choice, list[s
         for way in ways(size, gpus):
             last = None
             for count in tokens:
-                for last in choices(model, size, way, gpus, method, count):
+                for last in choices(model, size, way, gpus, method, count, images):
                     if last.fits(gpus):
                         return last, refused
             assert last is not None
             least.append(last)
             refused.append(f"{way.name} needs at least {_gib(last)} GiB, more than {gpus.gib:g}")
     nearest = min(least, key=lambda choice: choice.estimate.needed)
-    smaller = _smaller_that_fit(model, size, gpus, method)
+    smaller = _smaller_that_fit(model, size, gpus, method, images)
     raise ValueError(
         f"Nothing fits {model} on {gpus}. The least is {nearest.way.name} with {nearest.tokens} visual tokens, which needs "
         f"{_gib(nearest)} GiB. {f'What would fit: {smaller}.' if smaller else 'No smaller model of its family fits either.'}"
     )
 
 
-def _smaller_that_fit(model: str, size: Size, gpus: Gpus, method: str) -> str:
+def _smaller_that_fit(model: str, size: Size, gpus: Gpus, method: str, images: int) -> str:
     """Smaller models of the family for which some way fits."""
     family = next(name for name, known in SIZES.items() if known is size).rpartition("-")[0]
     others = [name for name, o in SIZES.items() if name.startswith(family + "-") and o.parameters < size.parameters]
     return " or ".join(
         name
         for name in others
-        if any(c.fits(gpus) for w in ways(SIZES[name], gpus) for c in choices(model, SIZES[name], w, gpus, method, 320))
+        if any(
+            choice.fits(gpus)
+            for way in ways(SIZES[name], gpus)
+            for choice in choices(model, SIZES[name], way, gpus, method, 320, images)
+        )
     )
 
 
@@ -167,7 +173,7 @@ def reasons(choice: Choice, refused: list[str], model: str, gpus: Gpus) -> list[
     ]
 
 
-def write_recipe(model: str, gpus: Gpus, method: str, data: str, out: Path) -> list[str]:
+def write_recipe(model: str, gpus: Gpus, method: str, data: str, out: Path, images: int = 1) -> list[str]:
     """Choose a recipe and write it to a new file.
 
     Returns:
@@ -177,7 +183,7 @@ def write_recipe(model: str, gpus: Gpus, method: str, data: str, out: Path) -> l
         ValueError: nothing fits, or the file exists.
     """
     refuse_request(model, method, out)
-    choice, refused = choose(model, gpus, method)
+    choice, refused = choose(model, gpus, method, images)
     why = reasons(choice, refused, model, gpus)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, recipe_text(choice, why, model, gpus, method, data, out.name))
@@ -218,7 +224,8 @@ def recipe_text(choice: Choice, why: list[str], model: str, gpus: Gpus, method: 
         )
     lines = [
         f"# {start}",
-        f"# Written by: mgpo recipe --model {model} --gpus {gpus.written} --method {method} --data {data}",
+        f"# Written by: mgpo recipe --model {model} --gpus {gpus.written} --method {method} --data {data}"
+        + (f" --images {s['max_images']}" if "max_images" in s else ""),
         *(f"# {line}" for line in why),
         *(["# zero3.yaml is TRL's trl/accelerate_configs/zero3.yaml."] if choice.way.sharded else []),
         *([f"# The data: mgpo data convert {PAPER_HUB} {PAPER_DATA}"] if data == PAPER_DATA else []),
@@ -233,6 +240,7 @@ def recipe_text(choice: Choice, why: list[str], model: str, gpus: Gpus, method: 
         *chosen,
         f"min_pixels: {s['min_pixels']}      # 256 x {side}^2",
         f"max_pixels: {s['max_pixels']}      # {choice.tokens} x {side}^2",
+        *([f"max_images: {s['max_images']}"] if "max_images" in s else []),
         "max_steps: 300",
         f"learning_rate: {_yaml(1e-5 if method == SFT else s['learning_rate'])}",
         "lr_scheduler_type: constant",

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from PIL import Image
 
 from mgpo.method.episode import UserTurn
+from mgpo.method.prompts import image_label
 from mgpo.method.thinking import BLOCKS
 from mgpo.policies.pictures import pictures_of
 
@@ -56,6 +58,14 @@ class TurnTokens:
         """Whether the template opens a thinking block where the model's turn begins."""
         return self._thinking is not None
 
+    @cached_property
+    def keeps_order(self) -> bool:
+        """Whether the chat template writes images and texts of a turn in the order in which they are given."""
+        parts = [{"type": "text", "text": "1:"}, {"type": "image"}, {"type": "text", "text": "2:"}, {"type": "image"}]
+        text = self._rendered([{"role": "user", "content": [*parts, {"type": "text", "text": "3:"}]}])
+        pieces = text.split(self.pictures.placeholder)
+        return len(pieces) == 3 and all(f"{number}:" in piece for number, piece in enumerate(pieces, 1))
+
     def image_tokens(self, image: Image.Image) -> int:
         """Number of features of an image that has its final size; raises ValueError if that is not one of its grid."""
         return self.pictures.tokens(image)
@@ -70,7 +80,16 @@ class TurnTokens:
         return [1, image.height // patch, image.width // patch]
 
     def opening(self, turn: UserTurn) -> list[int]:
-        """Ids of a conversation that consists of one user turn, up to where the model's turn begins."""
+        """Ids of a conversation that consists of one user turn, up to where the model's turn begins.
+
+        Raises:
+            ValueError: it shows several images, and the template moves them away from their numbers.
+        """
+        if len(turn.images) > 1 and not self.keeps_order:
+            raise ValueError(
+                "The chat template of this model moves images away from the texts that number them, so a question can show one "
+                "image only."
+            )
         return self._ids(self._rendered([as_message(turn)]), turn)
 
     def reply(self, turn: UserTurn, closed: bool) -> list[int]:
@@ -83,9 +102,18 @@ class TurnTokens:
         return ids[1:] if closed else ids
 
     def text_tokens(self, text: str, opening: bool, images: int = 1) -> int:
-        """An upper bound of a user turn's tokens without its images (the two delimiters of an image count as text)."""
-        turn = UserTurn(text)
-        return 2 * images + len(self.opening(turn) if opening else self.reply(turn, closed=False))
+        """An upper bound of a user turn's tokens without its images (the two delimiters of an image count as text).
+
+        Several images stand between their labels, so each label is counted by itself.
+        """
+        labels = [image_label(number) for number in range(1, images + 1)] if images > 1 else []
+        turn = UserTurn("\n" + text if labels else text)
+        own = len(self.opening(turn) if opening else self.reply(turn, closed=False))
+        return (
+            2 * images
+            + own
+            + sum(len(self.tokenizer(label, add_special_tokens=False)["input_ids"]) for label in labels)
+        )
 
     def banned_ids(self) -> list[int]:
         """Special tokens that must never be sampled: a sampled vision placeholder has no image features."""

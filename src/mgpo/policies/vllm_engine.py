@@ -23,6 +23,7 @@ from mgpo.images.imaging import PixelBudget
 from mgpo.policies.tokens import TurnTokens
 
 IMAGES_PER_PROMPT = 16
+"""Of a policy that is asked: eight images of a question, and eight further looks."""
 
 
 def one_placeholder(ids: Sequence[int], image_token_id: int) -> list[int]:
@@ -53,8 +54,11 @@ def check_prompts(reported: Sequence[Sequence[int]], ours: Sequence[Sequence[int
 
 
 @contextmanager
-def engine_settings(budget: PixelBudget) -> Iterator[None]:
-    """Within this context, an engine that TRL colocates gets the run's pixel budget and loads safetensors only."""
+def engine_settings(budget: PixelBudget, images: int) -> Iterator[None]:
+    """Within this context, an engine that TRL colocates gets the run's pixel budget and loads safetensors only.
+
+    `images` is the largest number of images in a conversation.
+    """
     from trl.generation import vllm_generation
 
     module: Any = vllm_generation  # LLM is no public name of it
@@ -63,7 +67,7 @@ def engine_settings(budget: PixelBudget) -> Iterator[None]:
         stock,
         load_format="safetensors",
         mm_processor_kwargs={"min_pixels": budget.min_pixels, "max_pixels": budget.max_pixels},
-        limit_mm_per_prompt={"image": IMAGES_PER_PROMPT, "video": 0},
+        limit_mm_per_prompt={"image": images, "video": 0},
     )
     try:
         yield

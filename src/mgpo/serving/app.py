@@ -28,7 +28,7 @@ from mgpo.serving.wire import (
     ChatRequest,
     chunk,
     completion,
-    fetch,
+    fetched,
     finish_reason,
     full_trace,
     head,
@@ -83,9 +83,14 @@ def create_app(
 async def answer(app: FastAPI, asked: Asked, on_turn: Any = None) -> Answer:
     """Send one question through the queue, and record it in the metrics."""
     start = time.perf_counter()
-    images = [partial(fetch, image, app.state.limits) if isinstance(image, str) else image for image in asked.images]
+    urls = any(isinstance(image, str) for image in asked.images)
     found = await app.state.batcher.ask(
-        images, asked.question, asked.choices, asked.temperature, asked.answer_tokens, on_turn
+        partial(fetched, asked.images, app.state.limits) if urls else asked.images,
+        asked.question,
+        asked.choices,
+        asked.temperature,
+        asked.answer_tokens,
+        on_turn,
     )
     app.state.metrics.answered(found, time.perf_counter() - start)
     return found

@@ -17,15 +17,17 @@ from mgpo.serving.limits import ApiError, Limits
 WINDOW_S = 0.02
 """How long the first request of a batch waits for others, in seconds."""
 PREPARED_AT_ONCE = 2
-"""Number of photographs that are decoded at the same time: each may take hundreds of megabytes."""
+"""Number of questions whose photographs are opened at the same time: each photograph may take hundreds of megabytes."""
+FETCHED_AT_ONCE = 4
+"""Number of questions whose images are fetched at the same time."""
 
 
 @dataclass
 class Waiting:
     """A question in the queue.
 
-    `again` makes its episode afresh. `on_turn` is called in the event loop with the turns so far and the photograph's
-    size.
+    `again` makes its episode afresh. `on_turn` is called in the event loop with the turns so far and the photographs'
+    sizes (`Episode.sizes`).
     """
 
     episode: Episode
@@ -55,6 +57,7 @@ class Batcher:
         self.inside = 0
         self._queue: deque[Waiting] = deque()
         self._arrived = asyncio.Event()
+        self._fetching = asyncio.Semaphore(FETCHED_AT_ONCE)
         self._preparing = asyncio.Semaphore(PREPARED_AT_ONCE)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="policy")
         self._worker: asyncio.Task | None = None
@@ -73,14 +76,14 @@ class Batcher:
 
     async def ask(
         self,
-        images: Sequence[Any],
+        images: Sequence[Any] | Callable[[], Sequence[Any]],
         question: str,
         choices: list[str],
         temperature: float = 0.0,
         answer_tokens: int | None = None,
         on_turn: Callable[[Any, Any], None] | None = None,
     ) -> Answer:
-        """Answer one question. An image may be a function that fetches it.
+        """Answer one question. `images` may be a function that fetches them.
 
         Raises:
             ApiError: the queue is full (429), or the answer took too long (504).
@@ -91,6 +94,9 @@ class Batcher:
         self.inside += 1
         try:
             async with asyncio.timeout(self.limits.seconds):
+                if callable(images):
+                    async with self._fetching:
+                        images = await asyncio.to_thread(images)
                 async with self._preparing:
                     prepare = partial(self._prepare, images, question, choices)
                     episode = await asyncio.to_thread(prepare)
@@ -105,11 +111,13 @@ class Batcher:
             self.inside -= 1
 
     def _prepare(self, images: Sequence[Any], question: str, choices: list[str]) -> Episode:
-        """Make the episode and decode its photographs before the batch: a damaged image fails only its own request."""
-        episode = self.vqa.episode([image() if callable(image) else image for image in images], question, choices)
-        if self.vqa.protocol.looks_again:
-            for original in episode.originals:
-                _ = original.image
+        """Make the episode and decode its photograph before the batch: a damaged image fails only its own request.
+
+        Of several photographs a region of one is needed, so they are decoded in the background while there is room.
+        """
+        episode = self.vqa.episode(images, question, choices)
+        if self.vqa.protocol.looks_again and len(images) == 1:
+            _ = episode.originals[0].image
         return episode
 
     async def _work(self) -> None:

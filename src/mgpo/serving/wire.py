@@ -150,12 +150,24 @@ def _image(url: Any, limits: Limits) -> bytes | str:
     raise ApiError(400, "Image URLs are not fetched from this host: send the image as a data URI.", "image_url")
 
 
-def fetch(url: str, limits: Limits) -> bytes:
-    """The image behind a URL on an allowed host: without redirects, and no larger than a body may be.
+def fetched(images: Sequence[Any], limits: Limits) -> list[Any]:
+    """Images of a question with those behind URLs fetched: together no larger than a body may be, and within its time.
 
     Raises:
-        ApiError: it could not be fetched, or is too large.
+        ApiError: one could not be fetched, or they are too large.
     """
+    found: list[Any] = []
+    left, end = limits.body_bytes, time.monotonic() + limits.seconds
+    for image in images:
+        if isinstance(image, str):
+            image = _fetch(image, left, max(0.001, min(20.0, end - time.monotonic())))
+            left -= len(image)
+        found.append(image)
+    return found
+
+
+def _fetch(url: str, most: int, seconds: float) -> bytes:
+    """The image behind a URL on an allowed host, without redirects."""
     import urllib.request
 
     class NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -163,12 +175,14 @@ def fetch(url: str, limits: Limits) -> bytes:
             return None
 
     try:
-        with urllib.request.build_opener(NoRedirect).open(url, timeout=min(20.0, limits.seconds)) as reply:
-            data = reply.read(limits.body_bytes + 1)
+        with urllib.request.build_opener(NoRedirect).open(url, timeout=seconds) as reply:
+            data = reply.read(most + 1)
     except (OSError, ValueError) as error:
         raise ApiError(400, f"The image could not be fetched: {error}", "image_url") from error
-    if len(data) > limits.body_bytes:
-        raise ApiError(413, f"The image is over the limit of {limits.body_bytes:,} bytes.", "body_too_large")
+    if len(data) > most:
+        raise ApiError(
+            413, f"The images are over the limit for one request: {most:,} bytes are left.", "body_too_large"
+        )
     return data
 
 

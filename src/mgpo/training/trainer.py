@@ -108,7 +108,11 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         self._episodes: list[Episode] = []
         self.turn_limits = TurnLimits(args.max_grounding_tokens, args.max_answer_tokens)
         self._turn_limit, self._is_last_turn = args.max_grounding_tokens, False
-        with engine_settings(self.protocol.budget) if args.use_vllm else nullcontext():
+        with (
+            engine_settings(self.protocol.budget, args.max_images + self.protocol.turns - 1)
+            if args.use_vllm
+            else nullcontext()
+        ):
             super().__init__(
                 model=resolve(model) if isinstance(model, str) else model,
                 reward_funcs=[accuracy_reward, *extra],
