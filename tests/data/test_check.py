@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from mgpo.cli import app
 from mgpo.config import DataArguments, MGPOConfig
-from mgpo.data.check import check, shared_images
+from mgpo.data.check import check, draw_sizes, shared_images
 from mgpo.data.loading import load_rows
 from mgpo.data.repeats import Repeats
 from mgpo.data.sources import read_questions
@@ -116,3 +116,43 @@ def test_an_empty_file_is_said_to_be_empty(folder, kind, content):
     assert said.exit_code == 1 and "is empty: it has no rows" in said.output
     with pytest.raises(ValueError, match="is empty: it has no rows"):
         load_rows(str(file))
+
+
+def test_every_image_of_a_row_is_compared(folder):
+    """Regression: once an image of a row was found in the other set, the row's other images were skipped."""
+    pair = [{"images": ["a.jpg", "b.jpg"], "question": "Which?", "answer": "x"}]
+    train = check(read_questions(str(write_jsonl(folder / "pair.jsonl", pair))))
+    Image.open(folder / "b.jpg").save(folder / "b_again.jpg", quality=60)
+    test = check(read_questions(rows(folder, "copy.jpg", "b_again.jpg")))
+    found = [
+        (here.rsplit("row ", 1)[1], there.rsplit("row ", 1)[1], how) for here, there, how in shared_images(train, test)
+    ]
+    assert found == [("1, image 1", "1", "they are the same file"), ("1, image 2", "2", "they look the same")]
+
+
+def test_gold_boxes_beyond_their_image_are_noted_and_not_refused(folder):
+    Image.new("RGB", (300, 900)).save(folder / "tall.png")
+    asked = {"question": "Which?", "answer": "x"}
+    lines = [
+        asked | {"image": "a.jpg", "gold_boxes": [[0, 0, 641, 480]]},  # a rounded pixel
+        asked | {"image": "a.jpg", "gold_boxes": [[10, 10, 20, 20], [600, 10, 700, 20]]},
+        asked | {"images": ["a.jpg", "tall.png"], "gold_image": 2, "gold_boxes": [[10, 500, 200, 800]]},
+        asked | {"images": ["a.jpg", "tall.png"], "gold_image": 1, "gold_boxes": [[10, 500, 200, 800]]},
+        asked | {"image": "a.jpg", "gold_boxes": [[-5, 0, 64, 48]]},
+    ]  # fmt: skip
+    name = str(write_jsonl(folder / "beyond.jsonl", lines))
+    said = CliRunner().invoke(app, ["data", "check", name, "--figure", str(folder / "sizes.png")])
+    assert said.exit_code == 0
+    note = f"note: 3 rows have a gold box that reaches beyond its image: {name} row 2: [600, 10, 700, 20], but the image has 640 x 480"
+    assert note in said.output and "row 4: [10, 500, 200, 800], but image 1 has 640 x 480 pixels" in said.output
+    assert "row 5: [-5, 0, 64, 48]" in said.output and "row 3" not in said.output
+    assert not load_rows(name).bad
+
+
+def test_the_histogram_counts_images(folder, monkeypatch):
+    from matplotlib.axes import Axes
+
+    labels, stock = [], Axes.set
+    monkeypatch.setattr(Axes, "set", lambda axes, **given: labels.append(given["ylabel"]) or stock(axes, **given))
+    draw_sizes(check(read_questions(rows(folder, "a.jpg"))), folder / "sizes.png")
+    assert labels[0] == "images"

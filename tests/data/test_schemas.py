@@ -203,7 +203,7 @@ BAD = {
         {"images": ["a.png", "a.png"], "problem": "Is <image> older than <image> or <image>?", "answer": "x"},
         "3 image markers, but it shows 2 images",
     ),
-    "no image": ({"images": [], "problem": "?", "answer": "x"}, "it has 0 images"),
+    "no image": ({"images": [], "problem": "?", "answer": "x"}, "it has no image"),
     "url": ({"image": "https://example.org/a.png", "question": "?", "answer": "x"}, "is a URL"),
     "gone": ({"image": "gone.png", "question": "?", "answer": "x"}, "gone.png does not exist"),
     "no such letter": (

@@ -6,6 +6,7 @@ image in the question or in the options. EasyR1 and verl: `images` and as many `
 """
 
 import pytest
+import torch
 from miniatures import embedded, write_image, write_jsonl, write_parquet
 
 from mgpo.data.admitting import Admission, admitted
@@ -64,7 +65,7 @@ def test_questions_about_one_and_several_images_share_a_dataset(folder):
 def test_a_missing_image_is_named_wherever_it_stands(folder):
     bad = one(folder, {"images": ["a.png", "gone.png"], "question": "?", "answer": "x"})
     assert isinstance(bad, BadRow) and "gone.png does not exist" in bad.reason
-    bad = one(folder, {"images": ["a.png", None], "question": "?", "answer": "x"})
+    bad = one(folder, {"images": ["a.png", None, "b.png"], "question": "?", "answer": "x"})
     assert isinstance(bad, BadRow) and "it has no image" in bad.reason
 
 
@@ -176,3 +177,25 @@ def test_all_images_are_decoded_before_a_run_and_counted(folder):
     assert "cut.png" in bad[0].reason and "set max_images to 3" in bad[1].reason
     found = check(read_questions(name))
     assert found.rows == 2 and "cut.png" in found.bad[0].reason and len(found.files) == 3 and len(found.sizes) == 5
+
+
+def shown(row):
+    return [image["bytes"] for image in Question.from_row(row).images]
+
+
+@pytest.mark.parametrize("single_first", [True, False])
+def test_batches_of_a_mixed_table_hold_all_images(folder, single_first):
+    """Regression: a batch had the columns of its first row, and lost the images of the others."""
+    counts = [1, 3, 2, 1, 4, 1, 2, 1] if single_first else [2, 1, 3, 1, 1, 4, 1, 2]
+    rows = [
+        BLINK | {f"image_{n}": embedded(10 * row + n) if n <= count else None for n in range(1, 5)}
+        for row, count in enumerate(counts)
+    ]
+    questions = load_questions(str(write_parquet(folder / "val.parquet", rows)))
+    alone = [shown(questions[number]) for number in range(8)]
+    assert [len(images) for images in alone] == counts
+    batch = questions[0:8]
+    assert [shown({name: cells[n] for name, cells in batch.items()}) for n in range(8)] == alone
+    assert [shown(row) for row in questions.__getitems__(list(range(8)))] == alone
+    loader = torch.utils.data.DataLoader(questions, batch_size=4, collate_fn=list)
+    assert [shown(row) for batch in loader for row in batch] == alone

@@ -1,5 +1,6 @@
 """A row becomes a question, or an error that names the row."""
 
+import numpy as np
 import pytest
 
 from mgpo.method.question import Question
@@ -64,3 +65,48 @@ def test_a_gold_box_without_area_is_refused(box):
     """As x, y, width and height are, where they are taken for corners: hits would be counted against nothing."""
     with pytest.raises(ValueError, match=r"Boxes are x1, y1, x2, y2; x, y, width, height must be converted"):
         Question.from_row({"image": "a.png", "question": "?", "answer": "x", "gold_boxes": [box]})
+
+
+SEVERAL = ROW | {"more_images": [b"y", b"z"], "gold_boxes": [[1, 2, 3, 4]]}
+
+
+@pytest.mark.parametrize("number", [2, 2.0, "2", "2.0", np.int64(2), np.float32(2)])
+def test_a_number_of_an_image_may_have_any_type(number):
+    found = Question.from_row(SEVERAL | {"gold_image": number}).gold_image
+    assert found == 2 and type(found) is int
+
+
+@pytest.mark.parametrize("number", [None, "", " ", float("nan"), np.float64("nan")])
+def test_an_empty_number_is_absent(number):
+    assert Question.from_row(ROW | {"gold_boxes": [[1, 2, 3, 4]], "gold_image": number}).gold_image == 1
+    with pytest.raises(ValueError, match="'r7'.*gold_image must give the number"):
+        Question.from_row(SEVERAL | {"gold_image": number})
+
+
+@pytest.mark.parametrize("number", [True, np.True_, 1.5, "two", float("inf"), pytest.param(10**400, id="huge"), [2]])
+def test_what_is_no_number_of_an_image_is_refused(number):
+    with pytest.raises(ValueError, match="'r7'.*in 'gold_image', but the number of an image is needed"):
+        Question.from_row(SEVERAL | {"gold_image": number})
+
+
+@pytest.mark.parametrize(
+    ("more", "images"),
+    [
+        ([b"y", None, float("nan"), "", {"bytes": None, "path": None}], (b"x", b"y")),
+        (np.array(["y", "z"]), (b"x", "y", "z")),
+        (np.array([b"y", None], object), (b"x", b"y")),
+        ('["y", "z", null]', (b"x", "y", "z")),
+        ("['y', 'z']", (b"x", "y", "z")),
+        ("", (b"x",)),
+        (float("nan"), (b"x",)),
+        ("[]", (b"x",)),
+    ],
+)
+def test_more_images_in_the_forms_of_tables(more, images):
+    assert Question.from_row(ROW | {"more_images": more}).images == images
+
+
+@pytest.mark.parametrize("more", ["y", "[y", "[y]", b"y", 3])
+def test_more_images_that_are_no_list_are_refused(more):
+    with pytest.raises(ValueError, match="Row 'r7' has .* in 'more_images'"):
+        Question.from_row(ROW | {"more_images": more})

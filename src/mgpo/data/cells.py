@@ -6,12 +6,12 @@ import base64
 import binascii
 import json
 import re
-from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mgpo.data.texts import spaced_labels, split_choices
+from mgpo.method.lists import absent, list_in, list_of_text
 
 _URL = re.compile(r"[a-z0-9+]+://", re.I)
 
@@ -23,18 +23,17 @@ def picture(value: Any, root: Path) -> Any:
     path of another machine is searched for by its file name in `root/data`. Text that is no path but base64 of an image
     becomes bytes. A list must hold one image; `pictures` reads several.
     """
-    if isinstance(value, (list, tuple)):
-        if len(value) != 1:
-            raise ValueError(f"it has {len(value)} images, but only one is supported")
-        return picture(value[0], root)
+    images = list_in(value)
+    if images is not None and len(images) > 1:
+        raise ValueError(f"it has {len(images)} images, but only one is supported")
+    if images:
+        return picture(images[0], root)
+    if images is not None or absent(value):
+        raise ValueError("it has no image")
     if isinstance(value, Mapping) and not value.get("bytes") and isinstance(value.get("path"), str):
         return picture(value["path"], root)
-    if value is None or value == "":
-        raise ValueError("it has no image")
     if not isinstance(value, str):
         return value
-    if value.startswith("[") and value.endswith("]"):  # a list that a table holds as text
-        return picture(_literal(value), root)
     if _URL.match(value):
         raise ValueError(f"its image {value} is a URL: download the file and give its path")
     if len(value) < 1024:
@@ -48,11 +47,10 @@ def picture(value: Any, root: Path) -> Any:
 
 def pictures(value: Any, root: Path) -> dict[str, Any]:
     """One image or a list of several, as `Question`'s fields; each cell as of `picture`."""
-    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
-        value = _literal(value)
-    if not isinstance(value, (list, tuple)) or len(value) < 2:
+    images = list_in(value) or ()
+    if len(images) < 2:
         return {"image": picture(value, root)}
-    first, *more = (picture(one, root) for one in value)
+    first, *more = (picture(one, root) for one in images)
     return {"image": first, "more_images": more}
 
 
@@ -66,18 +64,6 @@ def _from_base64(text: str) -> bytes | None:
     return data if data.startswith(known) else None
 
 
-def _literal(text: str) -> Any:
-    """A list or an object that a table holds as text, in JSON's or Python's notation."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass  # in Python's notation, or no list at all
-    try:
-        return literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise ValueError(f"{text[:60]!r} is not a list") from error
-
-
 def as_options(value: Any) -> list[str]:
     """Options from a list, from letters with texts, from text with one per line, or from the text of a list.
 
@@ -86,7 +72,7 @@ def as_options(value: Any) -> list[str]:
     """
     if isinstance(value, str):
         if value.lstrip().startswith(("[", "{")):
-            value = _literal(value.strip())
+            value = list_of_text(value.strip())
         else:
             lines = spaced_labels([line for line in value.split("\n") if line.strip()])
             value = split_choices("\n".join(lines))[1] or lines

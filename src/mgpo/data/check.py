@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from mgpo.data.reading import BadRow
-from mgpo.data.repeats import Repeats
+from mgpo.data.repeats import Repeats, first_of
 from mgpo.images.imaging import ImageError, PixelBudget
 from mgpo.images.photograph import Photograph
+from mgpo.method.question import Question
 
 LOOK = PixelBudget(4 * 784, 16 * 784)
 """Size at which images are decoded here, so that JPEGs can be decoded at an eighth of their scale."""
@@ -35,8 +36,10 @@ class Found:
 
     Attributes:
         bad: rows that training and evaluation would refuse.
+        sizes: of all images, in pixels; a question may show several.
         files: where each image was seen first, by the sha256 of its bytes.
-        looks: for each of those: its place, width over height, and difference hash of 256 bits.
+        looks: for each of those, by the same key: its place, width over height, and difference hash of 256 bits.
+        beyond: rows with a gold box that reaches beyond its image.
         repeats: rows with equal choices, and ids of several rows, which training notes as well.
     """
 
@@ -49,8 +52,19 @@ class Found:
     sizes: list[tuple[int, int]] = field(default_factory=list)
     question_lengths: list[int] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
-    looks: list[tuple[str, float, np.ndarray]] = field(default_factory=list)
+    looks: dict[str, tuple[str, float, np.ndarray]] = field(default_factory=dict)
+    beyond: list[str] = field(default_factory=list)
     repeats: Repeats = field(default_factory=Repeats)
+
+    def notes(self) -> list[str]:
+        """What is worth knowing, but no reason to refuse a row."""
+        if not self.beyond:
+            return self.repeats.notes()
+        rows = "1 row has" if len(self.beyond) == 1 else f"{len(self.beyond)} rows have"
+        return [
+            *self.repeats.notes(),
+            f"note: {rows} a gold box that reaches beyond its image: {first_of(self.beyond)}",
+        ]
 
 
 def check(rows: Iterable[dict[str, Any] | BadRow]) -> Found:
@@ -68,11 +82,13 @@ def check(rows: Iterable[dict[str, Any] | BadRow]) -> Found:
             found.bad.append(BadRow(where, str(error)))
             continue
         found.rows += 1
-        for size, content, look in seen:
+        for number, (size, content, look) in enumerate(seen, 1):
             found.sizes.append(size)
             if content not in found.files:
-                found.files[content] = where
-                found.looks.append((where, size[0] / size[1], look))
+                found.files[content] = f"{where}, image {number}" if len(seen) > 1 else where
+                found.looks[content] = (found.files[content], size[0] / size[1], look)
+        if outside := _outside(row, [size for size, _, _ in seen]):
+            found.beyond.append(f"{where}: {outside}")
         found.categories[row.get("category") or "none"] += 1
         choices = row.get("choices") or ()
         found.choices[len(choices)] += 1
@@ -80,6 +96,17 @@ def check(rows: Iterable[dict[str, Any] | BadRow]) -> Found:
         found.with_boxes += bool(row.get("gold_boxes_px_original") or row.get("gold_boxes"))
         found.question_lengths.append(len(row["question"]))
     return found
+
+
+def _outside(row: dict[str, Any], sizes: Sequence[tuple[int, int]]) -> str:
+    """The first gold box that reaches beyond its image by more than a rounded pixel; empty if none does."""
+    question = Question.from_row(row)
+    width, height = sizes[question.gold_image - 1]
+    for x1, y1, x2, y2 in question.gold_boxes_px_original:
+        if min(x1, y1) < -1 or x2 > width + 1 or y2 > height + 1:
+            which = f"image {question.gold_image}" if len(sizes) > 1 else "the image"
+            return f"{[x1, y1, x2, y2]}, but {which} has {width} x {height} pixels"
+    return ""
 
 
 def examine(image: Any) -> tuple[tuple[int, int], str, np.ndarray]:
@@ -117,12 +144,12 @@ def shared_images(one: Found, other: Found) -> list[tuple[str, str, str]]:
     same = [
         (where, other.files[key], "they are the same file") for key, where in one.files.items() if key in other.files
     ]
-    known, theirs = {where for where, _, _ in same}, [look for look in other.looks if _tells(look[2])]
+    theirs = [look for look in other.looks.values() if _tells(look[2])]
     if not theirs:
         return same
     aspects, bits = np.array([aspect for _, aspect, _ in theirs]), np.stack([look for *_, look in theirs])
-    for where, aspect, look in one.looks:
-        if where in known or not _tells(look):
+    for key, (where, aspect, look) in one.looks.items():
+        if key in other.files or not _tells(look):
             continue
         apart = np.bitwise_count(bits ^ look).sum(1) + 256 * (abs(aspects / aspect - 1) > 0.02)
         nearest = int(apart.argmin())
@@ -137,7 +164,7 @@ def _tells(look: np.ndarray) -> bool:
 
 
 def show(found: Found, name: str, console: Console, most: int = 20) -> None:
-    """Print counts, sizes, the rows that cannot be used, and what rows repeat."""
+    """Print counts, sizes, the rows that cannot be used, and notes on the others."""
     table = Table("", "", title=Text(name), show_header=False)
     total = found.rows + len(found.bad)
     table.add_row("rows", f"{total}, of which {len(found.bad)} cannot be used")
@@ -159,7 +186,7 @@ def show(found: Found, name: str, console: Console, most: int = 20) -> None:
         console.print(f"  and {len(found.bad) - most} more")
     if not total:
         console.print(Text(f"{name} is empty: it has no rows.", "red"), soft_wrap=True)
-    for note in found.repeats.notes():
+    for note in found.notes():
         console.print(Text(note), soft_wrap=True)
 
 
@@ -172,7 +199,7 @@ def draw_sizes(found: Found, file: Path) -> None:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     left.hist([width * height / 1e6 for width, height in found.sizes], bins=30, color="#3b6fb6")
-    left.set(xlabel="megapixels", ylabel="questions")
+    left.set(xlabel="megapixels", ylabel="images")
     budget = PixelBudget().max_pixels / 1e6
     left.axvline(budget, color="#c0392b", linestyle="--", label=f"default pixel budget, {budget:.1f}")
     left.legend(frameon=False)

@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from mgpo.data.texts import holds_image_marker
 from mgpo.files import whole
 from mgpo.images.imaging import open_image
 from mgpo.method.question import LETTERS, Question
@@ -48,7 +49,7 @@ def to_jsonl(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
     file, count = folder / f"{split}.jsonl", 0
     with whole(file) as aside, aside.open("w", encoding="utf-8") as out:
         for count, row in enumerate(rows, 1):
-            question = Question.from_row(row)
+            question = _writable(row)
             names = [f"{split}_{count:06d}" + (f"_{n}" if n > 1 else "") for n in range(1, len(question.images) + 1)]
             images = [_reference(image, folder, stem) for image, stem in zip(question.images, names)]
             line: dict[str, Any] = (
@@ -142,6 +143,17 @@ WRITERS: dict[str, Callable[[Rows, Path, str], tuple[Path, int]]] = {
 }  # fmt: skip
 
 
+def _writable(row: dict[str, Any]) -> Question:
+    """A row's question, if its text is read back as it is."""
+    question = Question.from_row(row)
+    if len(question.images) > 1 and any(map(holds_image_marker, (question.question, *question.choices))):
+        raise ValueError(
+            f"Question {question.id!r} shows several images, and its text or choices hold <image>, which would be read back "
+            'as the place of one of them: write "image 2", or other words.'
+        )
+    return question
+
+
 def _with_choices(question: Question) -> str:
     if question.choices and question.answer not in LETTERS:
         raise ValueError(
@@ -194,7 +206,7 @@ def _write_parquet(rows: Rows, file: Path, row_of: Callable[[Question, int], dic
     kinds = {"choices": text, "gold_boxes": boxes}
     writer, count = None, 0
     for batch in _batches(rows):
-        made = [row_of(Question.from_row(row), count + at) for at, row in enumerate(batch, 1)]
+        made = [row_of(_writable(row), count + at) for at, row in enumerate(batch, 1)]
         count += len(made)
         table = pyarrow.Table.from_pylist(made, schema=writer.schema if writer else None)
         for name, kind in kinds.items():  # a first batch of empty lists has no type of its own

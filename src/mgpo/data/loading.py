@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +176,7 @@ def count_usable(rows: Iterable[dict[str, Any] | BadRow], name: str) -> int:
 def _mapped(data: Any, name: str, root: Path) -> Loaded:
     """A dataset with embedded images, each row of which is read on access; its texts and answers are checked now."""
     data = undecoded(data)
-    embedded = [c for c in PICTURE_COLUMNS if c in data.features and not _holds_text(data.features[c])]
+    embedded = _embedded(data)
     texts = data.remove_columns(embedded)  # else whole images would be read for nothing
     stand_ins = {column: _stand_ins(data.data.column(column)) for column in embedded}
     good, bad, repeats = [], [], Repeats()
@@ -193,15 +195,38 @@ def _mapped(data: Any, name: str, root: Path) -> Loaded:
     return Loaded(kept.with_transform(_ReadRows(name, root)), places, bad, repeats.notes())
 
 
+def _embedded(data: Any) -> list[str]:
+    """Columns of embedded images that need not be read to check a row."""
+    found = [c for c in PICTURE_COLUMNS if c in data.features and not _holds_text(data.features[c])]
+    both = {"image", "images"}
+    # Whether a row may fill both depends on whether they hold the same image, which stand-ins cannot tell.
+    return [c for c in found if c not in both] if both <= set(found) else found
+
+
 def _stand_ins(column: Any) -> list[Any]:
-    """What stands for each cell of a column of embedded images: as many images as it holds, none of them read."""
+    """What stands for each cell of a column of embedded images: as many images as it holds, none of them read.
+
+    Empty cells stay empty, also inside a list: how many images a row shows depends on them.
+    """
     import pyarrow
     import pyarrow.compute
 
     if pyarrow.types.is_list(column.type) or pyarrow.types.is_large_list(column.type):
+        cells = iter(_placeholders(pyarrow.compute.list_flatten(column)))
         lengths = pyarrow.compute.list_value_length(column).to_pylist()
-        return [None if length is None else [PLACEHOLDER] * length for length in lengths]
-    return [PLACEHOLDER if there else None for there in column.is_valid().to_pylist()]
+        return [None if length is None else list(islice(cells, length)) for length in lengths]
+    return _placeholders(column)
+
+
+def _placeholders(column: Any) -> list[str | None]:
+    import pyarrow
+    import pyarrow.compute
+
+    there = column.is_valid()
+    if pyarrow.types.is_struct(column.type):  # a struct of bytes and path may be there and hold neither
+        parts = [pyarrow.compute.struct_field(column, n).is_valid() for n in range(column.type.num_fields)]
+        there = reduce(pyarrow.compute.or_, parts)
+    return [PLACEHOLDER if full else None for full in there.to_pylist()]
 
 
 def _holds_text(kind: Any) -> bool:
@@ -224,4 +249,6 @@ class _ReadRows:
             if isinstance(row, BadRow):
                 raise ValueError(str(row))
             rows.append(row)
-        return {column: [row.get(column) for row in rows] for column in rows[0]}
+        # a row about one image has fewer columns than one about several
+        columns = dict.fromkeys(column for row in rows for column in row)
+        return {column: [row.get(column) for row in rows] for column in columns}

@@ -35,12 +35,12 @@ class Repeats:
         if self._choices:
             rows = "1 row has" if len(self._choices) == 1 else f"{len(self._choices)} rows have"
             found.append(
-                f"note: {rows} the same text in two choices, of which only the gold letter counts as right: {_first(self._choices)}"
+                f"note: {rows} the same text in two choices, of which only the gold letter counts as right: {first_of(self._choices)}"
             )
         if shared:
             ids = "1 id is" if len(shared) == 1 else f"{len(shared)} ids are"
             listed = [f"{name!r} in {len(places)} rows ({places[0]}, {places[1]})" for name, places in shared.items()]
-            found.append(f"note: {ids} used by several rows, which logs then cannot tell apart: {_first(listed)}")
+            found.append(f"note: {ids} used by several rows, which logs then cannot tell apart: {first_of(listed)}")
         return found
 
 
@@ -55,6 +55,7 @@ def repeated(choices: Sequence[Any]) -> str:
     return ""
 
 
-def _first(lines: Sequence[str]) -> str:
+def first_of(lines: Sequence[str]) -> str:
+    """The first lines, and how many more there are."""
     more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
     return "; ".join(lines[:SHOWN]) + more

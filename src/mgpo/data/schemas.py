@@ -9,31 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from mgpo.data.cells import as_options, boxes_xywh, boxes_xyxy, gold_answer, picture, pictures
-from mgpo.data.texts import (
-    letter_choices,
-    lettered,
-    one_line,
-    split_choices,
-    with_numbered_images,
-    without_image_marker,
-)  # fmt: skip
-from mgpo.method.question import LETTERS, MAX_IMAGES
+from mgpo.data import several
+from mgpo.data.cells import as_options, boxes_xywh, boxes_xyxy, gold_answer, picture
+from mgpo.data.several import NUMBERED, Row, choice_column, how_many, in_text, shown_images
+from mgpo.data.texts import letter_choices, lettered, numbered, one_line, split_choices, without_image_marker
+from mgpo.method.question import LETTERS
 
-Row = Mapping[str, Any]
-NUMBERED = tuple(f"image_{number}" for number in range(1, MAX_IMAGES + 1))
-"""Columns of layouts that have one for each image."""
 PICTURE_COLUMNS = ("image", "images", "more_images", "image_list", "bytes", "crop_image", "Image", *NUMBERED)
 """Columns that may hold whole pictures."""
-CHOICE_COLUMNS = ("choices", "options", "choice", "candidates")
-"""Where rows of the project's own layout may hold their choices."""
 OWN = "mgpo"
 """The project's own layout: `Question`'s fields."""
 
@@ -75,30 +64,6 @@ def schema_of(columns: Sequence[str], among: Sequence[str] | None = None) -> Sch
     )
 
 
-def _in_text(text: Any, gold: Any, row: Row, images: int = 1) -> dict[str, Any]:
-    """Question, choices and answer from a text that may hold the options; if it does not, a column may hold them.
-
-    Markers of images are left out, or numbered where there are several `images`.
-    """
-    text = with_numbered_images([str(text)], images)[0] if images > 1 else text
-    # Some files write a backslash and an n before options; in a formula (\neq) these mean something else.
-    question, options = split_choices(re.sub(r"\\n(?=\s*\(?[A-K][).:]\s|\s*$)", "\n", str(text)))
-    gold = gold_answer(gold)
-    column = next((name for name in CHOICE_COLUMNS if row.get(name) not in (None, "", [], ())), None)
-    if not options and column is not None:
-        choices, answer = letter_choices(as_options(row[column]), gold)
-        return {"question": question, "choices": choices, "answer": answer}
-    if not options:
-        return {"question": question, "choices": [], "answer": gold}
-    try:
-        choices, answer = letter_choices(options, gold)
-    except ValueError:
-        if len(gold) == 1:
-            raise
-        return {"question": without_image_marker(str(text)), "choices": [], "answer": gold}  # a free-text answer
-    return {"question": question, "choices": choices, "answer": answer}
-
-
 def _own(row: Row, root: Path) -> dict[str, Any]:
     """The project's own layout, and published tables that name the choices `options`, as text or as a list.
 
@@ -106,23 +71,24 @@ def _own(row: Row, root: Path) -> dict[str, Any]:
     options, answer, category`, TreeBench with `target_instances`. A list of bare texts in `choices` is taken as it
     stands.
     """
-    given = {name: row.get(name) for name in ("image", "images", "more_images")}
-    found = {name: value for name, value in row.items() if name not in given}
-    found |= pictures(given["images"] if given["image"] is None else given["image"], root)
-    if given["more_images"]:
-        found["more_images"] = [picture(one, root) for one in given["more_images"]]
+    found = {name: value for name, value in row.items() if name not in ("image", "images", "more_images")}
+    found |= shown_images(row, root)
+    images = how_many(found)
     if not found.get("id"):
         found["id"] = next((str(row[name]) for name in ("question_id", "index") if row.get(name) is not None), "")
     if not found.get("gold_boxes") and not found.get("gold_boxes_px_original") and row.get("target_instances"):
         found["gold_boxes"] = boxes_xyxy(row["target_instances"])
-    column = next((name for name in CHOICE_COLUMNS if row.get(name) not in (None, "", [], ())), None)
+    column = choice_column(row)
     bare = column == "choices" and isinstance(row["choices"], (list, tuple)) and not lettered(row["choices"])
     if column is None or bare and not any(isinstance(choice, Mapping) for choice in row["choices"]):
-        return found
+        question, choices = numbered(row["question"], row["choices"] if column else (), images)
+        return found | {"question": question} | ({"choices": choices} if column else {})
     if not isinstance(row["answer"], str):
         raise ValueError(f"its answer {row['answer']!r} is not text")
-    choices, answer = letter_choices(as_options(row[column]), gold_answer(row["answer"]))
-    return {name: value for name, value in found.items() if name != column} | {"choices": choices, "answer": answer}
+    question, options = numbered(row["question"], as_options(row[column]), images)
+    choices, answer = letter_choices(options, gold_answer(row["answer"]))
+    found = {name: value for name, value in found.items() if name != column}
+    return found | {"question": question, "choices": choices, "answer": answer}
 
 
 def _vstar_own(row: Row, root: Path) -> dict[str, Any]:
@@ -210,7 +176,7 @@ def _treebench(row: Row, root: Path) -> dict[str, Any]:
 def _zoombench(row: Row, root: Path) -> dict[str, Any]:
     """ZoomBench: choices or a number, depending on the text; older files have `prompt` and `answer`."""
     text, gold = row.get("query") or row.get("prompt"), row.get("response") or row.get("answer")
-    return _in_text(text, gold, row) | {
+    return in_text(text, gold, row) | {
         "image": picture(row["image"], root), "category": row.get("question_type") or "",
         "id": str(row.get("id", "")), "gold_boxes_px_original": boxes_xyxy(row.get("bbox")),
     }  # fmt: skip
@@ -240,73 +206,6 @@ def _paper(row: Row, root: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _verl(row: Row, root: Path) -> dict[str, Any]:
-    """verl's rows, DeepEyes-47k among them: the bare question from `extra_info` if it is there, else the user turn."""
-    extra = row.get("extra_info") or {}
-    text = extra.get("question") or _user_text(row["prompt"])
-    shown = pictures(row["images"], root)
-    return shown | _in_text(text, row["reward_model"]["ground_truth"], row, _number(shown)) | {
-        "category": row.get("data_source") or "", "id": str(extra.get("index", "")),
-    }  # fmt: skip
-
-
-def _problem(row: Row, root: Path) -> dict[str, Any]:
-    """VisualProbe and EasyR1: `problem` and `solution` or `answer`."""
-    gold = row["solution"] if row.get("solution") is not None else row.get("answer")
-    shown = pictures(row["images"], root)
-    return shown | _in_text(row["problem"], gold, row, _number(shown)) | {
-        "category": row.get("data_source") or "",
-        "id": str(row.get("doc_id") or row.get("id") or ""),
-    }  # fmt: skip
-
-
-def _trl(row: Row, root: Path) -> dict[str, Any]:
-    """TRL's conversational rows: `prompt` and the answer in a column of its own."""
-    gold = next((row[name] for name in ("answer", "solution", "ground_truth") if row.get(name) is not None), None)
-    image = row["images"] if row.get("images") is not None else row.get("image")
-    shown = pictures(image, root)
-    return shown | _in_text(_user_text(row["prompt"]), gold, row, _number(shown)) | {
-        "category": row.get("category") or "", "id": str(row.get("id") or ""), "gold_image": row.get("gold_image"),
-        "gold_boxes_px_original": boxes_xyxy(row.get("gold_boxes")),
-    }  # fmt: skip
-
-
-def _number(shown: Mapping[str, Any]) -> int:
-    return 1 + len(shown.get("more_images", ()))
-
-
-def _blink(row: Row, root: Path) -> dict[str, Any]:
-    """BLINK: one to four images in columns of their own, the answer as "(A)"; its test split hides answers."""
-    shown = [row[name] for name in NUMBERED if row.get(name) is not None]
-    choices, answer = letter_choices(as_options(row["choices"]), gold_answer(row["answer"]))
-    return pictures(shown, root) | {
-        "question": str(row["question"]).strip(), "choices": choices, "answer": answer,
-        "category": row.get("sub_task") or "", "id": str(row.get("idx") or ""),
-    }  # fmt: skip
-
-
-def _muirbench(row: Row, root: Path) -> dict[str, Any]:
-    """MuirBench: a list of images, which markers in the question and in the options stand for."""
-    options = as_options(row["options"])
-    question, *options = with_numbered_images([str(row["question"]), *options], len(row["image_list"]))
-    choices, answer = letter_choices(options, gold_answer(row["answer"]))
-    return pictures(row["image_list"], root) | {
-        "question": question, "choices": choices, "answer": answer, "category": row.get("task") or "",
-        "id": str(row.get("idx") or ""),
-    }  # fmt: skip
-
-
-def _user_text(prompt: Any) -> str:
-    """Text of the last user turn of a prompt, which may be text itself."""
-    if isinstance(prompt, str):
-        return prompt
-    turns = [turn for turn in prompt if turn.get("role") == "user"]
-    if not turns:
-        raise ValueError("its prompt has no user turn")
-    content = turns[-1]["content"]
-    return content if isinstance(content, str) else "\n".join(p["text"] for p in content if p.get("text"))
-
-
 SCHEMAS = (
     Schema(
         "vstar files", frozenset({"question", "options", "target_object", "bbox"}), _vstar_own, frozenset({"answer"})
@@ -323,13 +222,13 @@ SCHEMAS = (
     Schema("pope", frozenset({"image", "question", "answer", "image_source"}), _pope),
     Schema("pope", frozenset({"image", "text", "label", "question_id"}), _pope),
     Schema("paper 21k", frozenset({"question", "choices", "reward_model"}), _paper),
-    Schema("verl", frozenset({"prompt", "images", "reward_model"}), _verl),
-    Schema("problem and solution", frozenset({"images", "problem", "solution"}), _problem),
-    Schema("problem and answer", frozenset({"images", "problem", "answer"}), _problem),
-    Schema("trl", frozenset({"prompt", "images"}), _trl),
-    Schema("trl", frozenset({"prompt", "image"}), _trl),
-    Schema("blink", frozenset({"image_1", "question", "choices", "answer"}), _blink),
-    Schema("muirbench", frozenset({"image_list", "question", "options", "answer"}), _muirbench),
+    Schema("verl", frozenset({"prompt", "images", "reward_model"}), several.verl),
+    Schema("problem and solution", frozenset({"images", "problem", "solution"}), several.problem),
+    Schema("problem and answer", frozenset({"images", "problem", "answer"}), several.problem),
+    Schema("trl", frozenset({"prompt", "images"}), several.trl),
+    Schema("trl", frozenset({"prompt", "image"}), several.trl),
+    Schema("blink", frozenset({"image_1", "question", "choices", "answer"}), several.blink),
+    Schema("muirbench", frozenset({"image_list", "question", "options", "answer"}), several.muirbench),
     Schema(OWN, frozenset({"image", "question", "answer"}), _own),
     Schema(OWN, frozenset({"images", "question", "answer"}), _own),
 )

@@ -160,6 +160,10 @@ def question_row(raw: RawRow, among: Sequence[str] | None = None) -> dict[str, A
         for image in question.images:
             _refuse_no_image(image)
         row.pop("gold_boxes", None)
+        if question.more_images:
+            row["more_images"] = list(question.more_images)
+        if row.get("gold_image") is not None:  # a table may hold "2" or 2.0, and a column needs one type
+            row["gold_image"] = question.gold_image
         return row | {
             "choices": list(question.choices), "category": question.category, "id": question.id,
             "gold_boxes_px_original": [list(box) for box in question.gold_boxes_px_original],

@@ -10,6 +10,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 from mgpo.method.question import LETTERS
 
@@ -63,6 +64,26 @@ def with_numbered_images(texts: Sequence[str], images: int) -> list[str]:
         return f"image {number}"
 
     return [_IMAGE.sub(named, text).strip() for text in (texts[0][len(skipped) :], *texts[1:])]
+
+
+def holds_image_marker(text: str) -> bool:
+    """Whether a text holds an `<image>`, which readers of training sets take for an image."""
+    return _IMAGE.search(text) is not None
+
+
+def numbered(question: Any, options: Sequence[Any], images: int) -> tuple[Any, list[Any]]:
+    """A question and its options as of `with_numbered_images`; unchanged where there is one image or no marker.
+
+    What is not text is left for others to refuse.
+    """
+    texts = [text if isinstance(text, str) else "" for text in (question, *options)]
+    if images < 2 or not any(map(holds_image_marker, texts)):
+        return question, list(options)
+    first, *others = with_numbered_images(texts, images)
+    return (
+        first if isinstance(question, str) else question,
+        [new if isinstance(old, str) else old for old, new in zip(options, others)],
+    )
 
 
 def take_label(option: str) -> tuple[str | None, str]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import string
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
+
+from mgpo.method.lists import absent, list_in
 
 LETTERS = string.ascii_uppercase
 Box = tuple[int, int, int, int]
@@ -100,11 +103,7 @@ class Question:
             raise ValueError(
                 f"Row {name!r} has a gold box with a coordinate beyond {MAX_COORDINATE}; no image is that large."
             )
-        more = row.get("more_images") or ()
-        if not isinstance(more, (list, tuple)):
-            raise ValueError(
-                f"Row {name!r} has {type(more).__name__} in 'more_images', but a list of images is needed."
-            )
+        more = _more_images(row.get("more_images"), name)
         return cls(
             image=row["image"],
             question=row["question"],
@@ -114,7 +113,7 @@ class Question:
             category=_as_text(row.get("category"), "category", name),
             id=name,
             source=row.get("source") or "",
-            more_images=tuple(more),
+            more_images=more,
             gold_image=_gold_image(row, name, boxes, len(more) + 1),
         )
 
@@ -124,17 +123,39 @@ class Question:
         return len(self.answer.split("|")) / len(self.choices) if self.choices else 0.0
 
 
+def _more_images(value: Any, name: str) -> tuple[Any, ...]:
+    """A row's second image and later ones; an empty cell holds none."""
+    if absent(value):
+        return ()
+    try:
+        images = list_in(value)
+    except ValueError as error:
+        raise ValueError(f"Row {name!r} has text in 'more_images' that is no list of images: {error}.") from error
+    if images is None:
+        raise ValueError(f"Row {name!r} has {type(value).__name__} in 'more_images', but a list of images is needed.")
+    return tuple(images)
+
+
 def _gold_image(row: dict[str, Any], name: str, boxes: tuple[Box, ...], images: int) -> int:
-    """The number of the image that a row's gold boxes are in. Where there are several images, the row must say it."""
-    number = row.get("gold_image")
-    if number is None and boxes and images > 1:
-        raise ValueError(
-            f"Row {name!r} has gold boxes and {images} images. Its column gold_image must give the number of the image "
-            "that the boxes are in, counted from 1."
-        )
-    if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
-        raise ValueError(f"Row {name!r} has {number!r} in 'gold_image', but the number of an image is needed.")
-    return 1 if number is None else number
+    """The number of the image that a row's gold boxes are in. Where there are several images, the row must say it.
+
+    Tables with empty cells turn whole numbers into 2.0, and a TSV into "2": both are the number 2.
+    """
+    value = row.get("gold_image")
+    if absent(value):
+        if boxes and images > 1:
+            raise ValueError(
+                f"Row {name!r} has gold boxes and {images} images. Its column gold_image must give the number of the "
+                "image that the boxes are in, counted from 1."
+            )
+        return 1
+    try:
+        number = float(value) if isinstance(value, (str, Real)) and not isinstance(value, bool) else 0.5
+    except (ValueError, OverflowError):
+        number = 0.5
+    if not number.is_integer():
+        raise ValueError(f"Row {name!r} has {value!r} in 'gold_image', but the number of an image is needed.")
+    return int(number)
 
 
 def _as_text(value: Any, column: str, name: str) -> str:
