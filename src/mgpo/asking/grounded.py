@@ -160,10 +160,10 @@ class GroundedVQA:
     def episode(self, image: Any, question: str, choices: Sequence[str] | None = None) -> Episode:
         """An episode that is ready to run: the header of the image (or `Photograph`) is read and the overview made."""
         photograph = image if isinstance(image, Photograph) else Photograph(image, self.max_image_pixels)
-        if self.protocol.looks_again:
-            photograph.decode_ahead()
         episode = Episode(Question(image, question, tuple(choices or ())), photograph, self.protocol)
         episode.opening()
+        if self.protocol.looks_again:
+            photograph.decode_ahead()  # after the overview, which is needed first, and while the model reads it
         return episode
 
     def answer(

@@ -7,7 +7,7 @@ from typing import Any
 
 import xxhash
 
-from mgpo.images.imaging import ORIENTATION_TAG
+from mgpo.images.orientation import ORIENTATION_TAG
 
 
 def image_key(image: Any) -> Any:
