@@ -32,6 +32,7 @@ def jpeg(image, **options):
 @pytest.fixture
 def decoded(monkeypatch):
     """Sizes at which pictures were decoded."""
+    wait_for_the_background()  # other tests' pictures
     sizes, pixels = [], imaging._pixels
     monkeypatch.setattr(imaging, "_pixels", lambda image, source: sizes.append(image.size) or pixels(image, source))
     return sizes
@@ -39,6 +40,7 @@ def decoded(monkeypatch):
 
 def wait_for_the_background():
     """Until all threads have done what they were given."""
+    photograph.in_background(int).result()
     threads = photograph._threads._max_workers
     barrier = threading.Barrier(threads)
     for waiting in [photograph.in_background(barrier.wait) for _ in range(threads)]:

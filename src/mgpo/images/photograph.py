@@ -7,7 +7,7 @@ from such a reduced picture wherever that still has twice the overview's size. T
 
 Decoded pictures take a hundred times the memory of their files, and a batch may hold hundreds. Together they are
 bounded per process (`DecodedPictures.most`): beyond it the least recently used one is dropped, and decoded again if it is
-needed. What is decoded ahead of time drops nothing, and waits for room.
+needed. What is decoded ahead of time drops only what nobody is going to need (`Photograph.done_with`).
 """
 
 from __future__ import annotations
@@ -49,20 +49,28 @@ class DecodedPictures:
         """Record a use, and drop the pictures of others until all are within the bound with this one."""
         with self._lock:
             self._holders.pop(photograph, None)
-            for other in list(self._holders):
-                if self._total() + photograph.decoded_bytes <= self.most:
-                    break
-                self._holders.pop(other, None)
-                other._image = None
+            self._drop_until_it_fits(photograph, list(self._holders))
             self._holders[photograph] = None
 
     def reserve(self, photograph: Photograph) -> bool:
-        """Reserve room for its picture, if there is room without dropping another."""
+        """Reserve room for its picture, if there is room without dropping one that may still be needed."""
         with self._lock:
-            if photograph not in self._holders and self._total() + photograph.decoded_bytes > self.most:
-                return False
-            self._holders[photograph] = None
+            if photograph not in self._holders:
+                self._drop_until_it_fits(photograph, [other for other in self._holders if other.done_with])
+                if not self._fits(photograph):
+                    return False
+                self._holders[photograph] = None
             return True
+
+    def _drop_until_it_fits(self, photograph: Photograph, others: list[Photograph]) -> None:
+        for other in others:
+            if self._fits(photograph):
+                break
+            self._holders.pop(other, None)
+            other._image = None
+
+    def _fits(self, photograph: Photograph) -> bool:
+        return sum(holder.decoded_bytes for holder in list(self._holders)) + photograph.decoded_bytes <= self.most
 
     def keep(self, photograph: Photograph, image: Image.Image) -> None:
         """Let it hold its picture, unless others took its room while it was decoded."""
@@ -74,9 +82,6 @@ class DecodedPictures:
         with self._lock:
             self._holders.pop(photograph, None)
             photograph._image = None
-
-    def _total(self) -> int:
-        return sum(holder.decoded_bytes for holder in list(self._holders))
 
 
 _decoded = DecodedPictures()
@@ -103,6 +108,7 @@ class Photograph:
         max_image_pixels: limit for width times height.
 
     Attributes:
+        done_with: whether no region will be needed any more, so that its decoded picture may be dropped for others.
         seconds_waited: time that `crop` waited for pixels so far, in seconds.
 
     Raises:
@@ -114,7 +120,7 @@ class Photograph:
         self.source, self.max_image_pixels = source, max_image_pixels
         self.size, reducible = imaging.read_header(source, max_image_pixels)
         self.reducible = reducible and self.width * self.height >= WORTH_PIXELS
-        self.seconds_waited = 0.0
+        self.done_with, self.seconds_waited = False, 0.0
         self._decoding = Lock()
         self._image: Image.Image | None = None
         self._read_to_its_end = self._region_was_cut = False
@@ -146,7 +152,14 @@ class Photograph:
     def decode_ahead(self) -> None:
         """Begin to decode the whole picture in the background if there is room: a region of it will be needed."""
         if self.reducible:
-            in_background(self._try)
+            in_background(self.decode_if_room)
+
+    def decode_if_room(self) -> None:
+        """Decode the whole picture now, unless others would have to be dropped for it; damage is left for later."""
+        try:
+            self._hold_if_room()
+        except imaging.ImageError:
+            pass  # raised again for the caller that needs the picture
 
     def overview(self, budget: PixelBudget) -> Image.Image:
         """The whole picture at the size at which a model with this budget sees it."""
@@ -192,12 +205,6 @@ class Photograph:
             if not isinstance(self.source, Image.Image):
                 _decoded.make_room(self)
             return self._decode()
-
-    def _try(self) -> None:
-        try:
-            self._hold_if_room()
-        except imaging.ImageError:
-            pass  # raised again for the caller that needs the picture
 
     def _hold_if_room(self) -> bool:
         with self._decoding:

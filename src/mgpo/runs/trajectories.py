@@ -20,7 +20,7 @@ from mgpo.method.rewards import boxed, chosen_letter, is_correct
 
 THUMBNAIL = 512
 THUMBNAIL_BUDGET = PixelBudget(784, 600 * 784)
-"""Size at which a photograph is decoded for its thumbnail."""
+"""Size at which a photograph is decoded for its thumbnail, if the model was shown a smaller one."""
 
 
 def trajectory(episode: Episode) -> dict[str, Any]:
@@ -75,7 +75,9 @@ def with_pictures(row: dict[str, Any], episode: Episode, folder: Path, stem: str
         later = episode.user_turns[number : number + 1]
         shown = _thumbnail(later[0].image, images / f"{stem}_turn{number}.jpg") if later else None
         turns.append(said | {"shown": shown})
-    overview = _thumbnail(episode.original.overview(THUMBNAIL_BUDGET), images / f"{stem}_overview.jpg")
+    shown = episode.user_turns[0].image
+    large = shown if shown is not None and max(shown.size) >= THUMBNAIL else episode.original.overview(THUMBNAIL_BUDGET)
+    overview = _thumbnail(large, images / f"{stem}_overview.jpg")
     return row | {"overview": overview, "turns": turns}
 
 

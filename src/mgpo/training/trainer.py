@@ -28,8 +28,6 @@ from trl import GRPOTrainer
 from trl.trainer.utils import strip_images_from_messages
 
 from mgpo.config import MGPOConfig
-from mgpo.images.identity import image_key
-from mgpo.images.photograph import Photograph
 from mgpo.method.metrics import episode_metrics
 from mgpo.method.protocol import Episode, Method
 from mgpo.method.question import Question
@@ -46,6 +44,7 @@ from mgpo.runs.folder import keep_settings
 from mgpo.runs.log import RunLog
 from mgpo.runs.resuming import Resuming
 from mgpo.runs.trajectories import save_trajectories
+from mgpo.training.ahead import PicturesAhead
 from mgpo.training.precision import refuse_rounded_weights
 from mgpo.training.sharing import SharedPrefix
 from mgpo.training.turns import PolicyInTraining, Rollout, check_text
@@ -128,24 +127,24 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         refuse_rounded_weights(self, args.allow_low_precision_weights)
         # dr_grpo divides by this. TRL also counts the crop and the environment's texts, which are not sampled.
         self.max_completion_length = args.spoken_tokens(self.protocol)
+        self.pictures = PicturesAhead(self.protocol.budget, self.protocol.turns > 1, args.decoded_bytes)
         self.sharing = SharedPrefix(self)
         self.add_callback(RunLog())
         self.vllm_sampling = VLLMSampling(self) if self.use_vllm else None
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple:
+        """Called before each step for its batches; one more is looked at, to open its photographs during the step."""
+        last = self.state.global_step + 1 >= self.state.max_steps
+        return super().get_batch_samples(self.pictures.look(epoch_iterator, last), num_batches, device)
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Open the episodes, let TRL generate and score, then check the images and save trajectories."""
         self._episodes, rows = [], []
-        originals: dict[Any, Any] = {}
+        self.pictures.begin(inputs)
         for row in inputs:
             question = Question.from_row(row)
-            key = image_key(row["image"])
-            if key not in originals:
-                original = Photograph(row["image"])
-                originals[key] = (original, original.overview(self.protocol.budget), {})
-                if self.protocol.turns > 1:
-                    original.decode_ahead()
-            original, shown, crops = originals[key]
-            episode = Episode(question, original, self.protocol, crops)
+            opened = self.pictures.open(row["image"], question.id)
+            episode, shown = Episode(question, opened.photograph, self.protocol, opened.crops), opened.shown
             turn = episode.opening(shown)
             self._episodes.append(episode)
             # Gold boxes are left out, so that they reach neither prompt nor reward.
@@ -241,6 +240,7 @@ class MGPOTrainer(Resuming, GRPOTrainer):
                 return super()._generate(prompts)
         finally:
             self.sharing.forget()
+            self._log_metric("pictures/wait_time", self.pictures.release())
 
     def _tool_call_loop(
         self,
