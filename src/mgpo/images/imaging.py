@@ -228,13 +228,8 @@ def overview(image: Image.Image, budget: PixelBudget) -> Image.Image:
 
 def crop(image: Image.Image, box_px_original: Box, budget: PixelBudget) -> Image.Image:
     """The region `box_px_original` (x1, y1, x2, y2 in pixels of `image`), resized into the budget."""
-    return overview(cut(image, box_px_original), budget)
-
-
-def cut(image: Image.Image, box_px_original: Box) -> Image.Image:
-    """The region `box_px_original` (x1, y1, x2, y2 in pixels of `image`), at its own size."""
     with without_pillow_limit():  # Pillow would refuse a region of over 179 megapixels
-        return without_padding(image.crop(box_px_original))
+        return overview(image.crop(box_px_original), budget)
 
 
 @contextmanager
