@@ -118,9 +118,10 @@ def test_decoded_pictures_stay_within_the_bound_and_make_room_for_the_next(ahead
     following = [opened.photograph for opened in dict.fromkeys(ahead._next[-1].values())]
     assert sum(photo._image is not None for photo in following) == 1
     sampled(ahead, rows)
+    episodes = [opened.photograph for opened in ahead._now.values()]  # they hold theirs until the next batch
     ahead.release()
     all_done()
-    assert all(photo._image is not None for photo in following)
+    assert all(photo._image is not None for photo in following) and len(episodes) == 2
     assert held and max(held) <= 3 * BYTES
 
 
