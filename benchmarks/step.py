@@ -154,7 +154,7 @@ def set_boxes(seed: int) -> Any:
 @contextmanager
 def decodings() -> Any:
     """Counts the pictures that are decoded (these are small enough to be decoded whole)."""
-    with patch.object(imaging, "open_image", wraps=imaging.open_image) as decoded:
+    with patch.object(imaging, "open_padded", wraps=imaging.open_padded) as decoded:
         yield decoded
 
 

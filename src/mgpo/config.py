@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from trl import GRPOConfig
 
 from mgpo.images.imaging import PixelBudget
+from mgpo.images.photograph import DECODED_BYTES
 from mgpo.method.boxes import BoxForm
 from mgpo.method.methods import METHODS as METHODS
 from mgpo.method.methods import SFT as SFT
@@ -121,6 +122,13 @@ class MGPOConfig(GRPOConfig):
             "help": "vLLM: stop if sampled and recomputed log-probabilities of a turn differ by more than this on average."
         },
     )
+    decoded_bytes: int = field(
+        default=DECODED_BYTES,
+        metadata={
+            "help": "Most memory of decoded photographs per process, in bytes; those of the next step are decoded ahead "
+            "within it. The default holds sixteen of 33 megapixels."
+        },
+    )
     vllm_call_seconds: float = field(default=600.0, metadata={"help": "vLLM server: time limit of one call."})
     extra_reward_funcs: list[str] = field(
         default_factory=list, metadata={"help": "Additional reward functions in TRL's convention, as dotted paths."}
@@ -145,10 +153,10 @@ class MGPOConfig(GRPOConfig):
         CropFrame(self.crop_frame)
         if not 1 <= self.max_images <= MAX_IMAGES:
             raise ValueError(f"max_images={self.max_images}: a question shows 1 to {MAX_IMAGES} images.")
-        if not (self.reward_seconds > 0 and self.max_nonfinite_steps > 0):
+        if not (self.reward_seconds > 0 and self.max_nonfinite_steps > 0 and self.decoded_bytes > 0):
             raise ValueError(
-                "reward_seconds and max_nonfinite_steps must be greater than 0, "
-                f"but they are {self.reward_seconds} and {self.max_nonfinite_steps}."
+                "reward_seconds, max_nonfinite_steps and decoded_bytes must be greater than 0, "
+                f"but they are {self.reward_seconds}, {self.max_nonfinite_steps} and {self.decoded_bytes}."
             )
         loading = self.model_init_kwargs if isinstance(self.model_init_kwargs, dict) else {}
         if self.trust_remote_code or loading.get("trust_remote_code") or loading.get("use_safetensors") is False:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from mgpo.images import imaging
 from mgpo.images.imaging import DEFAULT_MAX_IMAGE_PIXELS, ImageError, PixelBudget, crop, open_image, overview
 from mgpo.method.boxes import BoxStatus, Frame, box_as_json
 from mgpo.method.grounding import read_grounding
@@ -262,7 +263,7 @@ def test_a_bomb_is_refused_before_decoding(monkeypatch):
 
 def test_a_hundred_megapixels_pass_the_limit(monkeypatch):
     assert DEFAULT_MAX_IMAGE_PIXELS > 100_000_000
-    monkeypatch.setattr(ImageOps, "exif_transpose", lambda image: Image.new("RGB", (1, 1)))  # nothing is decoded here
+    monkeypatch.setattr(imaging, "_pixels", lambda image, source: Image.new("RGB", (1, 1)))  # nothing is decoded here
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # Pillow's own limit must not speak up either
         assert open_image(png_claiming(16_000, 16_000)).size == (1, 1)

@@ -1,6 +1,7 @@
 """A photograph is decoded as little as showing it takes, and what is shown is what the whole picture would give."""
 
 import io
+import threading
 
 import numpy as np
 import pytest
@@ -31,9 +32,19 @@ def jpeg(image, **options):
 @pytest.fixture
 def decoded(monkeypatch):
     """Sizes at which pictures were decoded."""
-    sizes, to_rgb = [], imaging._to_rgb
-    monkeypatch.setattr(imaging, "_to_rgb", lambda image: sizes.append(image.size) or to_rgb(image))
+    wait_for_the_background()  # other tests' pictures
+    sizes, pixels = [], imaging._pixels
+    monkeypatch.setattr(imaging, "_pixels", lambda image, source: sizes.append(image.size) or pixels(image, source))
     return sizes
+
+
+def wait_for_the_background():
+    """Until all threads have done what they were given."""
+    photograph.in_background(int).result()
+    threads = photograph._threads._max_workers
+    barrier = threading.Barrier(threads)
+    for waiting in [photograph.in_background(barrier.wait) for _ in range(threads)]:
+        waiting.result()
 
 
 def turned(image, orientation):
@@ -57,10 +68,11 @@ def test_nothing_is_decoded_whole_before_a_region_is_cut(decoded):
     photo = Photograph(jpeg(picture()))
     photo.overview(BUDGET)
     assert SIZE not in decoded
-    regions = [photo.crop((1000, 500, 1400, 900), BUDGET) for _ in range(2)]
+    boxes = ((1000, 500, 1400, 900), (1001, 500, 1401, 900))
+    regions = [photo.crop(box, BUDGET) for box in boxes]
     assert decoded.count(SIZE) == 1
-    expected = crop(open_image(photo.source), (1000, 500, 1400, 900), BUDGET)
-    assert all(np.array_equal(region, expected) for region in regions)
+    for region, box in zip(regions, boxes, strict=True):
+        assert np.array_equal(region, crop(open_image(photo.source), box, BUDGET))
 
 
 def test_decoding_ahead_decodes_once(decoded):
@@ -112,7 +124,7 @@ def test_the_header_alone_tells_what_is_refused(tmp_path):
 
 def test_decoded_pictures_are_bounded_and_decoded_again(decoded, monkeypatch):
     """Room for two of three: the least recently used goes, and what is cut from it later is the same."""
-    monkeypatch.setattr(photograph, "DECODED_BYTES", 2 * SIZE[0] * SIZE[1] * 4)
+    monkeypatch.setattr(photograph._decoded, "most", 2 * SIZE[0] * SIZE[1] * 4)
     photos = [Photograph(jpeg(picture())) for _ in range(3)]
     regions = [photo.crop((0, 0, 500, 500), BUDGET) for photo in photos]
     assert [photo._image is not None for photo in photos] == [False, True, True]
@@ -122,12 +134,12 @@ def test_decoded_pictures_are_bounded_and_decoded_again(decoded, monkeypatch):
     assert [photo._image is not None for photo in photos] == [True, False, True]
     assert decoded.count(SIZE) == 4
     photos[1].decode_ahead()
-    photograph._ahead.submit(int).result(), photograph._ahead.submit(int).result()
+    wait_for_the_background()
     assert photos[1]._image is None and decoded.count(SIZE) == 4, "decoding ahead must not push others out"
 
 
 def test_a_picture_from_memory_is_never_dropped(monkeypatch):
-    monkeypatch.setattr(photograph, "DECODED_BYTES", 1)
+    monkeypatch.setattr(photograph._decoded, "most", 1)
     photos = [Photograph(picture((900, 600))) for _ in range(2)]
     for photo in photos:
         photo.crop((0, 0, 90, 90), BUDGET)

@@ -142,8 +142,8 @@ def test_a_path_is_opened_once_per_question(random_tiny, tmp_path, rows, monkeyp
     """TRL hands every rollout its own copy of the row, so the path is another string each time."""
     from mgpo.images import imaging
 
-    opened, real = [], imaging.open_image
-    monkeypatch.setattr(imaging, "open_image", lambda source, most: opened.append(source) or real(source, most))
+    opened, real = [], imaging.open_padded
+    monkeypatch.setattr(imaging, "open_padded", lambda source, most: opened.append(source) or real(source, most))
     Script(MIXED).install(monkeypatch)
     trainer = make_trainer(random_tiny, tmp_path, rows)
     batch = next(iter(trainer.get_train_dataloader()))

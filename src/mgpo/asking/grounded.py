@@ -169,11 +169,11 @@ class GroundedVQA:
         photographs = tuple(
             one if isinstance(one, Photograph) else Photograph(one, self.max_image_pixels) for one in images
         )
-        if self.protocol.looks_again:
-            for photograph in photographs:
-                photograph.decode_ahead()
         episode = Episode(asked, photographs, self.protocol)
         episode.opening()
+        if self.protocol.looks_again:
+            for photograph in photographs:
+                photograph.decode_ahead()  # after the overviews, which are needed first, and while the model reads them
         return episode
 
     def answer(

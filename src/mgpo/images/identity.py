@@ -8,7 +8,7 @@ from typing import Any
 
 import xxhash
 
-from mgpo.images.imaging import ORIENTATION_TAG
+from mgpo.images.orientation import ORIENTATION_TAG
 
 
 def images_digest(images: Sequence[Any]) -> str:

@@ -12,20 +12,24 @@ from __future__ import annotations
 import io
 import math
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from mgpo.images import decoders
+from mgpo.images.decoders import Pixels
+from mgpo.images.orientation import ON_THEIR_SIDE, as_stored, orientation, upright
+from mgpo.images.pillow_limit import without_pillow_limit
+from mgpo.images.resizing import as_picture, resize, without_padding
 
 DEFAULT_MAX_IMAGE_PIXELS = 300_000_000
 """A 100-megapixel photograph passes with room to spare, a decompression bomb does not."""
 
-ORIENTATION_TAG = 0x0112
-"""The EXIF tag of the orientation."""
+Box = tuple[int, int, int, int]
 
 MAX_ASPECT_RATIO = 200
 """Qwen's own limit of the longer side over the shorter; `BoxRules.max_aspect_original` keeps crops within it."""
@@ -154,10 +158,19 @@ def open_image(source: Any, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) ->
     Raises:
         ImageError: the file is missing, is not an image, is truncated, has too many pixels or comes as a URL.
     """
-    with _readable(source) as name:
-        image = _within_limit(_lazy_open(source, name), name, max_image_pixels)
-        with _without_pillow_limit():  # some formats (TIFF) check it again while decoding
-            return _to_rgb(ImageOps.exif_transpose(image))
+    return without_padding(open_padded(source, max_image_pixels))
+
+
+def open_padded(source: Any, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> Image.Image:
+    """As `open_image`, but perhaps with a fourth byte per pixel (mode RGBX) that `without_padding` takes away.
+
+    Pillow's RGB has that byte too, so that it costs time and no memory to get rid of it; a region needs less of both.
+
+    Raises:
+        ImageError: as `open_image`.
+    """
+    with _opened(source, max_image_pixels) as image:
+        return upright(as_picture(_pixels(image, source)), orientation(image))
 
 
 def read_header(source: Any, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> tuple[tuple[int, int], bool]:
@@ -166,9 +179,8 @@ def read_header(source: Any, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -
     Raises:
         ImageError: as `open_image`, as far as the header shows it.
     """
-    with _readable(source) as name:
-        image = _within_limit(_lazy_open(source, name), name, max_image_pixels)
-        size = image.size[::-1] if _lies_on_its_side(image) else image.size
+    with _opened(source, max_image_pixels) as image:
+        size = image.size[::-1] if orientation(image) in ON_THEIR_SIDE else image.size
         return size, image.format == "JPEG" and image.mode in ("RGB", "L") and not isinstance(source, Image.Image)
 
 
@@ -180,12 +192,33 @@ def open_reduced(
     Raises:
         ImageError: as `open_image`.
     """
-    with _readable(source) as name:
-        image = _within_limit(_lazy_open(source, name), name, max_image_pixels)
-        width, height = size[::-1] if _lies_on_its_side(image) else size
+    with _opened(source, max_image_pixels) as image:
+        lies = orientation(image)
+        width, height = size[::-1] if lies in ON_THEIR_SIDE else size
         image.draft(None, (round(ratio * width), round(ratio * height)))
-        with _without_pillow_limit():
-            return resize(_to_rgb(ImageOps.exif_transpose(image)), size)
+        return upright(resize(_pixels(image, source), (width, height)), lies)
+
+
+def open_region(
+    source: Any, box_px_original: Box, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
+) -> Image.Image | None:
+    """A region (x1, y1, x2, y2 in pixels of the upright image) without the rest; None where that is not possible.
+
+    Damage that lies behind the region is not found.
+
+    Raises:
+        ImageError: as `open_image`, as far as the header shows it.
+    """
+    if isinstance(source, Image.Image):
+        return None
+    with _opened(source, max_image_pixels) as image:
+        lies = orientation(image)
+        width, height = image.size[::-1] if lies in ON_THEIR_SIDE else image.size
+        x1, y1, x2, y2 = box_px_original
+        if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
+            return None
+        region = decoders.region(image, source, as_stored(box_px_original, (width, height), lies))
+        return None if region is None else upright(without_padding(as_picture(region)), lies)
 
 
 def overview(image: Image.Image, budget: PixelBudget) -> Image.Image:
@@ -193,18 +226,10 @@ def overview(image: Image.Image, budget: PixelBudget) -> Image.Image:
     return resize(image, budget.fit(image.size))
 
 
-def crop(image: Image.Image, box_px_original: tuple[int, int, int, int], budget: PixelBudget) -> Image.Image:
+def crop(image: Image.Image, box_px_original: Box, budget: PixelBudget) -> Image.Image:
     """The region `box_px_original` (x1, y1, x2, y2 in pixels of `image`), resized into the budget."""
-    with _without_pillow_limit():  # Pillow would refuse a region of over 179 megapixels
-        region = image.crop(box_px_original)
-    return resize(region, budget.fit(region.size))
-
-
-def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """High-quality resize (bicubic, antialiased when shrinking)."""
-    if image.size == size:
-        return image
-    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    with without_pillow_limit():  # Pillow would refuse a region of over 179 megapixels
+        return overview(image.crop(box_px_original), budget)
 
 
 @contextmanager
@@ -221,6 +246,15 @@ def _readable(source: Any) -> Iterator[str]:
         raise ImageError(f"{name} could not be read as an image: {error}") from error
 
 
+@contextmanager
+def _opened(source: Any, max_image_pixels: int) -> Iterator[Image.Image]:
+    """The file, opened and within the limit, but not decoded; its errors name it while it is used."""
+    with _readable(source) as name:
+        image = _within_limit(_lazy_open(source, name), name, max_image_pixels)
+        with without_pillow_limit():  # some formats (TIFF) check it again while decoding
+            yield image
+
+
 def _within_limit(image: Image.Image, name: str, max_image_pixels: int) -> Image.Image:
     if image.width * image.height > max_image_pixels:
         raise ImageTooLarge(
@@ -230,9 +264,10 @@ def _within_limit(image: Image.Image, name: str, max_image_pixels: int) -> Image
     return image
 
 
-def _lies_on_its_side(image: Image.Image) -> bool:
-    """Whether EXIF says that the width of the file is the height of the upright image."""
-    return bool(image.getexif().get(ORIENTATION_TAG, 1) >= 5)
+def _pixels(image: Image.Image, source: Any) -> Image.Image | Pixels:
+    """The pixels of an opened file, decoded by whatever does it fastest."""
+    fast = None if isinstance(source, Image.Image) else decoders.whole(image, source)
+    return _to_rgb(image) if fast is None else fast
 
 
 def _name_of(source: Any) -> str:
@@ -263,33 +298,8 @@ def _lazy_open(source: Any, name: str) -> Image.Image:
 
 
 def _open_limited(file: Any) -> Image.Image:
-    with _without_pillow_limit():
+    with without_pillow_limit():
         return Image.open(file)
-
-
-@contextmanager
-def _without_pillow_limit() -> Iterator[None]:
-    """Switch off Pillow's own global limit, by which it warns or raises; ours is explicit and comes from the caller.
-
-    Pillow's limit is a global. The first to enter takes it away and the last to leave puts it back, so that threads do
-    not restore it under one another.
-    """
-    global _inside, _pillow_limit
-    with _pillow_lock:
-        if not _inside:
-            _pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        _inside += 1
-    try:
-        yield
-    finally:
-        with _pillow_lock:
-            _inside -= 1
-            if not _inside:
-                Image.MAX_IMAGE_PIXELS = _pillow_limit
-
-
-_pillow_lock, _inside = threading.Lock(), 0
-_pillow_limit: int | None = None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -20,7 +20,7 @@ from mgpo.method.rewards import boxed, chosen_letter, is_correct
 
 THUMBNAIL = 512
 THUMBNAIL_BUDGET = PixelBudget(784, 600 * 784)
-"""Size at which a photograph is decoded for its thumbnail."""
+"""Size at which a photograph is decoded for its thumbnail, if the model was shown a smaller one."""
 
 
 def trajectory(episode: Episode) -> dict[str, Any]:
@@ -85,8 +85,10 @@ def with_pictures(row: dict[str, Any], episode: Episode, folder: Path, stem: str
         later = episode.user_turns[number : number + 1]
         shown = _thumbnail(later[0].image, images / f"{stem}_turn{number}.jpg") if later else None
         turns.append(said | {"shown": shown})
-    photograph = episode.originals[looked_at(episode) - 1]
-    overview = _thumbnail(photograph.overview(THUMBNAIL_BUDGET), images / f"{stem}_overview.jpg")
+    number = looked_at(episode)
+    shown = episode.user_turns[0].images[number - 1]
+    large = shown if max(shown.size) >= THUMBNAIL else episode.originals[number - 1].overview(THUMBNAIL_BUDGET)
+    overview = _thumbnail(large, images / f"{stem}_overview.jpg")
     return row | {"overview": overview, "turns": turns}
 
 

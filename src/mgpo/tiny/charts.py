@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mgpo.images.imaging import resize
+from mgpo.images.resizing import resize
 from mgpo.tiny.labels import NEIGHBOURS, NO_PRINT, PRINTS, SKIP, Labels
 from mgpo.worlds.render import panel
 from mgpo.worlds.scene import LOOKS

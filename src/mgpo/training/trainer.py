@@ -29,8 +29,6 @@ from trl import GRPOTrainer
 from trl.trainer.utils import strip_images_from_messages
 
 from mgpo.config import MGPOConfig
-from mgpo.images.identity import image_key
-from mgpo.images.photograph import Photograph
 from mgpo.method.episode import Episode
 from mgpo.method.metrics import episode_metrics
 from mgpo.method.question import Question
@@ -47,6 +45,7 @@ from mgpo.runs.folder import keep_settings
 from mgpo.runs.log import RunLog
 from mgpo.runs.resuming import Resuming
 from mgpo.runs.trajectories import save_trajectories
+from mgpo.training.ahead import PicturesAhead
 from mgpo.training.precision import refuse_rounded_weights
 from mgpo.training.sharing import SharedPrefix
 from mgpo.training.turns import PolicyInTraining, Rollout, check_text
@@ -134,20 +133,26 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         refuse_rounded_weights(self, args.allow_low_precision_weights)
         # dr_grpo divides by this. TRL also counts the crop and the environment's texts, which are not sampled.
         self.max_completion_length = args.spoken_tokens(self.protocol)
+        self.pictures = PicturesAhead(self.protocol.budget, self.protocol.turns > 1, args.decoded_bytes)
         self.sharing = SharedPrefix(self)
         self.add_callback(RunLog())
         self.vllm_sampling = VLLMSampling(self) if self.use_vllm else None
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple:
+        """Called before each step for its batches; one more is looked at, to open its photographs during the step."""
+        last = self.state.global_step + 1 >= self.state.max_steps
+        return super().get_batch_samples(self.pictures.look(epoch_iterator, last), num_batches, device)
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Open the episodes, let TRL generate and score, then check the images and save trajectories."""
         self._episodes, rows = [], []
-        originals: dict[Any, tuple[Photograph, Any]] = {}
+        self.pictures.begin(inputs)
         for row in inputs:
             question = Question.from_row(row)
             self.args.check_images(question)
-            found = [self._photograph(image, originals) for image in question.images]
-            episode = Episode(question, tuple(original for original, _ in found), self.protocol)
-            turn = episode.opening([overview for _, overview in found])
+            opened = [self.pictures.open(image, question.id) for image in question.images]
+            episode = Episode(question, tuple(one.photograph for one in opened), self.protocol)
+            turn = episode.opening([one.shown for one in opened])
             self._episodes.append(episode)
             rows.append(
                 {name: value for name, value in row.items() if name not in NOT_FOR_REWARDS}
@@ -161,16 +166,6 @@ class MGPOTrainer(Resuming, GRPOTrainer):
             self.vllm_sampling.compare(output)
         self._save_trajectories()
         return output
-
-    def _photograph(self, image: Any, known: dict[Any, tuple[Photograph, Any]]) -> tuple[Photograph, Any]:
-        """An image of this batch with its overview; questions about one image share both."""
-        key = image_key(image)
-        if key not in known:
-            original = Photograph(image)
-            known[key] = original, original.overview(self.protocol.budget)
-            if self.protocol.turns > 1:
-                original.decode_ahead()
-        return known[key]
 
     def _pixels(self) -> Any:
         """The context in which TRL processes the images of a batch."""
@@ -249,6 +244,7 @@ class MGPOTrainer(Resuming, GRPOTrainer):
                 return *generated, images, images
         finally:
             self.sharing.forget()
+            self._log_metric("pictures/wait_time", self.pictures.release())
 
     def _tool_call_loop(
         self,
