@@ -32,7 +32,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from trl import GRPOTrainer
 
 from benchmarks.phases import Seconds, matmul_rate, needed, now
-from benchmarks.workload import ROLLOUTS, Shape, make_rows, make_trainer, set_boxes
+from benchmarks.workload import ROLLOUTS, Shape, forget_images, make_rows, make_trainer, set_boxes
 from mgpo.images.imaging import PixelBudget
 from mgpo.policies.loading import TINY, load_model
 
@@ -108,7 +108,10 @@ def trainer_of(case: Case, shared: bool, rows: list, shape: Shape, folder: Path,
     }  # fmt: skip
     if case.model == "tiny":
         changes |= {"max_grounding_tokens": 6, "max_answer_tokens": 6}
-    return make_trainer(shape, rows, shared, folder, build(case.model, device), **changes)
+    trainer = make_trainer(shape, rows, shared, folder, build(case.model, device), **changes)
+    if case.model in CHECKPOINTED:  # `Trainer.train` would do so
+        trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
+    return trainer
 
 
 def step(trainer: Any, rows: list, spent: Seconds, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
@@ -116,6 +119,7 @@ def step(trainer: Any, rows: list, spent: Seconds, seed: int) -> tuple[dict[str,
     device = trainer.model.device
     torch.manual_seed(seed)
     trainer._buffered_inputs, trainer._step = None, 0
+    forget_images(trainer)
     spent.clear()
     forget_peak(device)
     with set_boxes(seed):

@@ -2,7 +2,7 @@
 
 A phase's share is the operations that it needs at least (`benchmarks.flops`), divided by its seconds and by the rate of plain
 matrix products of the model's shapes, which are measured in the same process right after the step. A share of 1 would mean
-that nothing but needed products took time.
+that nothing but needed products took time, at the rate of the best of those shapes.
 
     python -m benchmarks.phases --only "35M, tower frozen" --out phases.json
 
@@ -27,7 +27,7 @@ from rich.table import Table
 
 from benchmarks import flops
 from benchmarks.flops import Work
-from benchmarks.workload import SHAPES, Shape, make_rows, make_trainer, set_boxes
+from benchmarks.workload import SHAPES, Shape, forget_images, make_rows, make_trainer, set_boxes
 
 PHASES = ("prefill", "sampling", "update_forward", "update_backward")
 
@@ -80,15 +80,13 @@ class Seconds:
         return call
 
 
-def needed(trainer: Any, inputs: dict[str, Any], frozen: bool) -> dict[str, int]:
-    """Operations that each phase of a step needs, by what was sampled: two turns, every group with a learning signal or none."""
-    config, images = trainer.model.config, _images(trainer)
-    prefill, sampling = images, Work()
-    update = Work() if frozen else images
+def works(trainer: Any, inputs: dict[str, Any], frozen: bool) -> dict[str, Work]:
+    """What prefill, sampling and update of a step must compute, by what was sampled in two turns."""
+    images = _images(trainer)
+    prefill, sampling, update = images, Work(), Work() if frozen else images
     prompts: dict[tuple[int, ...], int] = {}
     for row, mask in enumerate(inputs["completion_mask"].bool()):
-        prompt = int(inputs["prompt_mask"][row].sum())
-        name = tuple(inputs["prompt_ids"][row].tolist())
+        prompt, name = int(inputs["prompt_mask"][row].sum()), tuple(inputs["prompt_ids"][row].tolist())
         learned = inputs["tool_mask"][row][mask].bool().tolist()
         said, own = learned.index(False), len(learned)
         answer = own - learned[::-1].index(False)
@@ -105,11 +103,17 @@ def needed(trainer: Any, inputs: dict[str, Any], frozen: bool) -> dict[str, int]
         prompts.setdefault(name, 0)
     for prompt in prompts.values():
         update += flops.continued(0, max(0, prompt - 1))
+    return {"prefill": prefill, "sampling": sampling, "update": update}
+
+
+def needed(trainer: Any, inputs: dict[str, Any], frozen: bool) -> dict[str, int]:
+    """Operations that each phase of a step needs."""
+    config, work = trainer.model.config, works(trainer, inputs, frozen)
     return {
-        "prefill": flops.forward(config, prefill),
-        "sampling": flops.forward(config, sampling),
-        "update_forward": flops.forward(config, update),
-        "update_backward": flops.backward(config, update, tower_trained=not frozen),
+        "prefill": flops.forward(config, work["prefill"]),
+        "sampling": flops.forward(config, work["sampling"]),
+        "update_forward": flops.forward(config, work["update"]),
+        "update_backward": flops.backward(config, work["update"], tower_trained=not frozen),
     }
 
 
@@ -118,16 +122,23 @@ def _images(trainer: Any) -> Work:
     images = {id(turn.image): turn.image for episode in trainer._episodes for turn in episode.user_turns}
     patch = trainer.model.config.vision_config.patch_size
     return sum(
-        (flops.image(trainer.model.config, (one.height // patch, one.width // patch)) for one in images.values()), Work()
+        (flops.image(trainer.model.config, (one.height // patch, one.width // patch)) for one in images.values()),
+        Work(),
     )
 
 
 def matmul_rate(config: Any, dtype: torch.dtype, device: Any = "cpu", tokens: int = 4096, repeats: int = 3) -> float:
-    """Operations per second of the products of an MLP of the model's language half, for this many tokens."""
-    text = config.get_text_config()
-    inputs = torch.randn(tokens, text.hidden_size, device=device, dtype=dtype)
-    up = torch.randn(text.hidden_size, text.intermediate_size, device=device, dtype=dtype)
-    down = up.t().contiguous()
+    """Operations per second of the products of an MLP, for this many tokens: the language half's or the tower's, the faster."""
+    return max(
+        _rate(part.hidden_size, part.intermediate_size, dtype, device, tokens, repeats)
+        for part in (config.get_text_config(), config.vision_config)
+    )
+
+
+def _rate(size: int, wide: int, dtype: torch.dtype, device: Any, tokens: int, repeats: int) -> float:
+    inputs = torch.randn(tokens, size, device=device, dtype=dtype)
+    up = torch.randn(size, wide, device=device, dtype=dtype)
+    down = torch.randn(wide, size, device=device, dtype=dtype)
     inputs @ up @ down
     start = now(device)
     for _ in range(repeats):
@@ -157,6 +168,7 @@ def measure(shape: Shape, repeats: int, threads: int) -> dict[str, Any]:
         for seed in range(repeats + 1):
             torch.manual_seed(seed)
             trainer._buffered_inputs, trainer._step = None, 0
+            forget_images(trainer)
             spent.clear()
             with set_boxes(seed):
                 inputs = trainer._prepare_inputs(rows)

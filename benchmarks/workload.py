@@ -19,6 +19,7 @@ from mgpo.images import imaging
 from mgpo.images.imaging import PixelBudget
 from mgpo.method.grounding import BoxStatus, Grounding
 from mgpo.policies.loading import TINY, load_model, load_processor
+from mgpo.policies.shared.vision_cache import towers
 from mgpo.training.trainer import MGPOTrainer
 
 ROLLOUTS = 8
@@ -137,3 +138,10 @@ def decodings() -> Any:
     """Counts the pictures that are decoded (these are small enough to be decoded whole)."""
     with patch.object(imaging, "open_image", wraps=imaging.open_image) as decoded:
         yield decoded
+
+
+@torch.no_grad()
+def forget_images(trainer: MGPOTrainer) -> None:
+    """Make a frozen tower encode the overviews anew, as it must in training, where the next step has other questions."""
+    for tower in towers(trainer.accelerator.unwrap_model(trainer.model)):
+        next(tower.parameters()).mul_(1)  # the cache notices that weights were written
