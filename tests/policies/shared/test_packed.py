@@ -238,6 +238,21 @@ def test_the_way_suits_the_case(monkeypatch, device, changes, way):
     assert used == [way]
 
 
+def test_autocast_computes_in_its_own_format():
+    """Float32 weights with `bf16: true`: rotated queries and keys are float32, values are not, and so is what is cached."""
+    query, key, value = draw(8, torch.float32)
+    value = value.bfloat16()
+    past = [(key[0, :, :3], value[0, :, :3])]
+    layout = Packed((Part(0, 4), Part(4, 5)), (past, None))
+    now = [x[:, :, 3:] for x in (query, key, value)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention_of(Layer(), *now, layout, 0.0, SIZE**-0.5, flex=False)
+    exact = Packed(layout.parts, ([tuple(x.double() for x in past[0])], None))
+    expected = reference(*(x.double() for x in now), exact, exact.before(0)).bfloat16()
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
+
+
 def test_any_other_mask_is_left_to_sdpa(ready):
     query, key, value = draw(6)
     found, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](Layer(), query, key, value, None, scaling=SIZE**-0.5)

@@ -104,12 +104,17 @@ def attention_of(
         (1, heads, tokens, head size).
     """
     before = layout.before(module.layer_idx)
+    device = query.device.type
+    if torch.amp.autocast_mode.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        # Rotated queries and keys are float32 under autocast, which knows SDPA but not the other ways' kernels.
+        kind = torch.get_autocast_dtype(device)
+        query, key, value = query.to(kind), key.to(kind), value.to(kind)
+        before = [None if kept is None else (kept[0].to(kind), kept[1].to(kind)) for kept in before]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     # On a GPU a few rows of queries are not worth a call for each part.
-    on_cpu = query.device.type == "cpu"
-    few = layout.scored if getattr(module, LAST, False) and on_cpu else None
+    few = layout.scored if getattr(module, LAST, False) and device == "cpu" else None
     if dropout == 0 and few is None:
-        if flex and not on_cpu:
+        if flex and device != "cpu":
             return flexible(query, key, value, layout, before, scale)
         kernel = kernel_for(query)
         if kernel is not None:
