@@ -16,6 +16,7 @@ from math import gcd
 from mgpo.config import SFT, DataArguments, MGPOConfig
 from mgpo.planning.sampling import MASK_BYTES, Engine, engine_of, images_of, tower_bytes, while_sampling
 from mgpo.planning.sizes import Size
+from mgpo.policies.shared.models import IMPLEMENTATIONS
 from mgpo.policies.shared.vision_cache import MEMORY_TOKENS
 
 GIB = 2**30
@@ -171,7 +172,8 @@ def estimate(
     weights, trained = weights_of(size, data, config)
     width = 4 if data.dtype == "float32" else 2
     supervised, frozen = config.method == SFT, data.use_peft or config.freeze_vision_tower
-    shared = config.shared_prefix and not sharded and not supervised and data.attn_implementation in (None, "sdpa")
+    packs = data.attn_implementation in (None, *IMPLEMENTATIONS)
+    shared = config.shared_prefix and not sharded and not supervised and packs
     work, episode = pass_of(config, parts, shared), sum(parts.values())
     rollouts = config.per_device_train_batch_size * (1 if supervised else config.steps_per_generation)
     checkpointing = bool(config.gradient_checkpointing)

@@ -154,11 +154,16 @@ class SharedPrefix:
         compute_entropy: bool = False,
         **rest: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Log-probabilities (rows, `logits_to_keep`) and entropies of the completions' tokens, as TRL's own."""
+        """Log-probabilities (rows, `logits_to_keep`) and entropies of the completions' tokens, as TRL's own.
+
+        In an update, those of tokens that the model did not sample are not computed: the loss leaves them out.
+        """
         split = input_ids.shape[1] - logits_to_keep
+        learned = (self._updating or {}).get("tool_mask")
         batch = Batch(
-            input_ids, attention_mask, split, rest["pixel_values"], rest["image_grid_thw"], rest["num_images"]
-        )
+            input_ids, attention_mask, split, rest["pixel_values"], rest["image_grid_thw"], rest["num_images"],
+            None if learned is None else learned.bool(),
+        )  # fmt: skip
         rows = self._rows_with_signal(attention_mask[:, split:])
         old = (self._updating or {}).get("old_per_token_logps")
         logps = torch.zeros_like(input_ids[:, split:], dtype=torch.float32) if old is None else old
@@ -169,7 +174,9 @@ class SharedPrefix:
             with self.trainer.accelerator.autocast():
                 out = model(**packed.inputs, fused_lm_head=True)
             logps = unpack(out.log_probs, packed, logps)
-            if not packed.where:  # every rollout was cut off and masked: the pass must run, but its values do not count
+            if not packed.where.shape[
+                1
+            ]:  # every rollout was cut off and masked: the pass must run, but its values do not count
                 logps = logps + 0 * out.log_probs.sum()
             entropies = unpack(out.entropy, packed, entropies) if compute_entropy else entropies
         if compute_entropy and len(rows) < len(input_ids):

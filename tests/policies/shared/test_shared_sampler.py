@@ -6,7 +6,7 @@ from peft import LoraConfig
 from support import TALL, WIDE, make_trainer, rollouts
 
 from mgpo.method.boxes import BoxStatus, Grounding
-from mgpo.policies.shared.models import NAME
+from mgpo.policies.shared.sampler import _WithRoom
 
 BOXES = (WIDE, None, TALL, (30, 60, 150, 110), None, WIDE)
 LORA = LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|v_proj)", init_lora_weights=False)
@@ -128,12 +128,31 @@ def test_a_model_that_cannot_share_says_so_once(loud_tiny, tmp_path, rows, caplo
     trainer = make_trainer(model, tmp_path, rows)
     assert trainer.sharing.sampler is None
     assert [r.message for r in caplog.records if "shared_prefix" in r.message][0].startswith(
-        "shared_prefix: it needs attn_implementation: sdpa, but the model uses eager"
+        "shared_prefix: it needs attn_implementation: sdpa, flash_attention_2, flex_attention, but the model uses eager"
     )
 
 
 def test_the_checkpoint_does_not_name_our_attention(loud_tiny, tmp_path, rows):
     trainer = make_trainer(loud_tiny, tmp_path, rows)
-    assert trainer.model.config.get_text_config()._attn_implementation == NAME
+    assert trainer.sharing.on and trainer.model.config.get_text_config()._attn_implementation == "sdpa"
     trainer.save_model(str(tmp_path / "saved"))
-    assert NAME not in (tmp_path / "saved" / "config.json").read_text()
+    assert "mgpo" not in (tmp_path / "saved" / "config.json").read_text()
+
+
+def test_a_sampled_token_does_not_copy_the_cache(loud_tiny, tmp_path, rows, monkeypatch):
+    """Keys and values stay where they are while the turn grows; what does not fit any more is still right."""
+    made = []
+    plain = _WithRoom.__init__
+    monkeypatch.setattr(_WithRoom, "__init__", lambda self, *args: (plain(self, *args), made.append(self))[0])
+    trainer, output = sample(loud_tiny, tmp_path / "a", rows, monkeypatch, shared=True)
+    layers = trainer.model.config.get_text_config().num_hidden_layers
+    assert len(made) == 2 * layers  # two turns
+    for layer in made:
+        assert layer.keys.data_ptr() == layer._room[0].data_ptr() and layer.keys.shape[2] <= layer._room[0].shape[2]
+    monkeypatch.setattr(
+        _WithRoom,
+        "__init__",
+        lambda self, keys, values, known: plain(self, keys[:, :, : known + 2], values[:, :, : known + 2], known),
+    )
+    _, cramped = sample(loud_tiny, tmp_path / "b", rows, monkeypatch, shared=True)
+    assert torch.equal(output["completion_ids"], cramped["completion_ids"])

@@ -2,20 +2,27 @@
 
 The rollouts of a question share their prompt. A packed row holds the prompt once, followed by the rollouts, and a
 rollout's tokens attend to the prompt and to their own rollout only. Every linear layer then works on unique tokens,
-without padding. Attention is computed part by part, so there is no wasted work and no mask of row x row.
+without padding. A layout travels as an attribute of a 4-D tensor (`Packed.mask`), which every model of transformers hands on to its
+attention as it is.
 
-`packed_attention` replaces a model's SDPA: it accepts a `Packed` layout as its mask, and passes other masks on to SDPA. A layout travels as an attribute of a 4-D tensor (`Packed.mask`), which every model of
-transformers hands on to its attention as it is.
+There are three ways to compute it, with the same result:
+
+- `mgpo.policies.shared.joined`: prefixes and own parts apart, joined by their log-sum-exp. CPUs, and GPUs in half precision.
+- `mgpo.policies.shared.flex`: FlexAttention with a block mask, on GPUs for models with `attn_implementation: flex_attention`.
+- `part_by_part` in this file: SDPA with a boolean mask for each part. Tests compare the others with it, and it serves what
+  their kernels do not: attention with dropout, GPUs in float32, and queries that are few (`Packed.scored`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from torch.nn.attention.bias import causal_lower_right
+from transformers.integrations.sdpa_attention import repeat_kv
 
 LAYERS = ("full_attention", "linear_attention")
 """Kinds of layers that can run over a packed row."""
@@ -36,7 +43,7 @@ class Part:
     prefix: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Packed:
     """Which tokens attend to which in a packed row (1, tokens).
 
@@ -44,10 +51,13 @@ class Packed:
         parts: in the order of the row, which they cover without gaps; a prefix is another part's span.
         past: for each part, cached keys and values before the row that it attends to, or None; empty if no part has
             any.
+        scored: indices (ascending) of the tokens whose final hidden state is wanted; None for all. The model's last layer
+            and its final norm then compute these only (`mgpo.policies.shared.last_layer`).
     """
 
     parts: tuple[Part, ...]
     past: tuple[Layers | None, ...] = ()
+    scored: torch.Tensor | None = None
 
     def mask(self, model: Any) -> Any:
         """The layout as a model's attention mask: a 4-D tensor that carries it, by kind of layer.
@@ -58,53 +68,61 @@ class Packed:
         mask.packed = self  # type: ignore[attr-defined]
         return {kind: mask for kind in LAYERS} if is_hybrid(model) else mask
 
+    def before(self, layer: int) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
+        """For each part, the keys and values (key-value heads, tokens, head size) that a layer has cached for it."""
+        kept = self.past or (None,) * len(self.parts)
+        return [None if layers is None else layers[layer] for layers in kept]
 
-def packed_attention(
-    module: torch.nn.Module,
+
+Before = Sequence[tuple[torch.Tensor, torch.Tensor] | None]
+
+
+def part_by_part(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: Any,
+    layout: Packed,
+    before: Before,
+    scaling: float | None,
     dropout: float = 0.0,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """SDPA as in transformers; computed part by part if the mask carries a `Packed` layout.
+    rows: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """SDPA, a call for each part.
 
     Args:
         query: (1, heads, tokens, head size); key and value have the key-value heads.
+        before: what each part sees before the row, as `Packed.before` gives it.
+        rows: compute the output of these tokens only (ascending); others are zero.
 
     Returns:
-        (1, tokens, heads, head size).
+        (1, heads, tokens, head size).
     """
-    layout: Packed | None = getattr(attention_mask, "packed", None)
-    if layout is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    chosen = None if rows is None else rows.tolist()
     out = []
-    for number, part in enumerate(layout.parts):
+    for part, kept in zip(layout.parts, before):
+        asked = range(part.start, part.stop) if chosen is None else [r for r in chosen if part.start <= r < part.stop]
+        if not asked:
+            continue
         seen = [(key[:, :, part.start : part.stop], value[:, :, part.start : part.stop])]
         if part.prefix is not None:
             first, last = part.prefix
             seen.insert(0, (key[:, :, first:last], value[:, :, first:last]))
-        if layout.past and (layers := layout.past[number]) is not None:
-            past_key, past_value = layers[cast(int, module.layer_idx)]
-            seen.insert(0, (repeat_kv(past_key[None], groups), repeat_kv(past_value[None], groups)))
-        keys, values = (torch.cat(kept, 2) if len(kept) > 1 else kept[0] for kept in zip(*seen))
-        own, length = part.stop - part.start, keys.shape[2]
-        mask = None if own == length else _sees(own, length, query.device)
-        out.append(
-            F.scaled_dot_product_attention(
-                query[:, :, part.start : part.stop], keys, values, mask, dropout, mask is None, scale=scaling
-            )
-        )
-    return torch.cat(out, 2).transpose(1, 2), None
-
-
-def _sees(own: int, length: int, device: torch.device) -> torch.Tensor:
-    """Mask (own, length): each of the last `own` of `length` tokens attends to itself and to all tokens before it."""
-    return torch.ones(own, length, dtype=torch.bool, device=device).tril(length - own)
+        if kept is not None:
+            seen.insert(0, (repeat_kv(kept[0][None], groups), repeat_kv(kept[1][None], groups)))
+        keys, values = (torch.cat(one, 2) if len(one) > 1 else one[0] for one in zip(*seen))
+        earlier = keys.shape[2] - part.stop
+        if chosen is None:
+            own: Any = query[:, :, part.start : part.stop]
+            mask: Any = causal_lower_right(len(asked), keys.shape[2])
+        else:
+            own = query[:, :, asked]
+            last_seen = torch.tensor(asked, device=query.device) + earlier
+            mask = torch.arange(keys.shape[2], device=query.device) <= last_seen[:, None]
+        out.append(F.scaled_dot_product_attention(own, keys, values, mask, dropout, scale=scaling))
+    whole = torch.cat(out, 2)
+    return whole if rows is None else torch.zeros_like(query).index_copy(2, rows, whole)
 
 
 def is_hybrid(model: Any) -> bool:

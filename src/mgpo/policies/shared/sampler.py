@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import DynamicCache, GenerationConfig
+from transformers.cache_utils import DynamicLayer
 
 from mgpo.policies.shared.linear import State, linear_layers
 from mgpo.policies.shared.packed import Layers, Packed, Part, base_of, is_hybrid
@@ -67,6 +68,31 @@ class _Recorder:
 
     def get_seq_length(self, *_: Any) -> int:
         return 0
+
+
+class _WithRoom(DynamicLayer):
+    """A layer of a cache with room for the tokens that will be sampled, so that it is not copied for each of them.
+
+    Args:
+        keys: (rows, heads, columns, size), of which the first `known` columns are filled.
+        values: the same shape.
+    """
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, known: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.lazy_initialization(keys, values)
+        self._room = keys, values
+        self.keys, self.values = keys[:, :, :known], values[:, :, :known]
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Called by the layer: adds columns, and returns all."""
+        known, new = self.get_seq_length(), key_states.shape[2]
+        if known + new > self._room[0].shape[2]:
+            return super().update(key_states, value_states, *args, **kwargs)
+        for room, added in zip(self._room, (key_states, value_states)):
+            room[:, :, known : known + new] = added
+        self.keys, self.values = (room[:, :, : known + new] for room in self._room)
+        return self.keys, self.values
 
 
 class SharedSampler:
@@ -220,10 +246,11 @@ class SharedSampler:
         recorder, device = _Recorder(), model.device
         vision = {name: value.to(device) for name, value in self.tokens.pixels(images).items()} if images else {}
         if new_ids:
+            unscored = torch.tensor([len(new_ids) - 1], device=device)  # no state is wanted; kernels want at least one
             base_of(model)(
                 input_ids=torch.tensor([new_ids], device=device),
                 position_ids=torch.cat(positions, 1)[:, None].to(device),
-                attention_mask=Packed(tuple(parts), tuple(past)).mask(model),
+                attention_mask=Packed(tuple(parts), tuple(past), unscored).mask(model),
                 past_key_values=recorder,
                 use_cache=True,
                 **vision,
@@ -248,11 +275,12 @@ class SharedSampler:
                 cache.update_conv_state(conv, layer, conv_kernel_size=conv.shape[-1])
                 cache.update_recurrent_state(state, layer)
                 continue
-            keys = k.new_zeros(len(ids), k.shape[0], width - 1, k.shape[2])
+            keys = k.new_zeros(len(ids), k.shape[0], width - 1 + (config.max_new_tokens or 0), k.shape[2])
             values = torch.zeros_like(keys)
             for i, layers in enumerate(filled):
-                keys[i, :, width - len(ids[i]) :], values[i, :, width - len(ids[i]) :] = layers[layer]
-            cache.update(keys, values, layer)
+                own = slice(width - len(ids[i]), width - 1)
+                keys[i, :, own], values[i, :, own] = layers[layer]
+            cache.layers[layer] = _WithRoom(keys, values, width - 1)
         filled.clear()
         base_of(model).rope_deltas = deltas.to(device)
         config = copy(config)

@@ -28,6 +28,7 @@ class Batch:
         pixel_values: patches of all images in order, or None.
         image_grid_thw: (images, 3).
         num_images: number of images of each row.
+        learned: (rows, columns from `split` on), true where a token's probability is wanted; None for all but images.
     """
 
     input_ids: torch.Tensor
@@ -36,14 +37,21 @@ class Batch:
     pixel_values: torch.Tensor
     image_grid_thw: torch.Tensor
     num_images: list[int]
+    learned: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """A batch as one row. `where` holds (row of the batch, start, stop) of each completion's span in the packed row."""
+    """A batch as one row.
+
+    Attributes:
+        inputs: what the model is called with. It returns the scored tokens only, one after another.
+        where: the row and the column of the completion to which each scored token belongs, (2, scored); empty if none is
+            wanted, though one is scored all the same.
+    """
 
     inputs: dict[str, Any]
-    where: list[tuple[int, int, int]]
+    where: torch.Tensor
 
 
 def pack(model: Any, batch: Batch, rows: list[int]) -> PackedBatch:
@@ -52,8 +60,7 @@ def pack(model: Any, batch: Batch, rows: list[int]) -> PackedBatch:
     Args:
         model: gives the M-RoPE positions; may be a LoRA model.
         rows: rows to score, each with a completion; the others are left out. If none has one (all were cut off and
-            masked), a single row's prompt is packed and `where` is empty, so that this process still has a forward
-            pass.
+            masked), a single row's prompt is packed, so that this process still has a forward pass.
     """
     device, columns = batch.input_ids.device, batch.input_ids.shape[1]
     image_id = base_of(model).config.image_token_id
@@ -71,44 +78,50 @@ def pack(model: Any, batch: Batch, rows: list[int]) -> PackedBatch:
         shown = tuple(image_key(p, g.tolist()) for p, g in zip(pixels[row][: in_prompt[row]], grids[row]))
         groups.setdefault((prompt, shown), []).append(row)
 
-    take, labels, parts, where, order = [], [], [], [], []
+    take, parts, order, wanted, where = [], [], [], [], []
     at = 0
     for members in groups.values():
         first = members[0]
         shared = torch.arange(begins[first], batch.split - 1, device=device) + first * columns
         span = (at, at + len(shared))
         take.append(shared)
-        labels.append(torch.full_like(shared, -100))
         parts += [Part(*span)] if len(shared) else []
         order += [(first, i) for i in range(in_prompt[first])]
         at = span[1]
         for row in members:
             own = torch.arange(batch.split - 1, batch.split - 1 + lengths[row], device=device) + row * columns
             take.append(own)
-            labels.append(batch.input_ids.flatten()[own + 1])
             parts.append(Part(at, at + len(own), span if len(shared) else None))
             if scored:
                 order += [(row, i) for i in range(in_prompt[row], batch.num_images[row])]
-                where.append((row, at, at + len(own)))
+                # Image tokens of the environment are never scored, and in an update its texts are not either.
+                kept = batch.input_ids.flatten()[own + 1] != image_id
+                kept &= True if batch.learned is None else batch.learned[row, : len(own)]
+                chosen = kept.nonzero()[:, 0]
+                wanted.append(chosen + at)
+                where.append(torch.stack([torch.full_like(chosen, row), chosen]))
             at += len(own)
-    taken, targets = torch.cat(take), torch.cat(labels)
+    taken = torch.cat(take)
+    places = torch.cat(where, 1) if where else taken.new_empty(2, 0)
+    labels = batch.input_ids[places[0], batch.split + places[1]]
+    if not places.shape[1]:
+        wanted, labels = [taken.new_tensor([at - 1])], taken.new_tensor([-100])
     inputs = {
         "input_ids": batch.input_ids.flatten()[taken][None],
-        "attention_mask": Packed(tuple(parts)).mask(model),
+        "attention_mask": Packed(tuple(parts), scored=torch.cat(wanted)).mask(model),
         "position_ids": positions.flatten(1)[:, taken][:, None],
-        # Image tokens of the environment are never scored; the loss masks its text.
-        "shift_labels": targets.masked_fill(targets == image_id, -100)[None],
+        "shift_labels": labels[None],
         "pixel_values": torch.cat([pixels[row][i] for row, i in order]),
         "image_grid_thw": torch.stack([grids[row][i] for row, i in order]),
     }
-    return PackedBatch(inputs, where)
+    return PackedBatch(inputs, places)
 
 
 def unpack(values: torch.Tensor, packed: PackedBatch, like: torch.Tensor) -> torch.Tensor:
-    """Put scores (1, tokens) of a packed row back into a batch of the shape of `like`, whose values other rows keep."""
+    """Put scores (1, scored tokens) into a batch of the shape of `like`, whose values other tokens keep."""
     out = like.clone().to(values.dtype)
-    for row, start, stop in packed.where:
-        out[row, : stop - start] = values[0, start:stop]
+    if packed.where.shape[1]:
+        out[packed.where[0], packed.where[1]] = values[0]
     return out
 
 
