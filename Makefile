@@ -63,6 +63,9 @@ $(VLLM)/.ready: pyproject.toml constraints.txt
 
 test-vllm: $(VLLM)/.ready
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=tests/policies_vllm/startup $(VLLM)/bin/python -m pytest tests/policies_vllm
+	@# The families' own processors, which need torchvision.
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=tests/policies_vllm/startup $(VLLM)/bin/python -m pytest \
+	  tests/training/test_family_models.py -k "image_tokens or logprobs or asked"
 
 reproduce-tiny: setup
 	$(RUN) -m mgpo reproduce --out runs/reproduce-tiny

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
+import transformers
+from transformers import AttentionInterface, Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mgpo.policies.families import shares_prompts
@@ -47,6 +48,8 @@ def use_packed_attention(model: Any) -> None:
     if set(getattr(config, "layer_types", None) or LAYERS[:1]) - set(LAYERS):
         raise ValueError("the model has layers with a sliding window")
     if is_hybrid(model):
+        if not hasattr(Cache, "get_conv_state"):  # its layers ask their cache in another way
+            raise ValueError(f"its layers of linear attention need a newer transformers than {transformers.__version__}")
         pack_linear_layers(model)
     score_only_what_is_asked(model)
     plain = ALL_ATTENTION_FUNCTIONS[name]
