@@ -47,8 +47,10 @@ def _fitted(image: Image.Image) -> Image.Image:
 def _caption(episode: Episode, width: int) -> list[str]:
     question, last = episode.question, episode.model_turns[-1].text
     grounding = episode.first_grounding
-    looked = (
-        "" if grounding is None else f"box: {grounding.status}" + (f" ({grounding.label})" if grounding.label else "")
-    )
+    looked = "" if grounding is None else f"box: {grounding.status}"
+    if grounding is not None and grounding.box_px_original and len(episode.originals) > 1:
+        looked += f" in image {grounding.image_number}"
+    if grounding is not None and grounding.label:
+        looked += f" ({grounding.label})"
     text = [question.question, f"answer: {boxed(last) or last.strip() or '(none)'}", looked]
     return [line for part in text if part for line in textwrap.wrap(part, max(20, width // 12))]

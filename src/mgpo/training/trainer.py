@@ -19,7 +19,6 @@ path: their episodes end in the first round of the loop.
 from __future__ import annotations
 
 import copy
-import importlib
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -46,6 +45,7 @@ from mgpo.runs.log import RunLog
 from mgpo.runs.resuming import Resuming
 from mgpo.runs.trajectories import save_trajectories
 from mgpo.training.ahead import PicturesAhead
+from mgpo.training.extra_rewards import load_dotted
 from mgpo.training.precision import refuse_rounded_weights
 from mgpo.training.sharing import SharedPrefix
 from mgpo.training.turns import PolicyInTraining, Rollout, check_text
@@ -335,18 +335,3 @@ class MGPOTrainer(Resuming, GRPOTrainer):
             chosen = self._episodes[:: self.num_generations][: self.args.trajectories_kept]
             folder = Path(self.args.output_dir) / "trajectories"
             save_trajectories(chosen, folder / f"step_{self.state.global_step:06d}.jsonl", self.state.global_step)
-
-
-def load_dotted(path: str) -> Any:
-    """Import a function by its dotted path, e.g. `my_project.rewards.brevity`.
-
-    Raises:
-        ValueError: nothing is found under the path; the message includes the reason.
-    """
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"extra_reward_funcs: {path!r} was not found ({error}). Write package.module.function."
-        ) from error

@@ -49,7 +49,9 @@ def use_packed_attention(model: Any) -> None:
         raise ValueError("the model has layers with a sliding window")
     if is_hybrid(model):
         if not hasattr(Cache, "get_conv_state"):  # its layers ask their cache in another way
-            raise ValueError(f"its layers of linear attention need a newer transformers than {transformers.__version__}")
+            raise ValueError(
+                f"its layers of linear attention need a newer transformers than {transformers.__version__}"
+            )
         pack_linear_layers(model)
     score_only_what_is_asked(model)
     plain = ALL_ATTENTION_FUNCTIONS[name]
