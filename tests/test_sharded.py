@@ -15,7 +15,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 SAMPLED = [name for name in CASES if name.startswith("sampled")]
 UPDATED = [name for name in CASES if name not in SAMPLED]
 EXACT = {"bf16": 3e-2}
-"""Relative errors, of weights by the distance that they moved. FSDP 2 keeps weights in bfloat16 where autocast keeps float32."""
+"""Relative errors that are allowed: sharded training computes in bfloat16 where autocast computes in float32."""
 
 ZERO_3 = pytest.param(
     "zero3",
@@ -64,14 +64,15 @@ def test_losses_and_gradients_are_the_same(case, one, two):
         assert [row[key] for row in after] == expected, key
 
 
-@pytest.mark.parametrize("case", UPDATED)
+@pytest.mark.parametrize("case", [case for case in UPDATED if case not in EXACT])  # DeepSpeed saves 16 bits
 def test_weights_are_the_same(case, one, two, random_tiny):
+    """The error is relative to the distance that a tensor has moved."""
     began, before, after = (weights(folder) for folder in (random_tiny, one / case, two / case))
     moved = [name for name in before if (before[name] - began[name]).norm() > 1e-5]
     assert len(moved) > 40
     for name in moved:
         error, way = (after[name] - before[name]).norm(), (before[name] - began[name]).norm()
-        assert error < EXACT.get(case, 1e-4) * way + 1e-7 * before[name].norm(), name
+        assert error < 1e-4 * way + 1e-7 * before[name].norm(), name
     assert all(torch.equal(before[name], began[name]) == torch.equal(after[name], began[name]) for name in before)
 
 
