@@ -17,8 +17,10 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from distributed import FIRST, write_by_hand
+from peft import LoraConfig
 from support import CUT, make_trainer
 
+from mgpo.policies.shared.packed import base_of
 from mgpo.training.sharing import SharedPrefix
 
 GIVEN_UP = 200
@@ -46,15 +48,18 @@ ZERO_3 = {
         "stage3_prefetch_bucket_size": 0,
     },
 }
+LORA = LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|v_proj|down_proj)", init_lora_weights=False)
 ACCUMULATED = {"gradient_accumulation_steps": 2, "beta": 0.1, "freeze_vision_tower": True}
 CASES = {
     "sampled": {"top_k": 1},
     "sampled_layer_by_layer": {"top_k": 1, "freeze_vision_tower": True, "ds3_gather_for_generation": False},
+    "sampled_by_trl": {"top_k": 1, "shared_prefix": False},
     "silent": {},
     "checkpointed": {"gradient_checkpointing": True, "loss_type": "dapo", "num_generations": 4},
     "reference": ACCUMULATED,
     "cut": ACCUMULATED | {"mask_truncated_completions": True},
     "bf16": {"bf16": True},
+    "lora": {"beta": 0.1, "peft_config": LORA},
 }
 
 
@@ -88,7 +93,8 @@ def shard_on_cpu(how):
 
 def count_calls(model, counts, name):
     """How often the first layer of each half of a model runs."""
-    for half, layers in (("language", model.model.language_model.layers), ("tower", model.model.visual.blocks)):
+    base = base_of(model)
+    for half, layers in (("language", base.language_model.layers), ("tower", base.visual.blocks)):
         counts[f"{name} {half}"] = 0
 
         def count(*_, at=f"{name} {half}"):
@@ -101,15 +107,16 @@ def end_turns_early(trainer, said):
     """Turns end with one of many tokens, so that a process samples for longer than the other; what is said is kept."""
     ends = [i for i in range(trainer.model.config.get_text_config().vocab_size) if i % 2 == 0]
     trainer.generation_config.eos_token_id = trainer.eos_token_ids = ends
-    trainer.sharing.sampler.end_ids = set(ends)
-    speak = trainer.sharing.next_turn
+    if trainer.sharing.sampler is not None:
+        trainer.sharing.sampler.end_ids = set(ends)
+    speak = trainer._generate_single_turn
 
-    def kept(*args):
-        found = speak(*args)
-        said.append([list(ids) for ids in found])  # TRL goes on writing into these lists
+    def kept(*args, **kwargs):
+        found = speak(*args, **kwargs)
+        said.append([list(ids) for ids in found[0]])  # TRL goes on writing into these lists
         return found
 
-    trainer.sharing.next_turn = kept
+    trainer._generate_single_turn = kept
 
 
 def run(name, model, rows, folder, sharding):
@@ -125,8 +132,9 @@ def run(name, model, rows, folder, sharding):
         "max_answer_tokens": 12,
         "extra_reward_funcs": ["sharded.by_place"],
     }
+    torch.manual_seed(0)  # LoRA's weights
     trainer = make_trainer(model, folder / name, rows, **(usual | CASES[name] | sharding))
-    assert trainer.sharing.on and trainer.accelerator.num_processes == processes
+    assert trainer.sharing.on == trainer.args.shared_prefix and trainer.accelerator.num_processes == processes
     if name.startswith("sampled"):
         end_turns_early(trainer, said)
     count_calls(trainer.model, counts, "policy")

@@ -17,6 +17,9 @@ UPDATED = [name for name in CASES if name not in SAMPLED]
 EXACT = {"bf16": 3e-2}
 """Relative errors that are allowed: sharded training computes in bfloat16 where autocast computes in float32."""
 
+NOT_SAVED = ("bf16", "lora")
+"""Cases whose folder has no whole weights in float32: DeepSpeed saves 16 bits, and LoRA its own."""
+
 ZERO_3 = pytest.param(
     "zero3",
     marks=[
@@ -57,14 +60,14 @@ def weights(folder):
 @pytest.mark.parametrize("case", UPDATED)
 def test_losses_and_gradients_are_the_same(case, one, two):
     before, after = logged(one / case), logged(two / case)
-    assert len(before) == len(after) == 2 and all(row["grad_norm"] > 0.1 for row in before)
+    assert len(before) == len(after) == 2 and all(row["grad_norm"] > 0.05 for row in before)
     assert {row["grounding/valid_share"] for row in before + after} == {0.5}
     for key in ("loss", "grad_norm", "reward", "reward_std"):
         expected = pytest.approx([row[key] for row in before], rel=EXACT.get(case, 1e-5), abs=1e-6)
         assert [row[key] for row in after] == expected, key
 
 
-@pytest.mark.parametrize("case", [case for case in UPDATED if case not in EXACT])  # DeepSpeed saves 16 bits
+@pytest.mark.parametrize("case", [case for case in UPDATED if case not in NOT_SAVED])
 def test_weights_are_the_same(case, one, two, random_tiny):
     """The error is relative to the distance that a tensor has moved."""
     began, before, after = (weights(folder) for folder in (random_tiny, one / case, two / case))

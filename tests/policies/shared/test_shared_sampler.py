@@ -4,7 +4,6 @@ import pytest
 import torch
 from peft import LoraConfig
 from support import TALL, WIDE, make_trainer, rollouts
-from transformers import GenerationMixin
 
 from mgpo.method.boxes import BoxStatus, Grounding
 from mgpo.policies.shared.models import NAME
@@ -75,7 +74,6 @@ def test_an_episode_that_ends_early_changes_nothing_for_the_others(loud_tiny, tm
 @pytest.mark.parametrize("turns", [2, 4])
 def test_forwards_that_only_another_process_needs_change_nothing(loud_tiny, tmp_path, rows, monkeypatch, turns):
     """Each runs the tower too. With four turns all episodes have ended after two: nothing is new, and still all layers run."""
-    monkeypatch.setattr(GenerationMixin, "_has_unfinished_sequences", lambda self, done, *_, **__: not done)
     monkeypatch.setattr("mgpo.method.episode.boxed", lambda text: "A")
     outputs, ran = [], []
     for number, calls in enumerate((alone, lambda needed: needed + 1)):

@@ -90,7 +90,7 @@ class SharedSampler:
         calls: Calls = alone,
     ) -> None:
         self.tokens, self.pad_id, self.end_ids, self.row_tokens = tokens, pad_id, set(end_ids), row_tokens
-        self.calls, self.together = calls, calls is not alone
+        self.calls = calls
         self._kept: list[Kept | None] = []
         self._whole = False
 
@@ -176,7 +176,7 @@ class SharedSampler:
             chunk = chunks[number] if number < len(chunks) else []
             rows = [(ids[i], images[i], before[i], positions[:, i]) for i, *_ in chunk]
             shows_more = any(len(shown) > len(kept.images if kept else ()) for _, shown, kept, _ in rows)
-            if self.together and not shows_more:
+            if self.calls is not alone and not shows_more:
                 # Other processes run all layers and the tower: so does this one, on a conversation that has an image.
                 rows.append((ids[shortest], images[shortest], None, positions[:, shortest]))
             for members, layers in zip(chunk, self._fill(model, rows)):
@@ -279,7 +279,6 @@ class SharedSampler:
             attention_mask=mask.to(device),
             past_key_values=cache,
             generation_config=config,
-            synced_gpus=self.together,  # transformers does not see that accelerate has sharded the model (FSDP 2)
         )
         said = [self._until_end(row) for row in out.sequences[:, width:].tolist()]
         kept = [] if recurrent else [(layer.keys, layer.values) for layer in out.past_key_values.layers]
