@@ -61,9 +61,9 @@ def test_rows_of_a_prompt_stay_together_where_they_fit():
 
 
 def test_the_largest_go_first_so_that_packs_are_equally_full():
-    """In the order of the batch, the last would stand alone on top of another."""
-    batch = batch_of([(1, [9]), (1, [9]), (1, [19]), (1, [19])])
-    assert [tokens(batch, pack) for pack in fill(batch, [0, 1, 2, 3], 30)] == [30, 30]
+    """In the order of the batch, the last prompt would need a third pack."""
+    batch = batch_of([(1, [9]), (1, [9]), (12, [2, 2, 2, 2])])
+    assert [tokens(batch, pack) for pack in fill(batch, list(range(6)), 20)] == [20, 20]
 
 
 def test_packs_that_only_others_need_are_empty():
