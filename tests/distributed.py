@@ -38,12 +38,12 @@ CASES = {
 }
 
 
-def write_by_hand():
-    """Sampling gives the texts above, by place in the global batch; everything after it is the trainer's own."""
+def write_by_hand(first=FIRST, last=LAST):
+    """Sampling gives these texts, by place in the global batch; everything after it is the trainer's own."""
     turn = {"number": 0}
 
     def say(trainer, ids, images, *rest):
-        said = (FIRST, LAST)[turn["number"] % 2]
+        said = (first, last)[turn["number"] % 2]
         turn["number"] += 1
         at = trainer.accelerator.process_index * len(ids)
         return [Script.ids(trainer.turn_tokens, said[(at + i) % len(said)]) for i in range(len(ids))]

@@ -173,7 +173,7 @@ def estimate(
     width = 4 if data.dtype == "float32" else 2
     supervised, frozen = config.method == SFT, data.use_peft or config.freeze_vision_tower
     packs = data.attn_implementation in (None, *IMPLEMENTATIONS)
-    shared = config.shared_prefix and not sharded and not supervised and packs
+    shared = config.shared_prefix and not supervised and packs
     work, episode = pass_of(config, parts, shared), sum(parts.values())
     rollouts = config.per_device_train_batch_size * (1 if supervised else config.steps_per_generation)
     checkpointing = bool(config.gradient_checkpointing)
@@ -202,7 +202,7 @@ def estimate(
     if not (supervised or config.use_vllm):
         sampling |= while_sampling(size, config, parts, image_tokens, image_bytes, shared, width)
         sampling |= {"gathered weights": weights["weights"]} if sharded else cast if shared else {}
-    if frozen and not sharded and config.shared_prefix:
+    if frozen and config.shared_prefix:
         for phase in (update, sampling):
             if phase:
                 phase["cached image features"] = float(MEMORY_TOKENS * size.hidden * 2)

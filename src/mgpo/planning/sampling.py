@@ -1,7 +1,7 @@
 """What sampling a generation takes on each GPU: by this package's sampler, by TRL's own path, or by vLLM beside the trainer.
 
-`mgpo.policies.shared.sampler` shares prompts and fills caches in passes of a bounded size. TRL's own path (`shared_prefix: false`,
-ZeRO-3, FSDP) hands all rollouts of a generation to `generate` at once: their prompts are one padded batch, each with all its
+`mgpo.policies.shared.sampler` shares prompts and fills caches in passes of a bounded size. TRL's own path (`shared_prefix: false`)
+hands all rollouts of a generation to `generate` at once: their prompts are one padded batch, each with all its
 images. Of the logits, transformers keeps those of the last position alone (`logits_to_keep=1`, which TRL's fused head leaves as it is).
 """
 

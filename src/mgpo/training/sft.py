@@ -17,6 +17,7 @@ from mgpo.method.protocol import Protocol
 from mgpo.method.question import Question
 from mgpo.policies.families import form_of
 from mgpo.policies.loading import budget_of, load_processor, model_type_of, resolve, set_budget
+from mgpo.policies.shared.ranks import calls_of
 from mgpo.policies.shared.vision_cache import remember_towers
 from mgpo.policies.tokens import TurnTokens
 from mgpo.runs.log import RunLog
@@ -130,6 +131,6 @@ def build_sft_trainer(data: DataArguments, config: MGPOConfig, questions: Any, a
     leave_out_router_loss(trainer)
     if config.freeze_vision_tower:
         freeze_vision_tower(trainer.model)
-        remember_towers(trainer.model)
+        remember_towers(trainer.model, calls_of(trainer.accelerator))
     refuse_rounded_weights(trainer, config.allow_low_precision_weights)
     return trainer

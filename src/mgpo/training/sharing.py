@@ -23,7 +23,9 @@ from trl.trainer.utils import (
     unsplit_pixel_values_by_grid,
 )
 
+from mgpo.policies.shared.filling import fill
 from mgpo.policies.shared.models import use_packed_attention
+from mgpo.policies.shared.ranks import calls_of
 from mgpo.policies.shared.sampler import SharedSampler
 from mgpo.policies.shared.update import Batch, pack, unpack
 from mgpo.policies.shared.vision_cache import remember_towers
@@ -53,6 +55,7 @@ class SharedPrefix:
         self.on = False
         self.sampler: SharedSampler | None = None
         self._updating: dict[str, Any] | None = None
+        self._calls = calls_of(trainer.accelerator)
         reason, args = self._why_not(), trainer.args
         unwrap = trainer.accelerator.unwrap_model
         models = [unwrap(m) for m in (trainer.model, trainer.ref_model) if m is not None]
@@ -74,19 +77,18 @@ class SharedPrefix:
         if trainer.ref_model is not None and not args.sync_ref_model:
             trainer.ref_model.requires_grad_(False)  # it never changes, so its tower may cache features
         for model in models:
-            remember_towers(model)
+            remember_towers(model, self._calls)
         self.on = True
         if not trainer.use_vllm:
             pad = trainer.processing_class.tokenizer.pad_token_id
-            self.sampler = SharedSampler(trainer.turn_tokens, pad, trainer.eos_token_ids)
+            self.sampler = SharedSampler(trainer.turn_tokens, pad, trainer.eos_token_ids, calls=self._calls)
 
     def _why_not(self) -> str | None:
         trainer = self.trainer
         if not trainer.args.shared_prefix:
             return "it is switched off"
-        plugin = trainer.accelerator.state.deepspeed_plugin
-        if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
-            return "weights are sharded over processes (FSDP or ZeRO-3), whose forwards must be the same on each"
+        if trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version == 1:
+            return "FSDP 1 flattens the model (fsdp_version: 2 shares)"
         if trainer.use_transformers_continuous_batching:
             return "use_transformers_continuous_batching samples by itself"
         sampling = {} if trainer.use_vllm else vars(trainer.generation_config) | (trainer.generation_kwargs or {})
@@ -108,6 +110,7 @@ class SharedPrefix:
             unwrap_model_for_generation(
                 trainer.model_wrapped,
                 trainer.accelerator,
+                gather_deepspeed3_params=trainer.args.ds3_gather_for_generation,
                 generation_kwargs=trainer.generation_kwargs,
                 gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
             ) as model,
@@ -168,15 +171,18 @@ class SharedPrefix:
         old = (self._updating or {}).get("old_per_token_logps")
         logps = torch.zeros_like(input_ids[:, split:], dtype=torch.float32) if old is None else old
         entropies = torch.zeros_like(logps)
-        size = batch_size or len(rows)
-        for first in range(0, len(rows), size):
-            packed = pack(self.trainer.accelerator.unwrap_model(model), batch, rows[first : first + size])
+        # A pack is never larger than TRL's own batch, so neither is its memory; all rows of an update are one pack.
+        budget = (batch_size or len(input_ids)) * input_ids.shape[1]
+        least = min(rows, key=attention_mask.sum(1).tolist().__getitem__)
+        for chosen in fill(batch, rows, budget, self._calls):
+            bare = self.trainer.accelerator.unwrap_model(model)
+            packed = pack(bare, batch, chosen or [least], score=bool(chosen))
             with self.trainer.accelerator.autocast():
                 out = model(**packed.inputs, fused_lm_head=True)
             logps = unpack(out.log_probs, packed, logps)
             if not packed.where.shape[
                 1
-            ]:  # every rollout was cut off and masked: the pass must run, but its values do not count
+            ]:  # all were cut off and masked, or others have more packs: it must run, but not count
                 logps = logps + 0 * out.log_probs.sum()
             entropies = unpack(out.entropy, packed, entropies) if compute_entropy else entropies
         if compute_entropy and len(rows) < len(input_ids):

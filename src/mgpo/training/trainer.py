@@ -324,10 +324,12 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         trainer that is used from Python has not.
         """
         super()._save(output_dir, state_dict)
-        run = Path(self.args.output_dir)
-        keep_settings(run, {name: getattr(self.args, name) for name in ASKED_WITH})
+        if not self.args.should_save:  # with DeepSpeed, every process is here
+            return
+        run, asked = Path(self.args.output_dir), {name: getattr(self.args, name) for name in ASKED_WITH}
+        keep_settings(run, asked)
         if output_dir is not None and not Path(output_dir).resolve().is_relative_to(run.resolve()):
-            keep_settings(Path(output_dir), {name: getattr(self.args, name) for name in ASKED_WITH})
+            keep_settings(Path(output_dir), asked)
 
     def _save_trajectories(self) -> None:
         every, mode = self.args.trajectories_every, "train" if self.model.training else "eval"

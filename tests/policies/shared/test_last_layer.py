@@ -83,8 +83,8 @@ def test_an_update_scores_what_the_model_said(random_tiny, tmp_path, rows, monke
 
     pack = sharing.pack
 
-    def watching(model, batch, chosen):
-        packed = pack(model, batch, chosen)
+    def watching(model, batch, chosen, score):
+        packed = pack(model, batch, chosen, score)
         learned.append(int((batch.learned * batch.attention_mask[:, batch.split :])[chosen].sum()))
         scored.append((packed.inputs["shift_labels"].numel(), len(packed.inputs["attention_mask"].packed.scored)))
         return packed

@@ -269,11 +269,19 @@ def test_models_that_cannot_are_named(random_tiny):
 
 
 def test_a_mask_that_lost_its_layout_is_no_mask(ready):
-    """As when it is copied to another device: the result is not finite, so the step is skipped, and no rollout sees another."""
+    """As when it is copied to another device: attention refuses it, so that no rollout sees another."""
     tensors = draw(6)
     copied = Packed((Part(0, 3), Part(3, 6))).mask(PLAIN).clone()
-    found, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](Layer(), *tensors, copied.double(), scaling=SIZE**-0.5)
-    assert found.isnan().all()
+    with pytest.raises(RuntimeError, match="mask"):
+        ALL_ATTENTION_FUNCTIONS["sdpa"](Layer(), *tensors, copied, scaling=SIZE**-0.5)
+
+
+def test_mixed_precision_keeps_the_layout():
+    """FSDP 2 casts the inputs of every layer in this way."""
+    from torch.distributed.fsdp._fully_shard._fsdp_common import _cast_fp_tensor
+
+    layout = Packed((Part(0, 3), Part(3, 6)))
+    assert _cast_fp_tensor(torch.bfloat16, layout.mask(PLAIN)).packed is layout
 
 
 def test_a_model_that_is_split_over_devices_is_refused(loud_tiny):

@@ -6,6 +6,7 @@ from peft import LoraConfig
 from support import TALL, WIDE, make_trainer, rollouts
 
 from mgpo.method.boxes import BoxStatus, Grounding
+from mgpo.policies.shared.ranks import alone
 from mgpo.policies.shared.sampler import _WithRoom
 
 BOXES = (WIDE, None, TALL, (30, 60, 150, 110), None, WIDE)
@@ -67,6 +68,23 @@ def test_an_episode_that_ends_early_changes_nothing_for_the_others(loud_tiny, tm
         turns = [len(episode.model_turns) for episode in trainer._episodes]
         assert turns.count(4) >= 3 and turns.count(2) >= 1
         outputs.append(output)
+    assert torch.equal(outputs[0]["completion_ids"], outputs[1]["completion_ids"])
+
+
+@pytest.mark.parametrize("turns", [2, 4])
+def test_forwards_that_only_another_process_needs_change_nothing(loud_tiny, tmp_path, rows, monkeypatch, turns):
+    """Each runs the tower too. With four turns all episodes have ended after two: nothing is new, and still all layers run."""
+    monkeypatch.setattr("mgpo.method.episode.boxed", lambda text: "A")
+    outputs, ran = [], []
+    for number, calls in enumerate((alone, lambda needed: needed + 1)):
+        monkeypatch.setattr("mgpo.training.sharing.calls_of", lambda accelerator, calls=calls: calls)
+        trainer, output = sample(loud_tiny, tmp_path / str(number), rows, monkeypatch, True, max_turns=turns)
+        outputs.append(output)
+        tokens, towers = counted(trainer, monkeypatch), []
+        trainer.model.model.visual.register_forward_hook(lambda *_, towers=towers: towers.append(1))
+        trainer._generate_and_score_completions(rollouts(rows, 3, 2))
+        ran.append((sum(count > 6 for count in tokens), len(towers)))
+    assert ran == [(2, 2), (2 * turns, 2 * turns)]
     assert torch.equal(outputs[0]["completion_ids"], outputs[1]["completion_ids"])
 
 

@@ -62,9 +62,10 @@ class Packed:
     def mask(self, model: Any) -> Any:
         """The layout as a model's attention mask: a 4-D tensor that carries it, by kind of layer.
 
-        The tensor holds NaN, so that a copy of it that has lost the layout gives a loss that is not finite, and no leak.
+        It holds an integer: mixed precision copies the floating inputs of a layer into another type, and a copy has no layout.
+        Attention refuses an integer as a mask, so that a copy that was made elsewhere is an error, and no leak.
         """
-        mask = torch.full((1, 1, 1, 1), torch.nan, device=model.device)
+        mask = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=model.device)
         mask.packed = self  # type: ignore[attr-defined]
         return {kind: mask for kind in LAYERS} if is_hybrid(model) else mask
 

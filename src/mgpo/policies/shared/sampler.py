@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicLayer
 
 from mgpo.policies.shared.linear import State, linear_layers
 from mgpo.policies.shared.packed import Layers, Packed, Part, base_of, is_hybrid
+from mgpo.policies.shared.ranks import Calls, alone
 from mgpo.policies.tokens import TurnTokens
 
 
@@ -103,10 +104,19 @@ class SharedSampler:
         pad_id: padding token of a batch.
         end_ids: tokens that end a turn.
         row_tokens: a packed forward takes at most about this many tokens, which bounds its memory.
+        calls: how many forwards all processes make, given how many this one needs.
     """
 
-    def __init__(self, tokens: TurnTokens, pad_id: int, end_ids: Sequence[int], row_tokens: int = 32_768) -> None:
+    def __init__(
+        self,
+        tokens: TurnTokens,
+        pad_id: int,
+        end_ids: Sequence[int],
+        row_tokens: int = 32_768,
+        calls: Calls = alone,
+    ) -> None:
         self.tokens, self.pad_id, self.end_ids, self.row_tokens = tokens, pad_id, set(end_ids), row_tokens
+        self.calls = calls
         self._kept: list[Kept | None] = []
         self._whole = False
 
@@ -186,10 +196,16 @@ class SharedSampler:
             key = (tuple(row), tuple(map(id, images[i]))) if before[i] is None else i
             unique.setdefault(key, []).append(i)
         filled: list[Any] = [None] * len(ids)
-        for chunk in self._chunks(unique.values(), ids, before):
-            firsts = [members[0] for members in chunk]
-            new = self._fill(model, [(ids[i], images[i], before[i], positions[:, i]) for i in firsts])
-            for members, layers in zip(chunk, new, strict=True):
+        chunks = self._chunks(unique.values(), ids, before)
+        shortest = min(range(len(ids)), key=lambda i: len(ids[i]))
+        for number in range(self.calls(len(chunks))):
+            chunk = chunks[number] if number < len(chunks) else []
+            rows = [(ids[i], images[i], before[i], positions[:, i]) for i, *_ in chunk]
+            shows_more = any(len(shown) > len(kept.images if kept else ()) for _, shown, kept, _ in rows)
+            if self.calls is not alone and not shows_more:
+                # Other processes run all layers and the tower: so does this one, on a conversation that has an image.
+                rows.append((ids[shortest], images[shortest], None, positions[:, shortest]))
+            for members, layers in zip(chunk, self._fill(model, rows)):
                 for i in members:
                     filled[i] = layers
         return filled
@@ -247,12 +263,13 @@ class SharedSampler:
         vision = {name: value.to(device) for name, value in self.tokens.pixels(images).items()} if images else {}
         if new_ids:
             unscored = torch.tensor([len(new_ids) - 1], device=device)  # no state is wanted; kernels want at least one
-            base_of(model)(
+            model(  # from the top, where FSDP gathers what belongs to no layer
                 input_ids=torch.tensor([new_ids], device=device),
                 position_ids=torch.cat(positions, 1)[:, None].to(device),
                 attention_mask=Packed(tuple(parts), tuple(past), unscored).mask(model),
                 past_key_values=recorder,
                 use_cache=True,
+                logits_to_keep=1,
                 **vision,
             )
         return [recorder.of_part(i, part, layers) for i, (part, layers) in enumerate(zip(parts, past))]

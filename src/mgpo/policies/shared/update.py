@@ -54,13 +54,14 @@ class PackedBatch:
     where: torch.Tensor
 
 
-def pack(model: Any, batch: Batch, rows: list[int]) -> PackedBatch:
+def pack(model: Any, batch: Batch, rows: list[int], score: bool = True) -> PackedBatch:
     """Pack the chosen rows of a batch.
 
     Args:
         model: gives the M-RoPE positions; may be a LoRA model.
         rows: rows to score, each with a completion; the others are left out. If none has one (all were cut off and
-            masked), a single row's prompt is packed, so that this process still has a forward pass.
+            masked), a single row's prompt is packed, and `where` is empty, so that this process still has a forward pass.
+        score: False packs in this way always, for a pass that only another process needs.
     """
     device, columns = batch.input_ids.device, batch.input_ids.shape[1]
     image_id = base_of(model).config.image_token_id
@@ -68,7 +69,7 @@ def pack(model: Any, batch: Batch, rows: list[int]) -> PackedBatch:
     positions = _positions(model, batch, grids, rows, image_id)
     begins = (batch.split - batch.attention_mask[:, : batch.split].sum(1)).tolist()
     lengths = batch.attention_mask[:, batch.split :].sum(1).tolist()
-    scored = any(lengths[row] for row in rows)
+    scored = score and any(lengths[row] for row in rows)
     if not scored:
         rows, lengths[rows[0]] = rows[:1], 1
     in_prompt = {row: _images_in_prompt(model, batch, grids[row], row) for row in rows}

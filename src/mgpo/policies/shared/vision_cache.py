@@ -17,6 +17,7 @@ import xxhash
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from mgpo.policies.families import shares_prompts
+from mgpo.policies.shared.ranks import Calls, alone
 
 MEMORY_TOKENS = 200_000
 """Largest number of cached visual tokens: 0.13 GB for `mgpo-tiny`, 1.4 GB in bfloat16 for a hidden size of 3584."""
@@ -30,14 +31,14 @@ def towers(model: Any) -> list[torch.nn.Module]:
     return [module for name, module in model.named_modules() if name.split(".")[-1] in TOWERS]
 
 
-def remember_towers(model: Any) -> None:
+def remember_towers(model: Any, calls: Calls = alone) -> None:
     """Apply `remember_images` to every tower of a model, if it is of a family whose tower returns features only."""
     if shares_prompts(model.config.model_type):
         for tower in towers(model):
-            remember_images(tower)
+            remember_images(tower, calls=calls)
 
 
-def remember_images(visual: Any, memory_tokens: int = MEMORY_TOKENS) -> None:
+def remember_images(visual: Any, memory_tokens: int = MEMORY_TOKENS, calls: Calls = alone) -> None:
     """Make a vision tower encode each unique image once: per call while it is trained, for good while frozen.
 
     DeepStack features, which Qwen3-VL's tower also returns for its first language layers, are cached like the others.
@@ -45,6 +46,7 @@ def remember_images(visual: Any, memory_tokens: int = MEMORY_TOKENS) -> None:
     Args:
         visual: the tower; its forward takes patches (sum of patches, values) and `grid_thw` (images, 3).
         memory_tokens: bound of the cache, in merged tokens.
+        calls: how often all processes run a frozen tower, given whether this one has new images (1) or none (0).
     """
     if getattr(visual, "remembers_images", False):
         return
@@ -52,18 +54,18 @@ def remember_images(visual: Any, memory_tokens: int = MEMORY_TOKENS) -> None:
     encode = visual.forward
     seen: OrderedDict[bytes, list[torch.Tensor]] = OrderedDict()
     kept_tokens, kind = 0, BaseModelOutputWithPooling
-    weight = next(visual.parameters())
 
     def forward(hidden_states: torch.Tensor, grid_thw: torch.Tensor, **kwargs: Any) -> Any:
         nonlocal kept_tokens, kind
         images = hidden_states.split(grid_thw.prod(-1).tolist())
         if any(p.requires_grad for p in visual.parameters()) or hidden_states.requires_grad:
             return _encode_unique(encode, images, grid_thw, visual.config.spatial_merge_size**2, kwargs)
-        state = repr((weight.dtype, str(weight.device), [p._version for p in visual.parameters()])).encode()
+        weights = list(visual.parameters())
+        state = repr((weights[0].dtype, str(weights[0].device), [p._version for p in weights])).encode()
         keys = [image_key(patches, grid) + state for patches, grid in zip(images, grid_thw.tolist())]
         new = {key: i for i, key in enumerate(keys) if key not in seen}
-        if new:
-            at = list(new.values())
+        if calls(min(len(new), 1)):
+            at = list(new.values()) or [0]  # only another process has a new image: any image will do
             with torch.no_grad():
                 out = encode(torch.cat([images[i] for i in at]), grid_thw[at], **kwargs)
             kind = type(out)
