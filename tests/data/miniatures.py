@@ -13,6 +13,10 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
+from mgpo.data.reading import BadRow
+from mgpo.data.sources import read_questions
+from mgpo.method.question import Question
+
 SIZE = (60, 40)
 
 
@@ -149,3 +153,14 @@ def paper(choices: Any = ("(A) red", "(B) blue")) -> list[dict]:
            "choices": choices if isinstance(choices, str) else list(choices), "data_source": "Perception/OCR",
            "reward_model": {"ground_truth": "B", "style": "rule"}}  # fmt: skip
     return [row | {"image": embedded(shade)} for shade in (0, 9)]
+
+
+def one(folder: Path, row: dict) -> Any:
+    """The only row of a file, as it is read."""
+    return next(iter(read_questions(str(write_jsonl(folder / "rows.jsonl", [row])))))
+
+
+def names(row: Any) -> list[str]:
+    """File names of a question's images, in order."""
+    assert not isinstance(row, BadRow), row.reason
+    return [str(path).rsplit("/", 1)[-1] for path in Question.from_row(row).images]

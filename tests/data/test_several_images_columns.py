@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow.parquet
 import pytest
-from miniatures import embedded, write_image, write_jsonl, write_parquet, write_tsv
+from miniatures import embedded, names, one, write_jsonl, write_parquet, write_tsv
 
 from mgpo.data.convert import convert
 from mgpo.data.loading import load_questions, load_rows
@@ -13,22 +13,6 @@ from mgpo.method.question import Question
 
 ASKED = {"question": "Which is older?", "answer": "x"}
 TURN = [{"role": "user", "content": "Which is older?"}]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    for name, shade in (("a.png", 1), ("b.png", 2), ("c.png", 3)):
-        write_image(tmp_path / name, shade)
-    return tmp_path
-
-
-def one(folder, row):
-    return next(iter(read_questions(str(write_jsonl(folder / "rows.jsonl", [row])))))
-
-
-def names(row):
-    assert not isinstance(row, BadRow), row.reason
-    return [str(path).rsplit("/", 1)[-1] for path in Question.from_row(row).images]
 
 
 COLUMNS = [

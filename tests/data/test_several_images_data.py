@@ -7,7 +7,7 @@ image in the question or in the options. EasyR1 and verl: `images` and as many `
 
 import pytest
 import torch
-from miniatures import embedded, write_image, write_jsonl, write_parquet
+from miniatures import embedded, names, one, write_jsonl, write_parquet
 
 from mgpo.data.admitting import Admission, admitted
 from mgpo.data.check import check
@@ -18,21 +18,6 @@ from mgpo.data.sources import read_questions
 from mgpo.data.texts import with_numbered_images
 from mgpo.method.protocol import Protocol
 from mgpo.method.question import Question
-
-
-@pytest.fixture
-def folder(tmp_path):
-    for name, shade in (("a.png", 1), ("b.png", 2), ("c.png", 3)):
-        write_image(tmp_path / name, shade)
-    return tmp_path
-
-
-def one(folder, row):
-    return next(iter(read_questions(str(write_jsonl(folder / "rows.jsonl", [row])))))
-
-
-def names(row):
-    return [str(path).rsplit("/", 1)[-1] for path in Question.from_row(row).images]
 
 
 @pytest.mark.parametrize("column", ["image", "images"])
