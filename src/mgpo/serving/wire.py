@@ -78,12 +78,12 @@ def read_request(request: ChatRequest, limits: Limits) -> Asked:
         raise ApiError(
             400, "Send exactly one message, with the role user: the server adds the other turns.", "messages"
         )
-    texts, images = _parts(request.messages[0].get("content"))
+    text, images = _parts(request.messages[0].get("content"))
     if not 1 <= len(images) <= MAX_IMAGES:
         raise ApiError(400, f"Send 1 to {MAX_IMAGES} images, not {len(images)}.", "images")
     tokens = request.max_completion_tokens or request.max_tokens
     return read_question(
-        [_image(image, limits) for image in images], "\n".join(texts), list(request.mgpo.choices), limits, request.temperature, tokens,
+        [_image(image, limits) for image in images], text, list(request.mgpo.choices), limits, request.temperature, tokens,
         request.mgpo.crops, request.stream,
     )  # fmt: skip
 
@@ -111,23 +111,29 @@ def read_question(
     return Asked(tuple(images), text, choices, temperature, tokens, crops, stream)
 
 
-def _parts(content: Any) -> tuple[list[str], list[Any]]:
-    """Texts and images of a message."""
+def _parts(content: Any) -> tuple[str, list[Any]]:
+    """Text and images of a message. All images are shown first, so one that stands between two texts is named there by number."""
     if isinstance(content, str):
-        return [content], []
-    texts, images = [], []
-    for part in content if isinstance(content, list) else []:
+        return content, []
+    texts: list[str] = []
+    images: list[Any] = []
+    named: list[str] = []  # images since the last text
+    parts = content if isinstance(content, list) else []
+    several = sum(isinstance(part, dict) and part.get("type") == "image_url" for part in parts) > 1
+    for part in parts:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
-            texts.append(part["text"])
+            texts += [*(named if texts else []), part["text"]]
+            named = []
         elif kind == "image_url":
             url = part.get("image_url")
             images.append(url.get("url") if isinstance(url, dict) else url)
+            named += [f"image {len(images)}"] if several else []
         else:
             raise ApiError(
                 400, f"A part of the message has the type {kind!r}; only text and image_url are supported.", "content"
             )
-    return texts, images
+    return "\n".join(texts), images
 
 
 def _image(url: Any, limits: Limits) -> bytes | str:
