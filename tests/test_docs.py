@@ -66,7 +66,7 @@ def place(tmp_path_factory):
     (folder / "recipes").symlink_to(Path(mgpo.__file__).parent / "recipes")
     rows = make_rows(folder)
     with Image.open(rows[0]["image"]) as picture:
-        for name in ("photo.jpg", "street.jpg", "one.jpg", "two.jpg"):
+        for name in ("photo.jpg", "street.jpg", "one.jpg", "two.jpg", "before.jpg", "after.jpg"):
             picture.save(folder / name)
     (folder / "my_data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "my_folder").mkdir()
