@@ -99,9 +99,17 @@ def test_more_options_than_letters_are_asked_as_they_stand(model):
     assert model._episode(request_for([Image.new("RGB", (300, 200))], context))[0].question.choices == ()
 
 
+def test_several_images_are_one_question(model):
+    images = [Image.new("RGB", (60 + n, 60)) for n in range(3)]
+    episode, _ = model._episode(request_for(images, "Which is older?\n(A) left\n(B) right\nAnswer."))
+    assert [image.size for image in episode.question.images] == [(60, 60), (61, 60), (62, 60)]
+    assert len(episode.opening().images) == 3 and len(model.generate_until([request_for(images)])) == 1
+
+
 def test_what_cannot_be_asked_is_a_sentence(model):
-    with pytest.raises(ValueError, match="has 2 images; the model mgpo needs one"):
-        model.generate_until([request_for([Image.new("RGB", (60, 60))] * 2)])
+    for count in (0, 9):
+        with pytest.raises(ValueError, match=f"has {count} images; the model mgpo takes 1 to 8"):
+            model.generate_until([request_for([Image.new("RGB", (60, 60))] * count)])
     with pytest.raises(ValueError, match="does not take pretraind"):
         MGPO(pretraind="x")
     with pytest.raises(NotImplementedError, match="generate_until"):
