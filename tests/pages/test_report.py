@@ -187,3 +187,10 @@ def test_controls_stand_on_the_page_with_all_seeds_together(tmp_path):
     print_controls(results, console)
     assert "85.0 ± 7.1" in console.export_text()
     assert "Does the look make" not in page_of(tmp_path, [result("mgpo", "test", 0.8)])
+
+
+def test_questions_without_ids_have_cards_of_their_own(tmp_path, gallery):
+    """An id is optional, and two data sets may use the same ones."""
+    rows = [trajectory(id="") | {"question": f"Which {n}?"} for n in range(3)]
+    page = page_of(tmp_path, galleries=[("now", gallery(*rows))])
+    assert all(f"Which {n}?" in page for n in range(3)) and page.count("<article") == 3

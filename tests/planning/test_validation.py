@@ -220,3 +220,16 @@ def test_rows_that_will_be_skipped_are_counted(tmp_path, recipe):
     text = "\n".join(validate_recipe(path, ["--on_bad_row", "skip"]))
     skipped = "1 row cannot be used and will be skipped; the first is "
     assert "40 questions" in text and skipped in text and "row 41" in text
+
+
+def test_data_with_more_images_than_planned_is_refused(tmp_path, rows):
+    """As training refuses it: with what to set."""
+    lines = [{"images": [rows[0]["image"], rows[1]["image"]], "question": "Which?", "answer": "x"}] * 16
+    (tmp_path / "two.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    recipe, asked = (
+        Path(mgpo.__file__).parent / "recipes/tiny_mgpo.yaml",
+        ["--dataset_name", str(tmp_path / "two.jsonl")],
+    )
+    with pytest.raises(ValueError, match="questions about 2 images, more than max_images=1. Set max_images to 2"):
+        validate_recipe(recipe, asked)
+    assert validate_recipe(recipe, [*asked, "--max_images", "2"])

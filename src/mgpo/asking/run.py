@@ -27,14 +27,18 @@ def ask_photographs(
     return vqa.ask_many([(source, question, choices) for source in ([sources] if together else sources)])
 
 
-def print_answer(image: str, answer: Answer, picture: Path | None, as_json: bool, console: Console) -> None:
-    """Print one answer, as text or as a JSON line, and save its picture if a path is given."""
+def print_answer(
+    image: str, answer: Answer, picture: Path | None, as_json: bool, console: Console, named: bool = False
+) -> None:
+    """Print one answer, as text (below the name of its photograph if `named`) or as a JSON line, and save its picture."""
     if picture is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)
         draw_episode(answer.episode).save(picture)
     if as_json:
         print(json.dumps({"image": image, "picture": picture and str(picture)} | as_plain(answer), ensure_ascii=False))
         return
+    if named:
+        console.print(image, markup=False, style="bold", soft_wrap=True)
     for number, turn in enumerate(answer.turns, 1):
         console.print(f"[bold]turn {number}[/bold] ", end="")
         console.print(turn.text, markup=False)
@@ -59,7 +63,7 @@ def as_plain(answer: Answer) -> dict[str, Any]:
         "text": answer.text,
         "turns": [
             {"text": t.text, "status": t.status, "box_px_original": t.box_px_original, "seconds": t.seconds}
-            | ({"image": t.image_number} if several else {})
+            | ({"image": t.image_number} if several and t.status else {})
             for t in answer.turns
         ],
         **answer.episode.sizes,

@@ -215,6 +215,8 @@ def ask(
     if not images or os.path.isfile(question):
         last = f" The last argument is the question, but {question} is a file." if images else ""
         raise ValueError(f'mgpo ask needs a photograph and a question: mgpo ask photo.jpg "Which brand is it?".{last}')
+    if together and len(images) < 2:
+        raise ValueError("--together asks one question about 2 to 8 photographs, but one was given.")
     if save is not None and save.suffix.lower() not in PICTURES:
         raise ValueError(
             f"--save {save}: the name of a picture must end in {', '.join(PICTURES[:-1])} or {PICTURES[-1]}."
@@ -231,7 +233,7 @@ def ask(
         picture = save
         if save is not None and len(names) > 1:
             picture = save.with_stem(f"{save.stem}_{number}")
-        print_answer(image, answer, picture, as_json, console)
+        print_answer(image, answer, picture, as_json, console, named=len(names) > 1)
 
 
 @app.command()

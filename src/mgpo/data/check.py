@@ -48,6 +48,7 @@ class Found:
     categories: Counter[str] = field(default_factory=Counter)
     answers: Counter[str] = field(default_factory=Counter)
     choices: Counter[int] = field(default_factory=Counter)
+    shown: Counter[int] = field(default_factory=Counter)
     with_boxes: int = 0
     sizes: list[tuple[int, int]] = field(default_factory=list)
     question_lengths: list[int] = field(default_factory=list)
@@ -82,6 +83,7 @@ def check(rows: Iterable[dict[str, Any] | BadRow]) -> Found:
             found.bad.append(BadRow(where, str(error)))
             continue
         found.rows += 1
+        found.shown[len(seen)] += 1
         for number, (size, content, look) in enumerate(seen, 1):
             found.sizes.append(size)
             if content not in found.files:
@@ -176,6 +178,9 @@ def show(found: Found, name: str, console: Console, most: int = 20) -> None:
         table.add_row("categories", Text(", ".join(f"{c} {n}" for c, n in found.categories.most_common(12))))
         table.add_row("gold boxes", f"in {found.with_boxes} rows")
         table.add_row("images", f"{len(found.files)} distinct")
+        if len(found.shown) > 1 or 1 not in found.shown:
+            several = ", ".join(f"{count} questions show {n}" for n, count in sorted(found.shown.items()))
+            table.add_row("images shown", f"{several}; set max_images: {max(found.shown)}")
         middle = pixels[len(pixels) // 2]
         table.add_row("megapixels", f"{pixels[0]:.2f} to {pixels[-1]:.2f}, median {middle:.2f}")
         table.add_row("question", f"up to {max(found.question_lengths)} characters")

@@ -56,7 +56,8 @@ def schema_of(columns: Sequence[str], among: Sequence[str] | None = None) -> Sch
         return found
     if found is not None:
         raise ValueError(f"its layout is {found.name!r}, but {' or '.join(map(repr, among or ()))} is expected")
-    missing = " and no ".join(repr(name) for name in ("image", "question", "answer") if name not in columns)
+    wanted = ("question", "answer") if "images" in columns else ("image", "question", "answer")
+    missing = " and no ".join(repr(name) for name in wanted if name not in columns)
     known = ", ".join(dict.fromkeys(s.name for s in SCHEMAS if among is None or s.name in among))
     raise ValueError(
         f"it has no {missing}: a row needs image, question, answer and any choices, or the columns of a known dataset ({known}). "

@@ -98,14 +98,16 @@ def write_report(
 def _cards(galleries: list[tuple[str, Path]], max_cards: int) -> tuple[list[list[dict]], int, list[str]]:
     """Trajectories grouped by question, those in most galleries first; how many questions there are; notes."""
     notes: list[str] = []
-    cards: dict[str, list[dict]] = {}
+    cards: dict[tuple, list[dict]] = {}  # ids may be missing, and equal in several data sets
     for caption, path in galleries:
         rows, skipped = read_jsonl(Path(path))
         notes += [f"{caption}: {note}" for note in skipped]
         for row in rows:
             try:
                 panel = _panel(row, caption, Path(path).parent)
-                cards.setdefault(str(row["id"]), []).append(panel)
+                cards.setdefault(
+                    (str(row["id"]), panel["question"], tuple(panel["choices"]), panel["size"]), []
+                ).append(panel)
             except (KeyError, TypeError, ValueError) as error:
                 notes.append(f"{caption}: skipped trajectory {row.get('id')!r}: {type(error).__name__} {error}.")
     chosen = sorted(cards.values(), key=lambda card: -len({panel["caption"] for panel in card}))[:max_cards]
@@ -151,6 +153,7 @@ def _panel(row: dict, caption: str, folder: Path) -> dict:
         "category": str(row.get("category") or "none"),
         "correct": bool(row["correct"]),
         "size": (width, height),
+        "number": f"Image {looked_at} of {len(sizes)}" if len(sizes) > 1 else "Overview",
         "gold": gold,
         "turns": turns,
         "status": first["status"],

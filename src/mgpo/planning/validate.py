@@ -268,6 +268,12 @@ def _dataset_lines(data: DataArguments, config: MGPOConfig) -> list[str]:
         if loaded.bad and data.on_bad_row == "fail":
             raise refused(loaded.bad, rows, name)
         lines = [f"dataset: {name}, {rows} questions"]
+        if "more_images" in loaded.questions.column_names:
+            most = 1 + max(len(more or ()) for more in loaded.questions["more_images"])
+            if most > config.max_images:
+                raise ValueError(
+                    f"{name} has questions about {most} images, more than max_images={config.max_images}. Set max_images to {most}."
+                )
         if loaded.bad:
             lines.append(
                 f"note: dataset: {_count(len(loaded.bad), 'row')} cannot be used and will be skipped; the first is "

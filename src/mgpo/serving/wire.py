@@ -202,7 +202,7 @@ def trace(turns: tuple[Turn, ...], sizes: dict[str, Any], crops: bool) -> dict[s
     for turn in turns:
         one = {"text": turn.text, "status": turn.status, "box_px_original": turn.box_px_original, "seconds": turn.seconds,
                "truncated": turn.truncated}  # fmt: skip
-        one |= {"image": turn.image_number} if several else {}
+        one |= {"image": turn.image_number} if several and turn.status else {}
         said.append(one | ({"crop": png_uri(turn.crop) if turn.crop is not None else None} if crops else {}))
     return {"turns": said} | sizes
 
