@@ -11,8 +11,6 @@ from trl import GRPOConfig
 from mgpo.images.imaging import PixelBudget
 from mgpo.images.photograph import DECODED_BYTES
 from mgpo.method.boxes import BoxForm
-from mgpo.method.methods import METHODS as METHODS
-from mgpo.method.methods import SFT as SFT
 from mgpo.method.methods import refuse_unknown_method
 from mgpo.method.protocol import CropFrame, Protocol
 from mgpo.method.question import MAX_IMAGES, Question

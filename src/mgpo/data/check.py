@@ -5,7 +5,6 @@ Example: `mgpo data check my_data.jsonl`.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from rich.text import Text
 
 from mgpo.data.reading import BadRow
 from mgpo.data.repeats import Repeats, first_of
+from mgpo.images.identity import images_digest
 from mgpo.images.imaging import ImageError, PixelBudget
 from mgpo.images.photograph import Photograph
 from mgpo.method.question import Question
@@ -37,7 +37,7 @@ class Found:
     Attributes:
         bad: rows that training and evaluation would refuse.
         sizes: of all images, in pixels; a question may show several.
-        files: where each image was seen first, by the sha256 of its bytes.
+        files: where each image was seen first, by the digest of its content.
         looks: for each of those, by the same key: its place, width over height, and difference hash of 256 bits.
         beyond: rows with a gold box that reaches beyond its image.
         repeats: rows with equal choices, and ids of several rows, which training notes as well.
@@ -112,13 +112,13 @@ def _outside(row: dict[str, Any], sizes: Sequence[tuple[int, int]]) -> str:
 
 
 def examine(image: Any) -> tuple[tuple[int, int], str, np.ndarray]:
-    """Size in pixels, sha256 of the file (or of the pixels of an image in memory), and a difference hash of 256 bits.
+    """Size in pixels, digest of the file (or of the pixels of an image in memory), and a difference hash of 256 bits.
 
     Raises:
         ImageError: it cannot be read, is over the limit, or is too narrow to be shown.
     """
     photograph = Photograph(image)
-    return photograph.size, _content(image), difference_hash(photograph.overview(LOOK))
+    return photograph.size, images_digest([image]), difference_hash(photograph.overview(LOOK))
 
 
 def difference_hash(image: Image.Image, side: int = 16) -> np.ndarray:
@@ -129,16 +129,6 @@ def difference_hash(image: Image.Image, side: int = 16) -> np.ndarray:
     """
     grey = np.asarray(image.convert("L").resize((side + 1, side), Image.Resampling.BOX), np.int16)
     return np.packbits(grey[:, :-1] > grey[:, 1:])
-
-
-def _content(image: Any) -> str:
-    if isinstance(image, dict):
-        image = image["bytes"] if image.get("bytes") else image["path"]
-    if isinstance(image, (str, Path)):
-        with open(image, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    data = image if isinstance(image, (bytes, bytearray)) else image.tobytes()
-    return hashlib.sha256(data).hexdigest()
 
 
 def shared_images(one: Found, other: Found) -> list[tuple[str, str, str]]:

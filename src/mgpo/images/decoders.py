@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mgpo.images.identity import file_of
 from mgpo.images.orientation import ORIENTATION_TAG
 
 Region = tuple[int, int, int, int]
@@ -78,15 +79,8 @@ def region(image: Image.Image, source: Any, box: Region) -> Pixels | None:
     return _by_vips(image, source, box) if _is_plain(image) else None
 
 
-def _file(source: Any) -> Any:
-    """The path or the bytes of a source."""
-    if isinstance(source, dict):
-        return source["bytes"] if source.get("bytes") is not None else source["path"]
-    return source
-
-
 def _jpeg(source: Any, size: tuple[int, int]) -> Pixels | None:
-    simplejpeg, file = _library("simplejpeg"), _file(source)
+    simplejpeg, file = _library("simplejpeg"), file_of(source)
     if simplejpeg is None:
         return None
     data = file if isinstance(file, (bytes, bytearray)) else Path(file).read_bytes()
@@ -122,7 +116,7 @@ def _is_plain(image: Image.Image) -> bool:
 
 
 def _by_vips(image: Image.Image, source: Any, box: Region) -> Pixels | None:
-    pyvips, file = _vips(), _file(source)
+    pyvips, file = _vips(), file_of(source)
     if pyvips is None:
         return None
     kind = str(image.format).lower()  # by its own loader: libvips guesses formats too, and some of those are not safe

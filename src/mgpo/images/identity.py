@@ -11,17 +11,23 @@ import xxhash
 from mgpo.images.orientation import ORIENTATION_TAG
 
 
+def file_of(image: Any) -> Any:
+    """The path or the bytes of a row's image; an image in memory is itself."""
+    if isinstance(image, dict):
+        return image["bytes"] if image.get("bytes") is not None else image.get("path")
+    return image
+
+
 def images_digest(images: Sequence[Any]) -> str:
-    """A digest of what is in images, files included: equal images have equal digests, wherever they lie."""
+    """A digest of what is in images, files included: equal images have equal digests, wherever they lie.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
     digest = xxhash.xxh3_128()
-    for image in images:
-        key = image_key(image)
-        if isinstance(image, dict) and not image.get("bytes"):
-            key = Path(image["path"])
-        elif isinstance(image, dict):
-            key = image["bytes"]
-        content = Path(key).read_bytes() if isinstance(key, (str, Path)) else key
-        digest.update(content if isinstance(content, bytes) else repr(content).encode())
+    for image in map(file_of, images):
+        content = Path(image).read_bytes() if isinstance(image, (str, Path)) else image
+        digest.update(content if isinstance(content, (bytes, bytearray)) else repr(image_key(content)).encode())
     return digest.hexdigest()
 
 

@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mgpo.images import decoders
 from mgpo.images.decoders import Pixels
+from mgpo.images.identity import file_of
 from mgpo.images.orientation import ON_THEIR_SIDE, as_stored, orientation, upright
 from mgpo.images.pillow_limit import without_pillow_limit
 from mgpo.images.resizing import as_picture, resize, without_padding
@@ -282,8 +283,7 @@ def _lazy_open(source: Any, name: str) -> Image.Image:
     """Open without decoding."""
     if isinstance(source, Image.Image):
         return source
-    if isinstance(source, dict):
-        source = source["bytes"] if source.get("bytes") is not None else source.get("path")
+    source = file_of(source)
     if isinstance(source, (bytes, bytearray)):
         if not source:
             raise ImageError(f"{name} is empty (zero bytes).")

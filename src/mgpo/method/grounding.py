@@ -49,7 +49,7 @@ def read_grounding(text: str, frame: Frame, rules: BoxRules = BoxRules(), number
         A `Grounding`; this function does not raise.
     """
     if len(text) > MAX_TEXT_CHARS:
-        return Grounding(BoxStatus.TOO_LONG, image_number=frame.image_number)
+        return _unusable(BoxStatus.TOO_LONG, frame)
     text = spoken(text)
     first: Grounding | None = None
     for block in _json_blocks(text):
@@ -59,7 +59,7 @@ def read_grounding(text: str, frame: Frame, rules: BoxRules = BoxRules(), number
         first = first or grounding
     if rules.form.bare and (first is None or first.status is BoxStatus.NOT_A_LIST) and (match := _BARE.search(text)):
         return _read_numbers([int(number) for number in re.findall(r"-?\d+", match.group())], None, frame, rules)
-    return first or Grounding(BoxStatus.NO_JSON, image_number=frame.image_number)
+    return first or _unusable(BoxStatus.NO_JSON, frame)
 
 
 def _json_blocks(text: str) -> list[str]:
@@ -79,22 +79,19 @@ def _json_blocks(text: str) -> list[str]:
 
 
 def _read_block(block: str, frame: Frame, rules: BoxRules, numbered: Sequence[Frame]) -> Grounding:
-    def unusable(status: BoxStatus) -> Grounding:
-        return Grounding(status, image_number=frame.image_number)
-
     if len(block) > MAX_JSON_CHARS:
-        return unusable(BoxStatus.TOO_LONG)
+        return _unusable(BoxStatus.TOO_LONG, frame)
     try:
         value = json.loads(block, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
-        return unusable(BoxStatus.BAD_JSON)
+        return _unusable(BoxStatus.BAD_JSON, frame)
     if not isinstance(value, list):
-        return unusable(BoxStatus.NOT_A_LIST)
+        return _unusable(BoxStatus.NOT_A_LIST, frame)
     if not value:
-        return unusable(BoxStatus.EMPTY)
+        return _unusable(BoxStatus.EMPTY, frame)
     read = [_read_object(item, frame, rules, numbered) for item in value if isinstance(item, dict)]
     if not read:
-        return unusable(BoxStatus.NOT_A_LIST)
+        return _unusable(BoxStatus.NOT_A_LIST, frame)
     return next((grounding for grounding in read if grounding.status is BoxStatus.VALID), read[0])
 
 
@@ -102,18 +99,23 @@ def _read_object(item: dict[str, Any], frame: Frame, rules: BoxRules, numbered: 
     if numbered and item.get(IMAGE_KEY) is not None:
         number = _whole(item[IMAGE_KEY])
         if number is None or not 1 <= number <= len(numbered):
-            return Grounding(BoxStatus.NO_IMAGE, image_number=frame.image_number)
+            return _unusable(BoxStatus.NO_IMAGE, frame)
         frame = numbered[number - 1]
     numbers = item.get(rules.form.key)
     if not isinstance(numbers, list) or len(numbers) != 4:
-        return Grounding(BoxStatus.NO_BOX, image_number=frame.image_number)
+        return _unusable(BoxStatus.NO_BOX, frame)
     types = (int, float) if rules.form.coordinates is Coordinates.RELATIVE_1 else (int,)
     if not all(type(v) in types and abs(v) < 10**9 for v in numbers):
-        return Grounding(BoxStatus.WRONG_TYPES, image_number=frame.image_number)
+        return _unusable(BoxStatus.WRONG_TYPES, frame)
     label = item.get("label")
     if rules.require_label and not isinstance(label, str):
-        return Grounding(BoxStatus.NO_LABEL, image_number=frame.image_number)
+        return _unusable(BoxStatus.NO_LABEL, frame)
     return _read_numbers(numbers, label if isinstance(label, str) else None, frame, rules)
+
+
+def _unusable(status: BoxStatus, frame: Frame) -> Grounding:
+    """No box was read; `frame` shows the image that it would have been in."""
+    return Grounding(status, image_number=frame.image_number)
 
 
 def _whole(value: Any) -> int | None:

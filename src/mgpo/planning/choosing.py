@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgpo.config import SFT, DataArguments, MGPOConfig
+from mgpo.config import DataArguments, MGPOConfig
 from mgpo.files import write_whole
 from mgpo.images.imaging import PixelBudget
+from mgpo.method.methods import SFT
 from mgpo.planning.early import refuse_request, size_to_train
 from mgpo.planning.estimate import GIB, Estimate, estimate
 from mgpo.planning.gpus import Gpus

@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import gcd
 
-from mgpo.config import SFT, DataArguments, MGPOConfig
+from mgpo.config import DataArguments, MGPOConfig
+from mgpo.method.methods import SFT
 from mgpo.planning.sampling import MASK_BYTES, Engine, engine_of, images_of, tower_bytes, while_sampling
 from mgpo.planning.sizes import Size
 from mgpo.policies.shared.models import IMPLEMENTATIONS

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mgpo.config import SFT, MGPOConfig
+from mgpo.config import MGPOConfig
+from mgpo.method.methods import SFT
 from mgpo.method.protocol import Method
 from mgpo.planning.sizes import Size
 

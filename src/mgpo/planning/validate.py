@@ -19,10 +19,11 @@ from pathlib import Path
 
 import yaml
 
-from mgpo.config import SFT, DataArguments, MGPOConfig
+from mgpo.config import DataArguments, MGPOConfig
 from mgpo.data.loading import load_rows, refused
 from mgpo.images.imaging import PixelBudget
 from mgpo.method.boxes import BoxForm
+from mgpo.method.methods import SFT
 from mgpo.method.protocol import Protocol
 from mgpo.planning.memory import memory_lines
 from mgpo.planning.sizes import known_size

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mgpo.config import SFT
 from mgpo.files import write_whole
+from mgpo.method.methods import SFT
 from mgpo.policies.loading import TINY, resolve
 
 _CARD = """---

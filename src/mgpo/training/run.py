@@ -19,13 +19,14 @@ import yaml
 from accelerate.utils import gather_object
 from trl import TrlParser
 
-from mgpo.config import SFT, DataArguments, MGPOConfig
+from mgpo.config import DataArguments, MGPOConfig
 from mgpo.data.admitting import Admission, admitted, write_listing
 from mgpo.data.loading import load_rows
 from mgpo.data.reading import BadRow
 from mgpo.data.sources import files_of, unread_columns, unread_note
 from mgpo.errors import Stopped, suggestion
 from mgpo.files import write_whole
+from mgpo.method.methods import SFT
 from mgpo.policies.families import form_of
 from mgpo.policies.loading import budget_of, load_processor, model_type_of
 from mgpo.policies.tokens import TurnTokens

@@ -180,9 +180,8 @@ class SharedPrefix:
             with self.trainer.accelerator.autocast():
                 out = model(**packed.inputs, fused_lm_head=True)
             logps = unpack(out.log_probs, packed, logps)
-            if not packed.where.shape[
-                1
-            ]:  # all were cut off and masked, or others have more packs: it must run, but not count
+            # All were cut off and masked, or others have more packs: the pass must run, but does not count.
+            if not packed.where.shape[1]:
                 logps = logps + 0 * out.log_probs.sum()
             entropies = unpack(out.entropy, packed, entropies) if compute_entropy else entropies
         if compute_entropy and len(rows) < len(input_ids):
