@@ -36,7 +36,7 @@ from rich.table import Table
 from transformers import TrainerCallback
 
 from benchmarks.images import PHOTOS
-from benchmarks.step import ROLLOUTS, TINY_BUDGET, set_boxes
+from benchmarks.workload import ROLLOUTS, TINY_BUDGET, set_boxes
 from mgpo.config import MGPOConfig
 from mgpo.images import decoders
 from mgpo.images.photograph import Photograph
