@@ -127,6 +127,13 @@ class MGPOConfig(GRPOConfig):
             "within it. The default holds sixteen of 33 megapixels."
         },
     )
+    rollouts_ahead: bool = field(
+        default=False,
+        metadata={
+            "help": "vLLM server: sample the next batch while the model is updated from this one. Rollouts are then one batch "
+            "older than the weights; TRL's importance sampling corrects for it."
+        },
+    )
     vllm_call_seconds: float = field(default=600.0, metadata={"help": "vLLM server: time limit of one call."})
     extra_reward_funcs: list[str] = field(
         default_factory=list, metadata={"help": "Additional reward functions in TRL's convention, as dotted paths."}
@@ -160,6 +167,14 @@ class MGPOConfig(GRPOConfig):
         if self.trust_remote_code or loading.get("trust_remote_code") or loading.get("use_safetensors") is False:
             raise ValueError(
                 "Leave trust_remote_code off and use_safetensors on: checkpoints that can run code are not loaded."
+            )
+        if self.rollouts_ahead and not (self.use_vllm and self.vllm_mode == "server"):
+            raise ValueError(
+                "rollouts_ahead needs a vLLM server: set use_vllm: true and vllm_mode: server, or leave it out."
+            )
+        if self.rollouts_ahead and not self.vllm_importance_sampling_correction:
+            raise ValueError(
+                "rollouts_ahead samples with older weights, so it needs vllm_importance_sampling_correction: true."
             )
         if self.max_completion_length is None:
             self.max_completion_length = 0

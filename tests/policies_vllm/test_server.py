@@ -1,57 +1,32 @@
 """Rollouts from a real `vllm serve` on loopback: what is sampled there is what transformers says here.
 
-Pushing weights needs NCCL and cannot run here; everything else of server mode does.
+TRL pushes weights by NCCL, which needs GPUs; in the trainings of this file a file carries them (`cpu.push_by_file`).
 """
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
+from cpu import push_by_file, served
+from support import make_trainer
 from test_policy import conversation, recomputed
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 
+from mgpo.jsonl import read_jsonl
 from mgpo.method.episode import UserTurn
 from mgpo.policies.loading import resolve
 from mgpo.policies.local import LocalPolicy
 from mgpo.policies.vllm_engine import VLLMEngine, banned_words
 from mgpo.tiny.views import BUDGET
+from mgpo.worlds.needle import needle_rows
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", resolve("mgpo-tiny"), "--host", "127.0.0.1", "--port",
-        str(port), "--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-model-len", "2048",
-        "--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1", "--enable-scale-out",
-    ]  # fmt: skip
-    log = (tmp_path_factory.mktemp("server") / "log.txt").open("w+")
-    process = subprocess.Popen(
-        command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"VLLM_SERVER_DEV_MODE": "1"}
-    )
-    url = f"http://127.0.0.1:{port}"
-    for _ in range(240):
-        try:
-            urllib.request.urlopen(url + "/health", timeout=1).close()
-            break
-        except OSError:
-            if process.poll() is not None:
-                log.seek(0)
-                raise AssertionError(log.read()[-3000:]) from None
-            time.sleep(0.5)
-    yield url
-    process.terminate()
-    process.wait(30)
+def server():
+    with served(resolve("mgpo-tiny")) as url:
+        yield url
 
 
 @pytest.fixture
@@ -114,3 +89,32 @@ def test_calls_are_limited_and_carry_the_servers_words(server, here):
         rollout(server, here, seconds=0.001).speak([made.ids], [made.images], 4, 1)
     with pytest.raises(ConnectionError, match="temperature"):
         rollout(server, here, temperature=-1.0).speak([made.ids], [made.images], 4, 1)
+
+
+TRAINED = {
+    "use_vllm": True, "vllm_mode": "server", "max_grounding_tokens": 28, "max_answer_tokens": 12, "max_reply_tokens": 200,
+    "num_generations": 4, "per_device_train_batch_size": 8, "learning_rate": 1e-4, "max_steps": 4,
+    "extra_reward_funcs": ["support.even_ids"], "reward_weights": [0.0, 1.0], "freeze_vision_tower": False,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def taking_weights():
+    with served(resolve("mgpo-tiny"), "--weight-transfer-config", '{"backend": "file"}') as url:
+        yield url
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_training_on_a_server_samples_with_its_own_weights_or_those_of_one_step_before(
+    taking_weights, monkeypatch, tmp_path, ahead
+):
+    push_by_file(monkeypatch.setattr)
+    rows = list(needle_rows("train", 8, 8))
+    trainer = make_trainer(
+        "mgpo-tiny", tmp_path, rows, **TRAINED, vllm_server_base_url=taking_weights, rollouts_ahead=ahead
+    )
+    trainer.train()
+    steps = [line for line in read_jsonl(tmp_path / "metrics.jsonl")[0] if "loss" in line]
+    apart = [step["sampling/turn_1_logp_difference"] for step in steps]
+    assert len(steps) == 4 and all(step["grad_norm"] > 0 for step in steps)
+    assert apart[0] < 1e-3 and (min(apart[1:]) > 1e-3 if ahead else max(apart) < 1e-3)

@@ -115,7 +115,7 @@ def test_decoded_pictures_stay_within_the_bound_and_make_room_for_the_next(ahead
     taken = ahead.look(iter([rows_of(files[:2]), rows_of(files[2:4])]), last_step=False)
     rows = next(taken)
     all_done()
-    following = [opened.photograph for opened in dict.fromkeys(ahead._next[-1].values())]
+    following = [opened.photograph for opened in dict.fromkeys(ahead._next[-1][1].values())]
     assert sum(photo._image is not None for photo in following) == 1
     sampled(ahead, rows)
     episodes = [opened.photograph for opened in ahead._now.values()]  # they hold theirs until the next batch
@@ -191,7 +191,7 @@ def test_batches_that_trl_repeats_are_opened_once_and_passed_ones_are_let_go(ahe
     one, two = rows_of(files[:2]), rows_of(files[2:4])
     taken = ahead.look(iter([one, [dict(row) for row in one], two, [dict(row) for row in two]]), last_step=False)
     assert len([next(taken), next(taken)]) == 2 and len(ahead._next) == 2
-    passed = list(ahead._next[0].values())
+    passed = list(ahead._next[0][1].values())
     ahead.begin(next(taken))  # as after a checkpoint whose rollouts wait for their update: the first are not sampled
     assert not ahead._next and not any(opened.wanted for opened in passed)
 

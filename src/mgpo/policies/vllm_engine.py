@@ -171,6 +171,51 @@ class VLLMEngine:
         return [list(row) for row in sampled], [[_number(token[0]) for token in row] for row in logprobs]
 
 
+class ServerOfProcess:
+    """The vLLM server of TRL's backend, asked by each process for its own rollouts, from any thread.
+
+    `VLLMGeneration.generate` gathers the prompts of all processes first, which only their main threads can do together.
+
+    Args:
+        generation: TRL's `VLLMGeneration` in server mode.
+        tokens: how turns are written as ids.
+        seconds: time limit of one call.
+    """
+
+    def __init__(self, generation: Any, tokens: TurnTokens, seconds: float) -> None:
+        self.generation = generation
+        self.client: Any = getattr(generation, "vllm_client", None)  # the main process has one
+        if self.client is None:
+            from trl.generation.vllm_client import VLLMClient
+
+            url = generation.server_base_url or f"http://{generation.server_host}:{generation.server_port}"
+            self.client = VLLMClient(base_url=url, connection_timeout=generation.server_timeout)
+            limit_calls(self.client.session, seconds)
+            check_features(self.client, tokens)
+
+    def speak(
+        self, ids: list[list[int]], images: list[list[Any]], limit: int, num_generations: int
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """Sampled ids and their log-probabilities; arguments and errors as those of `VLLMEngine.speak`."""
+        of, each = self.generation, num_generations
+        try:
+            features = self.client.image_features(images[::each])
+            placed = [of._place_features(found, row) for found, row in zip(features, ids[::each], strict=True)]
+            reply = self.client.generate(
+                prompts=ids[::each], features=placed, n=each, repetition_penalty=of.repetition_penalty, temperature=of.temperature,
+                top_p=of.top_p, top_k=of.top_k, min_p=of.min_p or 0.0, max_tokens=limit, logprobs=of.logprobs,
+                structured_outputs_regex=of.structured_outputs_regex, generation_kwargs=of.generation_kwargs,
+            )  # fmt: skip
+        except RuntimeError:
+            raise
+        except Exception as error:
+            raise ConnectionError(f"The vLLM server failed while generating: {error}") from error
+        check_prompts(reply["prompt_ids"], ids[::each])
+        return [list(row) for row in reply["completion_ids"]], [
+            [_number(token[0]) for token in row] for row in reply["logprobs"]
+        ]
+
+
 def _number(logprob: float | None) -> float:
     """A log-probability as a float. TRL's clients give None for a non-finite one; NaN makes the step be skipped."""
     return math.nan if logprob is None else float(logprob)

@@ -72,7 +72,8 @@ class PicturesAhead:
     def __init__(self, budget: PixelBudget, regions: bool, decoded_bytes: int) -> None:
         self.budget, self.regions = budget, regions
         self._now: dict[Any, Opened] = {}
-        self._next: list[dict[Any, Opened]] = []
+        self._next: list[tuple[Any, dict[Any, Opened]]] = []
+        self._changing = Lock()  # rollouts may be sampled in another thread than the one that looks ahead
         self._batches: tuple[Any, Iterator[Any]] | None = None
         self._last_step = False
         self._seconds = 0.0
@@ -92,12 +93,13 @@ class PicturesAhead:
 
     def begin(self, rows: Sequence[dict[str, Any]]) -> None:
         """Rollouts of these rows will be sampled now; what was opened for rows that were passed over is let go."""
-        for number, batch in enumerate(self._next):
-            if all(id(image) in batch for row in rows for image in _images(row)):
-                for passed in self._next[:number]:
-                    _let_go(passed)
-                self._now, self._next = batch, self._next[number + 1 :]
-                return
+        with self._changing:
+            for number, (_, batch) in enumerate(self._next):
+                if all(id(image) in batch for row in rows for image in _images(row)):
+                    for _, passed in self._next[:number]:
+                        _let_go(passed)
+                    self._now, self._next = batch, self._next[number + 1 :]
+                    return
         self._now = _opened_by(rows)
         self._work_on(self._now)
 
@@ -127,9 +129,17 @@ class PicturesAhead:
         """
         seconds, self._seconds = self._seconds + _let_go(self._now), 0.0
         self._now = {}
-        for batch in self._next:
+        with self._changing:
+            following = [batch for _, batch in self._next]
+        for batch in following:
             self._work_on(batch)
         return seconds
+
+    @property
+    def next_rows(self) -> list[dict[str, Any]] | None:
+        """The rows of the batch that will be sampled next, where it has been seen."""
+        with self._changing:
+            return self._next[0][0] if self._next else None
 
     def _one_ahead(self, batches: Iterator[Any]) -> Iterator[Any]:
         batch = next(batches, NOTHING)
@@ -143,8 +153,10 @@ class PicturesAhead:
 
     def _expect(self, rows: Any) -> None:
         if isinstance(rows, list):
-            self._next.append(_opened_by(rows))
-            self._work_on(self._next[-1])
+            opened = _opened_by(rows)
+            with self._changing:
+                self._next.append((rows, opened))
+            self._work_on(opened)
 
     def _work_on(self, batch: dict[Any, Opened]) -> None:
         for opened in _each(batch):

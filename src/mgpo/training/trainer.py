@@ -30,14 +30,13 @@ from trl.trainer.utils import strip_images_from_messages
 from mgpo.config import MGPOConfig
 from mgpo.method.episode import Episode
 from mgpo.method.metrics import episode_metrics
-from mgpo.method.question import Question
 from mgpo.method.rewards import accuracy_reward
 from mgpo.policies.families import form_of
 from mgpo.policies.loading import load_processor, model_type_of, own_budget, resolve, set_budget
 from mgpo.policies.pictures import Tiles
 from mgpo.policies.pixel_memory import pixels_once
 from mgpo.policies.tokens import TurnTokens
-from mgpo.policies.turn_loop import GivenFirst, TurnLimits, limit_of, run_episodes
+from mgpo.policies.turn_loop import TurnLimits, limit_of
 from mgpo.policies.vllm_engine import banned_words, engine_settings
 from mgpo.runs.finite import FiniteSteps
 from mgpo.runs.folder import keep_settings
@@ -47,8 +46,10 @@ from mgpo.runs.trajectories import save_trajectories
 from mgpo.training.ahead import PicturesAhead
 from mgpo.training.extra_rewards import load_dotted
 from mgpo.training.precision import refuse_rounded_weights
+from mgpo.training.rollouts import first_turns, later_turns, open_batch
+from mgpo.training.rollouts_ahead import RolloutsAhead, Sampled
 from mgpo.training.sharing import SharedPrefix
-from mgpo.training.turns import PolicyInTraining, Rollout, check_text
+from mgpo.training.turns import PolicyInTraining, Rollout
 from mgpo.training.vllm_sampling import VLLMSampling
 from mgpo.training.weights import freeze_vision_tower, leave_out_router_loss, restore_float32_adapters
 
@@ -57,9 +58,6 @@ ASKED_WITH = (
     "max_grounding_tokens", "max_answer_tokens", "chat_template_kwargs",
 )  # fmt: skip
 """Settings with which a trained model is to be asked."""
-
-NOT_FOR_REWARDS = ("image", "more_images", "gold_boxes", "gold_boxes_px_original", "gold_image")
-"""Columns that reward functions do not get: images, and what must reach neither prompt nor reward."""
 
 
 def _environment() -> None:
@@ -105,6 +103,7 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         self.finite = FiniteSteps(self)
         extra = [self.finite.watched(load_dotted(path), args.reward_seconds) for path in args.extra_reward_funcs]
         self._episodes: list[Episode] = []
+        self._sampled: Sampled | None = None
         self.turn_limits = TurnLimits(args.max_grounding_tokens, args.max_answer_tokens)
         self._turn_limit, self._is_last_turn = args.max_grounding_tokens, False
         with (
@@ -137,6 +136,7 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         self.sharing = SharedPrefix(self)
         self.add_callback(RunLog())
         self.vllm_sampling = VLLMSampling(self) if self.use_vllm else None
+        self.rollouts_ahead = RolloutsAhead(self) if args.rollouts_ahead else None
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple:
         """Called before each step for its batches; one more is looked at, to open its photographs during the step."""
@@ -145,21 +145,17 @@ class MGPOTrainer(Resuming, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Open the episodes, let TRL generate and score, then check the images and save trajectories."""
-        self._episodes, rows = [], []
-        self.pictures.begin(inputs)
-        for row in inputs:
-            question = Question.from_row(row)
-            self.args.check_images(question)
-            opened = [self.pictures.open(image, question.id) for image in question.images]
-            episode = Episode(question, tuple(one.photograph for one in opened), self.protocol)
-            turn = episode.opening([one.shown for one in opened])
-            self._episodes.append(episode)
-            rows.append(
-                {name: value for name, value in row.items() if name not in NOT_FOR_REWARDS}
-                | {"prompt": [{"role": "user", "content": turn.text}], "images": list(turn.images)}
-            )
+        self._sampled = None
+        if self.rollouts_ahead is not None and self.model.training:
+            self._sampled = self.rollouts_ahead.take(inputs)
+            batch = self._sampled.batch
+        else:
+            if self.rollouts_ahead is not None:
+                self.rollouts_ahead.wait()  # an evaluation has weights of its own
+            batch = open_batch(inputs, self.pictures, self.protocol, self.args.check_images)
+        self._episodes = batch.episodes
         with self._pixels(), self.finite.sampling():
-            output = super()._generate_and_score_completions(rows)
+            output = super()._generate_and_score_completions(batch.rows)
         self.finite.check(output, self._episodes)
         self._check_images(output)
         if self.vllm_sampling is not None and self.model.training:  # for vLLM, a greedy token's probability is 1
@@ -198,12 +194,9 @@ class MGPOTrainer(Resuming, GRPOTrainer):
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], list[list[Any]], dict[str, Any]]:
         """First user turns as ids, their images, and the pixel values (processed once per unique image)."""
-        turns = [episode.user_turns[0] for episode in self._episodes]
-        prompt_ids = [self.turn_tokens.opening(turn) for turn in turns]
-        for episode, ids in zip(self._episodes, prompt_ids):
-            text_tokens = self.turn_tokens.text_tokens_of(ids, episode.user_turns[0])
-            check_text(episode.question.id, text_tokens, self.args.max_reply_tokens)
-        images = [list(turn.images) for turn in turns]
+        if self._sampled is not None:
+            return self._sampled.prompt_ids, self._sampled.images, {}
+        prompt_ids, images = first_turns(self._episodes, self.turn_tokens, self.args.max_reply_tokens)
         return prompt_ids, images, self._vision_fields(prompt_ids, images)
 
     def _generate_single_turn(
@@ -213,6 +206,8 @@ class MGPOTrainer(Resuming, GRPOTrainer):
 
         Evaluation decodes greedily, as `mgpo eval` does: TRL would sample, and so choose the best checkpoint by chance.
         """
+        if self._sampled is not None:
+            return self._sampled.first
         greedy = not self.model.training
         if self.vllm_sampling is not None:
             return self.vllm_sampling.next_turn(prompt_ids, images, self._turn_limit, num_generations, greedy)
@@ -236,7 +231,7 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         Where none did, as in a single turn, TRL would render the prompt again and run the whole processor on it, whose tokens
         and pixels need not be those that were sampled from.
         """
-        self._turn_limit = limit_of(self.protocol, 1, self.turn_limits)
+        self._turn_limit = self.limit_of_turn(1)
         self._is_last_turn = self.protocol.turns == 1
         try:
             with self.vllm_sampling.engine.awake() if self.vllm_sampling is not None else nullcontext():
@@ -244,7 +239,8 @@ class MGPOTrainer(Resuming, GRPOTrainer):
                 return *generated, images, images
         finally:
             self.sharing.forget()
-            self._log_metric("pictures/wait_time", self.pictures.release())
+            if self._sampled is None:
+                self._log_metric("pictures/wait_time", self.pictures.release())
 
     def _tool_call_loop(
         self,
@@ -257,25 +253,25 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         fields: Any,
     ) -> tuple:
         """Read the first turns and run the later ones, where TRL would call tools: the turn loop continues TRL's rollouts."""
-        names = [episode.question.id for episode in self._episodes]
-        given = logprobs or [None] * len(names)
-        begun = zip(names, prompt_ids, completion_ids, given, completions, images, strict=True)
-        rollouts = [Rollout(*row) for row in begun]
-        policy = PolicyInTraining(
-            rollouts, self.turn_tokens, self.eos_token_ids, self._speak_again, self.protocol.turns,
-            self.args.max_reply_tokens,
-        )  # fmt: skip
-        first = GivenFirst(policy, policy.first)
-        for said in run_episodes(first, self._episodes, self.turn_limits, collective=True):
-            for number, turn in enumerate(said, 1):
-                self._log_metric(f"turns/{number}_tokens", len(turn.ids))
-        shown = [rollout.images[len(e.question.images) :] for rollout, e in zip(rollouts, self._episodes, strict=True)]
-        for rollout in rollouts:
-            self.turn_tokens.check(rollout.prompt_ids + rollout.ids, rollout.images, rollout.name)
-        answered = [episode.first_grounding for episode in self._episodes if len(episode.user_turns) > 1]
-        failures = sum(1 for grounding in answered if grounding.box_px_original is None)
-        masks = [rollout.mask for rollout in rollouts]
-        return masks, completions, completion_ids, logprobs, len(answered), failures, shown
+        if self._sampled is not None:
+            later, metrics = self._sampled.later, self._sampled.metrics
+        else:
+            names = [episode.question.id for episode in self._episodes]
+            given = logprobs or [None] * len(names)
+            begun = zip(names, prompt_ids, completion_ids, given, completions, images, strict=True)
+            rollouts = [Rollout(*row) for row in begun]
+            policy = PolicyInTraining(
+                rollouts, self.turn_tokens, self.eos_token_ids, self._speak_again, self.protocol.turns,
+                self.args.max_reply_tokens,
+            )  # fmt: skip
+            later, metrics = later_turns(self._episodes, rollouts, policy, self.turn_limits, collective=True)
+        for name, value in metrics:
+            self._log_metric(name, value)
+        return later
+
+    def limit_of_turn(self, number: int) -> int:
+        """The limit of new tokens of the model's turn `number`, counted from 1."""
+        return limit_of(self.protocol, number, self.turn_limits)
 
     def _speak_again(self, ids: list[list[int]], images: list[list[Any]], limit: int, last: bool) -> tuple:
         """One more turn of the model for all rollouts, even ended ones: a call is collective under ZeRO-3 and FSDP."""

@@ -31,11 +31,15 @@ class VLLMSampling:
         self, ids: list[list[int]], images: list[list[Any]], limit: int, num_generations: int, greedy: bool
     ) -> tuple[list[list[int]], list[list[float]]]:
         """The next turn by vLLM, with the weights of this step; sampled, or decoded greedily."""
+        self.push_weights()
+        return self.engine.speak(ids, images, limit, num_generations, greedy)
+
+    def push_weights(self) -> None:
+        """Push the weights of this step to vLLM, unless it has them."""
         step = self.trainer.state.global_step
         if step != self.trainer._last_loaded_step:
             self.engine.sync()
             self.trainer._last_loaded_step = step
-        return self.engine.speak(ids, images, limit, num_generations, greedy)
 
     def compare(self, output: dict[str, Any]) -> None:
         """Log, turn by turn, how far vLLM's log-probabilities are from the model's own; stop where they are not the same.
@@ -46,6 +50,9 @@ class VLLMSampling:
         if "old_per_token_logps" not in output or "sampling_per_token_logps" not in output:
             return
         trainer = self.trainer
+        older = (
+            ", or too far from the weights of one batch before (rollouts_ahead)" if trainer.args.rollouts_ahead else ""
+        )
         said = output["completion_mask"] * output.get("tool_mask", 1)
         apart = (output["old_per_token_logps"] - output["sampling_per_token_logps"]).abs().nan_to_num()
         mode = "train" if trainer.model.training else "eval"
@@ -59,7 +66,7 @@ class VLLMSampling:
                 raise RuntimeError(
                     f"In turn {number}, vLLM's log-probabilities differ from the model's own by {mean:.3f} on average, over "
                     f"max_logprob_difference={trainer.args.max_logprob_difference}: it samples with other weights, pixels or "
-                    "precision. Check the versions and dtypes of both, or raise the limit if you know why."
+                    f"precision{older}. Check the versions and dtypes of both, or raise the limit if you know why."
                 )
 
 
