@@ -7,11 +7,14 @@ python tests/distributed.py MODEL QUESTIONS FOLDER
 import json
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from accelerate import PartialState
 from support import PROSE, SMALL, Script, box, make_trainer
+from vllm_stand_in import StandIn
 
 from mgpo.training.sharing import SharedPrefix
 
@@ -35,7 +38,11 @@ CASES = {
     "with_reference": {"loss_type": "grpo", "beta": 0.1, "freeze_vision_tower": True},
     "sgd": {"loss_type": "grpo", "optim": "sgd", "learning_rate": 1e-2},
     "plain": {"loss_type": "grpo", "shared_prefix": False},
-}
+    "ahead": {
+        "loss_type": "grpo", "use_vllm": True, "vllm_mode": "server", "rollouts_ahead": True, "freeze_vision_tower": True,
+        "max_logprob_difference": 10.0,
+    },
+}  # fmt: skip
 
 
 def write_by_hand(first=FIRST, last=LAST):
@@ -54,6 +61,12 @@ def write_by_hand(first=FIRST, last=LAST):
     GRPOTrainer._generate_single_turn = lambda *args, **kwargs: (say(*args[:3]), None)
 
 
+def install(name, value):
+    """Replace what has this dotted name."""
+    module, _, attribute = name.rpartition(".")
+    setattr(import_module(module), attribute, value)
+
+
 def fails_on_the_second_process(completion_ids, trainer_state, **_):
     """A reward that raises on one process, after two steps."""
     if trainer_state.global_step == 2 and PartialState().process_index == 1:
@@ -65,6 +78,7 @@ def main(model, questions, folder):
     """Three steps of each case on the same eight rollouts per step."""
     torch.set_num_threads(1)
     write_by_hand()
+    StandIn.install(SimpleNamespace(setattr=install), (FIRST, LAST))
     rows = [json.loads(line) for line in Path(questions).read_text().splitlines()]
     processes = int(os.environ.get("WORLD_SIZE", 1))
     for name, changes in CASES.items():
@@ -76,8 +90,11 @@ def main(model, questions, folder):
             "max_answer_tokens": 12,
             "extra_reward_funcs": ["support.even_ids"],
         }
+        asked = (
+            2 * rows if name == "ahead" else rows
+        )  # three steps are one epoch then, within which batches are seen ahead
         trainer = make_trainer(
-            model, Path(folder) / name, rows, per_device_train_batch_size=8 // processes, **(usual | changes)
+            model, Path(folder) / name, asked, per_device_train_batch_size=8 // processes, **(usual | changes)
         )
         assert trainer.accelerator.num_processes == processes, "the launcher started another number of processes"
         trainer.train()

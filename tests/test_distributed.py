@@ -98,6 +98,13 @@ def test_weights_are_the_same(case, runs, random_tiny):
     assert sum(not torch.equal(weight, began[name]) for name, weight in one.items()) > 20
 
 
+def test_rollouts_ahead_were_sampled_with_older_weights(runs):
+    """So the cases above compared what they should: the first batch was sampled with its own weights, the others one update before."""
+    for folder in runs:
+        apart = [row["sampling/sampling_logp_difference/mean"] for row in logged(folder / "ahead")]
+        assert apart[0] < 1e-5 and min(apart[1:]) > 1e-4
+
+
 def test_single_entries_are_the_same_without_adam(runs):
     one, two = (load_file(folder / "sgd" / "model.safetensors") for folder in runs)
     for name, weight in one.items():

@@ -7,6 +7,7 @@ import copy
 from types import SimpleNamespace
 
 import torch
+from accelerate import PartialState
 from support import Script
 
 from mgpo.policies.tokens import TurnTokens
@@ -82,7 +83,8 @@ class Client:
         self.of.before_answering(entry)
         self.of.asked.append(entry)
         said, script = [], self.of.turns[turn]
-        for number, (ids, found) in enumerate((p, f) for p, f in zip(prompts, features) for _ in range(n)):
+        here = PartialState().process_index * len(prompts) * n  # the script is by place in the global batch
+        for number, (ids, found) in enumerate(((p, f) for p, f in zip(prompts, features) for _ in range(n)), here):
             text = Script.ids(self.of.tokens, script[number % len(script)])
             said.append((text, self._log_probs(ids, found["images"], text)))
         return {
