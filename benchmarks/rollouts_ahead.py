@@ -3,7 +3,7 @@
     make test-vllm    # once: builds the environment with vLLM's CPU build
     PYTHONPATH=tests/policies_vllm/startup:tests/policies_vllm .venv-vllm/bin/python -m benchmarks.rollouts_ahead --out ahead.json
 
-The recipe `tiny_mgpo` on `needle`, both ways with each seed. The server has one core and the trainer has another one, in both. A
+The recipe `tiny_mgpo` on `needle`, each way (`WAYS`) with each seed. The server has one core and the trainer has another one, in both. A
 file carries the weights to the server, since NCCL needs GPUs (`tests/policies_vllm/cpu.py`). Reported are seconds per step
 (median; the first step is left out), the seconds for which a step waits for its rollouts, and the learning curve: shares of right answers and of boxes that
 hit, in windows of ten steps (each question is seen once, so these are shares on fresh questions).
@@ -29,21 +29,29 @@ from mgpo.training.run import parse, train
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "tiny_mgpo.yaml"
 WINDOW = 10
+WAYS: dict[str, dict[str, str]] = {
+    "taking turns": {},
+    "ahead": {"rollouts_ahead": "true"},
+    "ahead, sequence_mask": {"rollouts_ahead": "true", "vllm_importance_sampling_mode": "sequence_mask"},
+    "ahead, token_truncate": {"rollouts_ahead": "true", "vllm_importance_sampling_mode": "token_truncate"},
+    "ahead, sequence_truncate": {"rollouts_ahead": "true", "vllm_importance_sampling_mode": "sequence_truncate"},
+}
+"""Settings of each way of sampling."""
 
 
-def measure(url: str, ahead: bool, seed: int, steps: int, folder: Path) -> dict[str, Any]:
+def measure(url: str, way: str, seed: int, steps: int, folder: Path) -> dict[str, Any]:
     """One training: seconds by step, waiting, and shares of right answers and of hits by step."""
     data, config = parse(
         [
             "--config", str(RECIPE), "--max_steps", str(steps), "--seed", str(seed), "--output_dir", str(folder), "--save_strategy", "no",
-            "--use_vllm", "true", "--vllm_mode", "server", "--vllm_server_base_url", url, "--rollouts_ahead", str(ahead).lower(),
-            "--disable_tqdm", "true",
+            "--use_vllm", "true", "--vllm_mode", "server", "--vllm_server_base_url", url,
+            "--disable_tqdm", "true", *(word for name, value in WAYS[way].items() for word in (f"--{name}", value)),
         ]
     )  # fmt: skip
     train(data, config)
     rows = [row for row in read_jsonl(folder / "metrics.jsonl")[0] if "loss" in row]
     return {
-        "rollouts_ahead": ahead,
+        "way": way,
         "seed": seed,
         "seconds": [row["step_time"] for row in rows],
         "waited": [row.get("rollouts_ahead/wait_time") for row in rows],
@@ -61,12 +69,12 @@ def windows(values: list[float]) -> list[float]:
 def summary(runs: list[dict[str, Any]]) -> Table:
     """One line per training, and the ratio of seconds per step between the two ways of each seed."""
     table = Table(title="Rollouts from a vLLM server")
-    for column in ("rollouts ahead", "seed", "s/step", "waited", "right, by ten steps", "hit, by ten steps"):
+    for column in ("way", "seed", "s/step", "waited", "right, by ten steps", "hit, by ten steps"):
         table.add_column(column)
     for run in runs:
         waited = [seconds for seconds in run["waited"][1:] if seconds is not None]
         table.add_row(
-            str(run["rollouts_ahead"]), str(run["seed"]), f"{per_step(run):.2f}",
+            run["way"], str(run["seed"]), f"{per_step(run):.2f}",
             f"{statistics.median(waited):.2f}" if waited else "", str(windows(run["right"])), str(windows(run["hit"])),
         )  # fmt: skip
     return table
@@ -82,6 +90,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("rollouts_ahead.json"))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["taking turns", "ahead"])
     parser.add_argument("--cores", nargs=2, default=["0", "1"], help="the trainer's core and the server's")
     args = parser.parse_args()
     from cpu import push_by_file, served  # beside the tests of vLLM
@@ -93,12 +102,14 @@ def main() -> None:
         os.sched_setaffinity(0, {int(args.cores[0])})
         with tempfile.TemporaryDirectory() as name:
             for seed in args.seeds:
-                for ahead in (True, False):
-                    runs.append(measure(url, ahead, seed, args.steps, Path(name) / f"{seed}_{ahead}"))
+                for number, way in enumerate(args.ways):
+                    runs.append(measure(url, way, seed, args.steps, Path(name) / f"{seed}_{number}"))
                     args.out.write_text(json.dumps(runs, indent=1))
                     Console().print(summary(runs))
-    ahead, in_turns = ([per_step(run) for run in runs if run["rollouts_ahead"] is kind] for kind in (True, False))
-    Console().print(f"taking turns / rollouts ahead: {statistics.mean(in_turns) / statistics.mean(ahead):.2f}")
+    for way in args.ways[1:]:
+        first, other = ([per_step(run) for run in runs if run["way"] == one] for one in (args.ways[0], way))
+        ratio = statistics.mean(first) / statistics.mean(other)
+        Console().print(f"seconds per step, {args.ways[0]} / {way}: {ratio:.2f}")
 
 
 if __name__ == "__main__":
