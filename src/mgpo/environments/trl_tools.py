@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import wraps
+from inspect import signature
 from typing import Any
-from weakref import WeakValueDictionary
 
 from PIL import Image
 
-from mgpo.images.identity import image_key
+from mgpo.environments.photographs import SharedPhotographs
 from mgpo.images.imaging import PixelBudget
-from mgpo.images.photograph import Photograph
 from mgpo.method.boxes import IMAGE_KEY, Coordinates
 from mgpo.method.episode import Episode, UserTurn
 from mgpo.method.prompts import NO_MORE, ask_answer
@@ -38,21 +38,38 @@ THEIRS = ("prompt", "images")
 """Columns from which TRL makes a prompt of its own."""
 
 
+def _with_any_arguments(tool: Callable[..., Any]) -> Callable[..., Any]:
+    """Take a call whose arguments do not fit as one without a usable box, so that it is answered like every other such turn.
+
+    TRL would answer it with a Python error and no image.
+    """
+
+    @wraps(tool)
+    def called(self: ZoomEnvironment, *given: Any, **named: Any) -> Any:
+        try:
+            signature(tool).bind(self, *given, **named)
+        except TypeError:
+            return tool(self, bbox_2d=None)
+        return tool(self, *given, **named)
+
+    return called
+
+
 class ZoomEnvironment:
     """One rollout's environment, as `environment_factory` makes them. TRL keeps and resets it; every rollout has its own.
 
     Args:
         protocol: the settings (`zoom_protocol`).
-        photographs: opened photographs by what they are, shared by the rollouts of a question.
+        photographs: shared with other rollouts.
 
     Attributes:
         episode: the current rollout's conversation; None before the first one.
     """
 
-    def __init__(self, protocol: Protocol, photographs: WeakValueDictionary[Any, Photograph] | None = None) -> None:
+    def __init__(self, protocol: Protocol, photographs: SharedPhotographs | None = None) -> None:
         self.protocol = protocol
         self.episode: Episode | None = None
-        self._photographs = WeakValueDictionary() if photographs is None else photographs
+        self._photographs = photographs or SharedPhotographs()
 
     def reset(self, **row: Any) -> list[dict[str, Any]]:
         """Begin a rollout: what the model is shown of a row of `zoom_dataset`, the overview first.
@@ -62,10 +79,11 @@ class ZoomEnvironment:
             ImageError: its image cannot be used.
         """
         question = Question.from_row(row | {"image": row.get(IMAGE_COLUMN)})
-        self.episode = Episode(question, tuple(map(self._opened, question.images)), self.protocol)
+        self.episode = Episode(question, self._photographs.of(question), self.protocol)
         return as_content(self.episode.opening())
 
     # What follows is read by the model: TRL makes the tool's description of it.
+    @_with_any_arguments
     def zoom(self, bbox_2d: list[int], label: str = "", image: int | None = None) -> list[dict[str, Any]]:
         """Look at a region of an image close up, cut from the original in full detail.
 
@@ -85,13 +103,6 @@ class ZoomEnvironment:
         if turn is None:
             return [{"type": "text", "text": NO_MORE + ask_answer(episode.question)}]
         return as_content(turn)
-
-    def _opened(self, image: Any) -> Photograph:
-        key = image_key(image)
-        photograph = self._photographs.get(key)
-        if photograph is None:
-            photograph = self._photographs[key] = Photograph(image)
-        return photograph
 
 
 def as_content(turn: UserTurn) -> list[dict[str, Any]]:
@@ -128,7 +139,7 @@ def zoom_protocol(
 
 def zoom_factory(protocol: Protocol) -> Callable[[], ZoomEnvironment]:
     """What `environment_factory` takes: makes environments that share opened photographs."""
-    photographs: WeakValueDictionary[Any, Photograph] = WeakValueDictionary()
+    photographs = SharedPhotographs()
     return lambda: ZoomEnvironment(protocol, photographs)
 
 
