@@ -5,8 +5,10 @@ import base64
 import io
 import json
 import os
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import fastapi
 import pytest
@@ -223,3 +225,15 @@ def test_the_package_brings_one_of_each():
     assert loaders.environment_class("mgpo-verifiers") is mgpo_verifiers.GroundingEnv
     assert loaders.taskset_class("mgpo-verifiers") is mgpo_verifiers.GroundingTaskset
     assert loaders.harness_class(loaders.default_harness_id("mgpo-verifiers")) is GroundingHarness
+
+
+def test_the_example_runs_as_it_is(rows, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    example = Path(__file__).parents[2] / "examples/verifiers_environment.py"
+    with serving(Server(box(WIDE), "It is \\boxed{A}").app) as url:
+        words = ["tiny", str(tmp_path / "mine.jsonl"), "--url", url, "--coordinates", "absolute", "--rollouts", "2"]
+        monkeypatch.setattr(sys, "argv", [example.name, *words])
+        runpy.run_path(str(example), run_name="__main__")
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "q0  1  'It is \\\\boxed{A}'" and out[2].startswith("q1  0")
+    assert out[-1] == "4 of 4 rollouts ended, mean score 0.500"

@@ -205,7 +205,9 @@ class GroundingEnv(vf.Env[GroundingEnvConfig]):
         exchange.trace.record_metrics(episode_metrics(episode))
 
 
-def load_environment(data: str = "needle", split: str = "train", seed: int = 0, size: int = 2000, **task: Any) -> vf.Env:
+def load_environment(
+    data: str = "needle", split: str = "train", seed: int = 0, size: int = 2000, **task: Any
+) -> vf.Env:
     """The environment over some questions.
 
     Args:
