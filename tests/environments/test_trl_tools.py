@@ -233,6 +233,12 @@ def test_one_sampled_image_token_costs_the_batch_its_images(qwen3_vl, tmp_path, 
     assert trainer.generation_config.suppress_tokens == banned
 
 
+def test_a_template_without_tools_is_refused_by_trl(random_tiny, tmp_path, rows):
+    """That of Qwen2.5-VL has none."""
+    with pytest.raises(ValueError, match="does not support tool calling"):
+        trainer_of(random_tiny, tmp_path, rows)
+
+
 THOUSANDTHS = BoxRules(form=BoxForm(Coordinates.RELATIVE_1000))
 PROTOCOL = Protocol(Method.ADAPTIVE, 2, box=THOUSANDTHS, budget=PixelBudget(4 * 1024, 36 * 1024, 32), tool="zoom")
 

@@ -54,12 +54,19 @@ def rollouts(env, url, each=1, tasks=None, model="tiny"):
     return asyncio.run(run())
 
 
+def sent_to_a_worker(env, task):
+    """A task as verifiers' workers build it, from its data as JSON."""
+    data = GroundingData.model_validate(json.loads(task.data.model_dump_json()))
+    return GroundingTask(data, env.config.taskset.task)
+
+
 def test_two_batches_score_as_mgpo_eval(tmp_path):
     """mgpo-tiny behind plain chat completions, asked by verifiers and by `mgpo eval`: the same turns, scores and metrics."""
     policy, seen = LocalPolicy.load("mgpo-tiny"), []
     policy.set_budget(BUDGET)
     env = load_environment("needle", "test", seed=5, size=6, **TINY, **LIMITS)
     tasks = list(env.taskset)
+    tasks[3:] = [sent_to_a_worker(env, task) for task in tasks[3:]]
     with serving(chat_app(policy, seen)) as url:
         first, second = rollouts(env, url, 2, tasks[:3]), rollouts(env, url, 2, tasks[3:])
         request = EvaluationRequest(
@@ -186,8 +193,7 @@ def test_tasks_survive_the_wire(rows, tmp_path):
     for name in ("paths.jsonl", "inside.parquet"):
         env = load_environment(str(tmp_path / name), **TINY)
         for task, row in zip(env.taskset, several(rows) if name == "paths.jsonl" else rows, strict=True):
-            sent = GroundingData.model_validate(json.loads(task.data.model_dump_json()))
-            heard, question = GroundingTask(sent, env.config.taskset.task).asked, Question.from_row(row)
+            heard, question = sent_to_a_worker(env, task).asked, Question.from_row(row)
             for key in ("question", "choices", "answer", "gold_boxes_px_original", "gold_image", "category", "id"):
                 assert getattr(heard, key) == getattr(question, key)
             pixels = [[Photograph(one).image.tobytes() for one in asked.images] for asked in (heard, question)]

@@ -224,7 +224,9 @@ def test_adaptive_may_answer_at_once_or_look_first():
         Protocol(Method.ADAPTIVE, max_turns=1)
 
 
-@pytest.mark.parametrize(("form", "names"), [(BoxForm(), "x1, y1, x2, y2"), (BoxForm.parse("absolute yxyx box_2d"), "y1, x1, y2, x2")])
+@pytest.mark.parametrize(
+    ("form", "names"), [(BoxForm(), "x1, y1, x2, y2"), (BoxForm.parse("absolute yxyx box_2d"), "y1, x1, y2, x2")]
+)
 def test_a_model_with_a_tool_is_asked_to_call_it(form, names):
     """Box and answer are asked for as without the tool; JSON is not asked for in any turn."""
     run = episode(method=Method.ADAPTIVE, max_turns=3, tool="zoom", box=BoxRules(form=form))
