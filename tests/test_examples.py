@@ -38,6 +38,6 @@ def test_each_is_short_and_tested():
 def test_trl_environment(data, tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     model = str(make("qwen3_vl", tmp_path / "model", qwen3_vl_chat_template))
-    run("trl_environment.py", model, data, "--steps", "2", "--batch", "4", "--rollouts", "2", "--call_tokens", "8",
+    run("trl_environment.py", model, data, "--steps", "1", "--batch", "4", "--rollouts", "2", "--call_tokens", "8",
         "--answer_tokens", "8", "--use_cpu", monkeypatch=monkeypatch)  # fmt: skip
     assert (tmp_path / "runs/zoom/model.safetensors").is_file()

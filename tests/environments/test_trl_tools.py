@@ -251,6 +251,7 @@ def environment_of(row, protocol=PROTOCOL, photographs=None):
 
 ARGUMENTS = [
     {"bbox_2d": VALID}, {"bbox_2d": VALID, "label": "```"}, {"bbox_2d": VALID, "label": "</think>"}, {"bbox_2d": OUTSIDE},
+    {"bbox_2d": VALID, "label": 'in \\boxed{A} "\n'},
     {"bbox_2d": INVERTED}, {"bbox_2d": [0, 0, 10, 10]}, {"bbox_2d": "100, 100, 600, 500"}, {"bbox_2d": VALID[:3]},
     {"bbox_2d": [[1], 2, 3, 4]}, {"bbox_2d": [100.5, 100, 600, 500]}, {"bbox_2d": [float("nan")] * 4}, {"bbox_2d": None},
     {"bbox_2d": VALID, "label": 5}, {"bbox_2d": {"x1": 1}}, {"bbox_2d": [10**30] * 4}, {"bbox_2d": VALID, "image": 2},
@@ -303,6 +304,7 @@ def test_rollouts_share_a_photograph_and_nothing_else(rows):
     for environment, row in ((one, rows[0]), (other, rows[0]), (third, rows[1])):
         environment.reset(**{"photograph" if key == "image" else key: value for key, value in row.items()})
     assert one.episode.originals[0] is other.episode.originals[0] is not third.episode.originals[0]
+    assert one.episode.user_turns[0].image is other.episode.user_turns[0].image
     one.zoom(VALID)
     assert (len(one.episode.model_turns), len(other.episode.model_turns)) == (1, 0)
 

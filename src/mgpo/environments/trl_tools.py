@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from inspect import signature
 from typing import Any
@@ -21,7 +22,6 @@ from typing import Any
 from PIL import Image
 
 from mgpo.environments.photographs import SharedPhotographs
-from mgpo.images.imaging import PixelBudget
 from mgpo.method.boxes import IMAGE_KEY, Coordinates
 from mgpo.method.episode import Episode, UserTurn
 from mgpo.method.prompts import NO_MORE, ask_answer
@@ -79,8 +79,8 @@ class ZoomEnvironment:
             ImageError: its image cannot be used.
         """
         question = Question.from_row(row | {"image": row.get(IMAGE_COLUMN)})
-        self.episode = Episode(question, self._photographs.of(question), self.protocol)
-        return as_content(self.episode.opening())
+        self.episode = self._photographs.begin(question, self.protocol)
+        return as_content(self.episode.user_turns[0])
 
     # What follows is read by the model: TRL makes the tool's description of it.
     @_with_any_arguments
@@ -97,8 +97,9 @@ class ZoomEnvironment:
             raise RuntimeError("zoom() was called before reset().")
         named = {} if image is None else {IMAGE_KEY: image}
         said = json.dumps([named | {self.protocol.box.form.key: bbox_2d, "label": label}])
-        # In JSON these two mean the same when escaped; as they are, a label could close a fence or a thinking block.
-        said = said.replace("`", "\\u0060").replace("<", "\\u003c")
+        # These mean the same when escaped; as they are, a label could answer, or close a fence or a thinking block.
+        for character, code in (("\\\\", "\\u005c"), ("`", "\\u0060"), ("<", "\\u003c")):
+            said = said.replace(character, code)
         turn = episode.reply(said) if episode.end is None else None
         if turn is None:
             return [{"type": "text", "text": NO_MORE + ask_answer(episode.question)}]
@@ -113,9 +114,7 @@ def as_content(turn: UserTurn) -> list[dict[str, Any]]:
     ]
 
 
-def zoom_protocol(
-    model: Any, processor: Any, max_turns: int = 2, coordinates: str = "auto", budget: PixelBudget | None = None
-) -> Protocol:
+def zoom_protocol(model: Any, processor: Any, max_turns: int = 2, coordinates: str = "auto") -> Protocol:
     """The settings of the tool for a model.
 
     Args:
@@ -123,18 +122,15 @@ def zoom_protocol(
         processor: its processor (`mgpo.policies.loading.load_processor`), whose pixel budget is used.
         max_turns: the largest number of the model's turns: calls and the answer.
         coordinates: how boxes are written, where the family does not decide it.
-        budget: pixel budget of every image shown, if not the processor's.
 
     Raises:
         ValueError: it is not known how the family writes boxes, or it writes fractions.
     """
     settings = {"method": Method.ADAPTIVE, "max_turns": max_turns, "coordinates": coordinates}
-    usual = Protocol.from_settings(settings, budget or budget_of(processor), form_of(model_type_of(model)))
+    usual = Protocol.from_settings(settings, budget_of(processor), form_of(model_type_of(model)))
     if usual.box.form.coordinates is Coordinates.RELATIVE_1:
         raise ValueError("The tool takes whole numbers: set coordinates to absolute or relative_1000, not relative_1.")
-    return Protocol(
-        usual.method, usual.max_turns, usual.crop_frame, usual.box, usual.budget, ZoomEnvironment.zoom.__name__
-    )
+    return replace(usual, tool=ZoomEnvironment.zoom.__name__)
 
 
 def zoom_factory(protocol: Protocol) -> Callable[[], ZoomEnvironment]:

@@ -28,7 +28,7 @@ from mgpo.data.loading import load_questions
 from mgpo.environments.photographs import SharedPhotographs
 from mgpo.images.identity import file_of
 from mgpo.images.imaging import PixelBudget
-from mgpo.method.episode import Episode
+from mgpo.method.episode import UserTurn
 from mgpo.method.metrics import episode_metrics
 from mgpo.method.protocol import Method, Protocol
 from mgpo.method.question import Question
@@ -191,9 +191,8 @@ class GroundingEnv(vf.Env[GroundingEnvConfig]):
         question, settings = task.asked, task.config
         protocol = task.protocol(agents.agent.ctx.model)
         limits = TurnLimits(settings.grounding_tokens, settings.answer_tokens)
-        photographs = await asyncio.to_thread(self._photographs.of, question)
-        episode = Episode(question, photographs, protocol)
-        turn = await asyncio.to_thread(episode.opening)
+        episode = await asyncio.to_thread(self._photographs.begin, question, protocol)
+        turn: UserTurn | None = episode.user_turns[0]
         async with agents.agent.interaction(task) as exchange:
             while turn is not None:
                 exchange.trace.state.max_tokens = limit_of(protocol, len(episode.model_turns) + 1, limits)
