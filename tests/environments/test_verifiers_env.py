@@ -217,7 +217,7 @@ def test_verifiers_command_line_finds_it(rows, tmp_path):
                    "--env.taskset.data", "mine.jsonl", "--env.taskset.task.coordinates", "absolute", "--model", "tiny",
                    "--client.base-url", url, "--client.api-key-var", "NO_SUCH_KEY", "--no-push", "--no-rich",
                    "--output-dir", "out", "--sampling.temperature", "0"]  # fmt: skip
-        done = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=280)
     (file,) = (tmp_path / "out").rglob("traces.jsonl")
     episodes = [json.loads(line) for line in file.read_text().splitlines()]
     assert done.returncode == 0 and len(episodes) == 2, done.stderr[-2000:]
