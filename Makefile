@@ -5,7 +5,7 @@ VENV := .venv
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=68719476736
 RUN := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(KEEP_MEMORY) $(VENV)/bin/python
 
-.PHONY: setup demo test test-fast coverage test-slow test-lmms test-vllm reproduce-tiny sweep-tiny lint clean
+.PHONY: setup demo test test-fast coverage test-slow test-lmms test-verifiers test-vllm reproduce-tiny sweep-tiny lint clean
 
 setup: $(VENV)/.ready
 
@@ -49,6 +49,17 @@ $(LMMS)/.ready: pyproject.toml constraints.txt
 test-lmms: $(LMMS)/.ready
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LMMS)/bin/python -m pytest tests/lmms
 
+# verifiers needs openai 2 and brings 45 packages, so its tests have a Python of their own.
+VERIFIERS := .venv-verifiers
+$(VERIFIERS)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VERIFIERS)
+	$(VERIFIERS)/bin/python -m pip install -q -c constraints.txt torch
+	$(VERIFIERS)/bin/python -m pip install -q -c constraints.txt -e ".[dev,verifiers]"
+	touch $@
+
+test-verifiers: $(VERIFIERS)/.ready
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VERIFIERS)/bin/python -m pytest tests/environments
+
 # vLLM's CPU build, beside CPU torch. vLLM imports torchvision; only tests/policies_vllm/startup/sitecustomize.py makes that import work.
 VLLM := .venv-vllm
 $(VLLM)/.ready: pyproject.toml constraints.txt
@@ -74,9 +85,9 @@ sweep-tiny: setup
 	$(RUN) -m mgpo sweep --out runs/sweep-tiny
 
 lint: setup
-	$(VENV)/bin/python -m ruff check src tests benchmarks && $(VENV)/bin/python -m ruff format --check src tests benchmarks
+	$(VENV)/bin/python -m ruff check src tests benchmarks examples && $(VENV)/bin/python -m ruff format --check src tests benchmarks examples
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python -m mypy
 
 clean:
-	rm -rf $(VENV) $(LMMS) $(VLLM) runs build .pytest_cache
+	rm -rf $(VENV) $(LMMS) $(VERIFIERS) $(VLLM) runs build .pytest_cache

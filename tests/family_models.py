@@ -231,9 +231,13 @@ MORE = {"idefics3": {"scale_factor": 2}, "smolvlm": {"scale_factor": 2}} | {
 }
 
 
-def make(model_type: str, folder, **settings):
-    """Write a checkpoint of a family, with the stop tokens of its generation settings, and `settings` as a run keeps them."""
-    text, vision, template = (FAMILY_MODELS | TILES)[model_type]
+def make(model_type: str, folder, template: str | None = None, **settings):
+    """Write a checkpoint of a family, with the stop tokens of its generation settings, and `settings` as a run keeps them.
+
+    A `template` takes the place of the short one of these tests.
+    """
+    text, vision, own_template = (FAMILY_MODELS | TILES)[model_type]
+    template = template or own_template
     tokenizer = _tokenizer(model_type)
     per_image = SimpleNamespace(
         image_seq_length=4,

@@ -30,6 +30,8 @@ NOT_HERE = {
     "pip install": "installs",
     "python3 -m venv": "makes an environment",
     "python -m lmms_eval": "lmms-eval has an environment of its own: make test-lmms",
+    "vf-eval": "verifiers has an environment of its own: make test-verifiers",
+    "python examples/": "runs in tests/test_examples.py and tests/environments/test_verifiers_env.py",
     "vllm serve": "vLLM has an environment of its own: make test-vllm",
     "VLLM_SERVER_DEV_MODE=1 vllm serve": "as above",
     "curl": "runs against a server in tests/test_serving_docs.py",

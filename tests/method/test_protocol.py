@@ -222,3 +222,22 @@ def test_adaptive_may_answer_at_once_or_look_first():
     assert looks.reply("\\boxed{B}") is None and looks.end is End.ANSWERED
     with pytest.raises(ValueError, match="max_turns of at least 2"):
         Protocol(Method.ADAPTIVE, max_turns=1)
+
+
+@pytest.mark.parametrize(
+    ("form", "names"), [(BoxForm(), "x1, y1, x2, y2"), (BoxForm.parse("absolute yxyx box_2d"), "y1, x1, y2, x2")]
+)
+def test_a_model_with_a_tool_is_asked_to_call_it(form, names):
+    """Box and answer are asked for as without the tool; JSON is not asked for in any turn."""
+    run = episode(method=Method.ADAPTIVE, max_turns=3, tool="zoom", box=BoxRules(form=form))
+    said = run.user_turns[0].text
+    assert f"call zoom with the box of the region ({names}, in pixels of this image)" in said and "A. Hotel" in said
+    more = run.reply(form.written((28, 28, 84, 84), (SHOWN, SHOWN), "sign")).text
+    assert more.startswith(SHOW_CROP) and "call zoom again with its box" in more
+    last = run.reply("no box").text
+    assert last.startswith(SHOW_AGAIN) and "zoom" not in last and "JSON" not in said + more + last
+
+
+def test_only_adaptive_has_a_tool():
+    with pytest.raises(ValueError, match="decides by itself whether to look again: set method to adaptive, not mgpo"):
+        Protocol(tool="zoom")

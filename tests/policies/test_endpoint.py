@@ -1,19 +1,13 @@
 """The two turns through an OpenAI-compatible server: the same answers as in this process."""
 
-import base64
-import io
-import threading
-
 import pytest
-from PIL import Image
 
 pytest.importorskip("openai")
-fastapi = pytest.importorskip("fastapi")
-import uvicorn  # noqa: E402
+pytest.importorskip("fastapi")
+from plain_chat import chat_app, serving  # noqa: E402
 
 from mgpo.asking.grounded import GroundedVQA  # noqa: E402
 from mgpo.asking.settings import load_policy  # noqa: E402
-from mgpo.method.episode import UserTurn  # noqa: E402
 from mgpo.method.protocol import Protocol  # noqa: E402
 from mgpo.policies.endpoint import EndpointPolicy  # noqa: E402
 from mgpo.policies.local import LocalPolicy  # noqa: E402
@@ -26,43 +20,8 @@ def plain_server(random_tiny):
     """A model behind plain chat completions, as `vllm serve` is: it knows nothing of turns or boxes."""
     policy, seen = LocalPolicy.load(str(random_tiny)), []
     policy.set_budget(BUDGET)
-    app = fastapi.FastAPI()
-
-    @app.post("/v1/chat/completions")
-    def chat(body: dict):
-        if body["model"] != "tiny":
-            raise fastapi.HTTPException(404, "no such model")
-        seen.append(body)
-        conversation = None
-        for said in body["messages"]:
-            if said["role"] == "assistant":
-                ids = policy.tokens.tokenizer(said["content"], add_special_tokens=False)["input_ids"]
-                conversation.ids += [*ids, policy.tokens.turn_end_id]
-                continue
-            *_, text = said["content"]
-            files = [base64.b64decode(p["image_url"]["url"].split(",")[1]) for p in said["content"] if "image_url" in p]
-            images = tuple(Image.open(io.BytesIO(data)).convert("RGB") for data in files)
-            turn = UserTurn(text["text"].removeprefix("\n") if len(images) > 1 else text["text"], images)
-            if conversation is None:
-                conversation = policy.open(turn)
-            else:
-                conversation.ids += policy.tokens.reply(turn, closed=True)
-                conversation.images.append(turn.image)
-        (out,) = policy.say([conversation], body["max_tokens"], body["temperature"])
-        reason = "length" if out.truncated else "stop"
-        message = {"role": "assistant", "content": out.text}
-        return {"id": "1", "object": "chat.completion", "created": 0, "model": "tiny",
-                "choices": [{"index": 0, "message": message, "finish_reason": reason}]}  # fmt: skip
-
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        pass
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}/v1", seen
-    server.should_exit = True
-    thread.join(10)
+    with serving(chat_app(policy, seen)) as url:
+        yield url, seen
 
 
 def test_the_first_turn_is_the_one_in_process_and_the_second_follows(plain_server, random_tiny, rows):

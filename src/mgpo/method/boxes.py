@@ -83,9 +83,13 @@ class BoxForm:
         """The JSON that the prompt asks for where the box must name its image."""
         return self._example(f'"{IMAGE_KEY}": number, ')
 
+    @property
+    def names(self) -> str:
+        """The names of the four numbers, in the family's order."""
+        return ("x1, y1, x2, y2", "y1, x1, y2, x2")[self.order is BoxOrder.YXYX]
+
     def _example(self, image: str) -> str:
-        names = ("x1, y1, x2, y2", "y1, x1, y2, x2")[self.order is BoxOrder.YXYX]
-        return f'```json\n[{{{image}"{self.key}": [{names}], "label": "what is there"}}]\n```'
+        return f'```json\n[{{{image}"{self.key}": [{self.names}], "label": "what is there"}}]\n```'
 
     def to_input(self, numbers: list[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
         """Four numbers as the model wrote them, as (x1, y1, x2, y2) in pixels of the image of this `size`."""

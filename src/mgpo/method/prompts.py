@@ -24,6 +24,8 @@ ASK_MORE_OR_LAST = (
     "If you need to see another region first, reply with its box in the same JSON form. Leave out the image's number for a "
     "region of the image shown last. Otherwise answer now. "
 )
+NO_MORE = "No further region can be shown. Answer now. "
+"""What a tool returns when the model has no turn left in which it could look again."""
 ASK_LETTER = "Think about what you see, then put the letter of your answer in \\boxed{}."
 ASK_TEXT = "Think about what you see, then put your answer in \\boxed{}."
 
@@ -51,7 +53,8 @@ def opening_text(question: Question, protocol: Protocol) -> str:
     if protocol.method is Method.GRPO:
         return asked(question) + "\n" + ask_region_and_answer(form, several) + ask_answer(question)
     if protocol.method is Method.ADAPTIVE:
-        return asked(question) + "\n" + ask_region_if_needed(form, several) + ask_answer(question)
+        need = ask_to_call(protocol.tool, form, several) if protocol.tool else ask_region_if_needed(form, several)
+        return asked(question) + "\n" + need + ask_answer(question)
     return asked(question) + "\n" + ask_answer(question)
 
 
@@ -91,6 +94,26 @@ def ask_region_if_needed(form: BoxForm, several: bool = False) -> str:
     )
 
 
+def ask_to_call(tool: str, form: BoxForm, several: bool = False) -> str:
+    """The request for a call of the tool or an answer."""
+    unit, box = UNIT[form.coordinates], f"the box of the region ({form.names}"
+    if several:
+        return (
+            f"If you need to see a region of one of these images close up first, call {tool} with the number of the image and "
+            f"{box}, {unit} that image). Otherwise answer now. "
+        )
+    return f"If you need to see a region of this image close up first, call {tool} with {box}, {unit} this image). Otherwise answer now. "
+
+
+def ask_more(protocol: Protocol, several: bool) -> str:
+    """The offer of a further region; `several`: the question shows several images."""
+    latest = several and protocol.crop_frame is CropFrame.LATEST
+    if protocol.tool is None:
+        return ASK_MORE_OR_LAST if latest else ASK_MORE
+    last = "Leave out the image's number for a region of the image shown last. " if latest else ""
+    return f"If you need to see another region first, call {protocol.tool} again with its box. {last}Otherwise answer now. "
+
+
 def _numbered_box(form: BoxForm) -> str:
     unit = UNIT[form.coordinates]
     return f"the number of the image and the box of the region, {unit} that image, as JSON:\n{form.numbered_example}"
@@ -117,8 +140,7 @@ def again_intro(question: Question, image_number: int) -> str:
 
 def reply_text(question: Question, protocol: Protocol, intro: str, final: bool) -> str:
     """Text of a later user turn; the model may name a further region unless its next turn is the `final` one."""
-    several = len(question.images) > 1 and protocol.crop_frame is CropFrame.LATEST
-    more = "" if final else ASK_MORE_OR_LAST if several else ASK_MORE
+    more = "" if final else ask_more(protocol, len(question.images) > 1)
     return intro + "\n" + asked(question) + "\n" + more + ask_answer(question)
 
 

@@ -49,6 +49,7 @@ class Protocol:
         crop_frame: which image a further box refers to, with K > 2.
         box: when a box is valid and how it is written.
         budget: pixel budget of every image shown.
+        tool: name of the tool by which the model names a region, for `adaptive`; if None, it writes the box as JSON.
     """
 
     method: Method = Method.MGPO
@@ -56,8 +57,14 @@ class Protocol:
     crop_frame: CropFrame = CropFrame.LATEST
     box: BoxRules = BoxRules()
     budget: PixelBudget = PixelBudget()
+    tool: str | None = None
 
     def __post_init__(self) -> None:
+        if self.tool is not None and self.method is not Method.ADAPTIVE:
+            raise ValueError(
+                f"A model that may call the tool {self.tool!r} decides by itself whether to look again: set method to "
+                f"{Method.ADAPTIVE}, not {self.method}."
+            )
         if self.looks_again and self.max_turns < 2:
             raise ValueError(
                 f"MGPO needs max_turns of at least 2 (one to ground, one to answer), not {self.max_turns}."

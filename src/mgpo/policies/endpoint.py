@@ -54,11 +54,11 @@ class EndpointPolicy:
 
     def open(self, turn: UserTurn) -> list[dict[str, Any]]:
         """Messages of a conversation that consists of one user turn."""
-        return [_message(turn)]
+        return [user_message(turn)]
 
     def follow(self, conversation: list[dict[str, Any]], said: Said, turn: UserTurn) -> None:
         """Append what the model said and the next user turn."""
-        conversation += [{"role": "assistant", "content": said.text}, _message(turn)]
+        conversation += [{"role": "assistant", "content": said.text}, user_message(turn)]
 
     def write(self, text: str) -> Said:
         """A turn with this text, as if the model had said it."""
@@ -87,7 +87,8 @@ class EndpointPolicy:
         return Said([], choice.message.content or "", choice.finish_reason == "length")
 
 
-def _message(turn: UserTurn) -> dict[str, Any]:
+def user_message(turn: UserTurn) -> dict[str, Any]:
+    """A user turn in OpenAI's format, its images as PNG."""
     parts: list[dict[str, Any]] = [
         {"type": "text", "text": part}
         if isinstance(part, str)

@@ -1,0 +1,1 @@
+"""The turn protocol as an environment of other people's trainers."""
