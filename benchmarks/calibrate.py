@@ -163,7 +163,9 @@ def _point(row: dict[str, Any]) -> Point:
 
 def passed_on(size: Size, work: Work, width: int) -> float:
     """Bytes that norms, rotations and activations pass on in a forward pass, in units of what a layer holds of a token at once."""
-    return work.tokens * size.layers * layer_bytes(size, width) + tower_bytes(size, work.patches / 4, width, True, False)
+    return work.tokens * size.layers * layer_bytes(size, width) + tower_bytes(
+        size, work.patches / 4, width, True, False
+    )
 
 
 @cache

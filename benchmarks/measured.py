@@ -60,7 +60,7 @@ HELD_OUT = (
     _shape(DEEP, 200, 256, 2, 4, frozen=False),
     _shape(WIDE, 256, 400, 1, 8),
     _shape(WIDE, 256, 400, 1, 8, frozen=False),
-    _shape(LARGE, 150, 200, 1, 8),
+    _shape(LARGE, 100, 150, 1, 4),
 )
 """More pixels; more rollouts; deep with other pixels and a trained tower; and two larger models."""
 
@@ -155,7 +155,11 @@ def main() -> None:
             points.append(process.submit(measure, shape, args.steps, shape in HELD_OUT).result())
         args.out.write_text(json.dumps(points, indent=1) + "\n")
         spent = points[-1]["seconds"]
-        print(points[-1]["name"], {name: round(spent[name], 2) for name in (*PHASES, "optimizer", "host", "step")}, flush=True)
+        print(
+            points[-1]["name"],
+            {name: round(spent[name], 2) for name in (*PHASES, "optimizer", "host", "step")},
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -35,7 +35,9 @@ from mgpo.planning.sizes import SIZES, known_size
 from mgpo.policies.families import family_of_name
 
 
-def episode_of(visual: int, turns: int, overview: float | None = None, limits: tuple[int, int] = (256, 1024)) -> Episode:
+def episode_of(
+    visual: int, turns: int, overview: float | None = None, limits: tuple[int, int] = (256, 1024)
+) -> Episode:
     """The paper's episodes with other pixels or turns: each further turn names a region and shows it.
 
     Args:
@@ -46,7 +48,11 @@ def episode_of(visual: int, turns: int, overview: float | None = None, limits: t
     said = (*(min(box, limits[0]),) * (turns - 1), min(answer, limits[1]))
     longest = (*(limits[0],) * (turns - 1), limits[1])
     return replace(
-        PAPER, overview=min(visual, overview or visual), crop=min(visual, max(256, visual / 2)), said=said, longest=longest
+        PAPER,
+        overview=min(visual, overview or visual),
+        crop=min(visual, max(256, visual / 2)),
+        said=said,
+        longest=longest,
     )
 
 
@@ -85,6 +91,8 @@ def memory(run: Run, cluster: Cluster) -> Estimate:
     """The memory of a run on each GPU, by the estimate of `mgpo validate`, with the longest episodes that the limits allow."""
     size, sharded = SIZES[run.model], run.sharded and cluster.gpus > 1
     data = DataArguments(model_name_or_path=f"Qwen/{run.model}-Instruct", dtype=run.dtype, use_peft=bool(run.adapter))
+    if run.adapter:
+        data.lora_r = round(run.adapter / size.adapter_parameters(1, data.lora_target_modules))
     parts = max(1, round(run.questions * run.rollouts / cluster.gpus / run.batch))
     limits = run.episode.longest
     with warnings.catch_warnings():
@@ -100,7 +108,9 @@ def memory(run: Run, cluster: Cluster) -> Estimate:
     config.vllm_gpu_memory_utilization, config.vllm_tensor_parallel_size = run.engine or 0.3, run.parallel
     family = family_of_name(data.model_name_or_path)
     protocol = config.protocol(PixelBudget.usual(28), family.form if family else None)
-    return estimate(size, data, config, config.episode_parts(protocol), protocol.budget.max_tokens, cluster.gpus, sharded)
+    return estimate(
+        size, data, config, config.episode_parts(protocol), protocol.budget.max_tokens, cluster.gpus, sharded
+    )
 
 
 def overviews(name: str, budget: PixelBudget) -> tuple[int, float]:
@@ -137,9 +147,7 @@ def report(run: Run, cluster: Cluster, questions: int) -> dict[str, Any]:
         "memory_fits": held.needed / GIB <= USABLE.get(cluster.gpu.gb, cluster.gpu.gb),
         "gpu_hours": hours,
         "gpu_hours_by_published_steps": [hours * low, hours * high],
-        "published_over_simulated": {
-            f"{row.model}, {row.cluster}, batch {row.batch}": row.ratio for row in PUBLISHED
-        },
+        "published_over_simulated": {f"{row.model}, {row.cluster}, batch {row.batch}": row.ratio for row in PUBLISHED},
         "assumed": asdict(assumed) | {"episode": asdict(run.episode), "gpu": asdict(cluster.gpu)},
         "fitted_on_cpu": asdict(calibrated()),
         "held_out_error": {name: statistics.mean(map(abs, misses[name])) for name in (*STEP, "step")},
@@ -177,8 +185,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cluster", default="4x8xH100", help="machines x GPUs x name")
     parser.add_argument("--data", help="a data set as mgpo train takes it; the paper's 21,690 questions unless given")
     parser.add_argument("--json", action="store_true", help="print numbers instead of sentences")
-    for name, kind in (("model", str), ("questions", int), ("rollouts", int), ("batch", int), ("steps", int), ("parallel", int)):
-        parser.add_argument(f"--{name}", type=kind, help="instead of the recipe's" if name != "parallel" else "GPUs of a vLLM engine")
+    for name, kind in (
+        ("model", str),
+        ("questions", int),
+        ("rollouts", int),
+        ("batch", int),
+        ("steps", int),
+        ("parallel", int),
+    ):
+        parser.add_argument(
+            f"--{name}", type=kind, help="instead of the recipe's" if name != "parallel" else "GPUs of a vLLM engine"
+        )
     parser.add_argument("--visual", type=int, help="visual tokens of an image at most, instead of the recipe's")
     parser.add_argument("--turns", type=int, help="the model's turns, instead of the recipe's")
     args = parser.parse_args(arguments)
@@ -186,8 +203,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cluster = Cluster.read(args.cluster)
         run = run_of(written(args.recipe), cluster.gpus) if args.recipe else Run()
         given = {name: getattr(args, name) for name in ("model", "questions", "rollouts", "batch", "steps", "parallel")}
-        if given["model"] and given["model"] not in SIZES or not (given["model"] or "Qwen2.5-VL").startswith("Qwen2.5-VL"):
-            raise ValueError(f"--model {given['model']}: only {', '.join(n for n in SIZES if 'Qwen2.5-VL' in n)} are simulated.")
+        if (
+            given["model"]
+            and given["model"] not in SIZES
+            or not (given["model"] or "Qwen2.5-VL").startswith("Qwen2.5-VL")
+        ):
+            raise ValueError(
+                f"--model {given['model']}: only {', '.join(n for n in SIZES if 'Qwen2.5-VL' in n)} are simulated."
+            )
         run = replace(run, **{name: value for name, value in given.items() if value is not None})
         visual, turns = args.visual or run.visual, args.turns or len(run.episode.said)
         size, overview = 21_690, None

@@ -227,9 +227,7 @@ def _passes(run: Run, cluster: Cluster, assumed: Assumed) -> dict[str, Need]:
 
 
 def _need(times: float, operations: Operations, between: float, read: float, layers: float, network: float) -> Need:
-    return Need(
-        _times(operations, times), times * between, times * read, times * layers, network=times * network
-    )
+    return Need(_times(operations, times), times * between, times * read, times * layers, network=times * network)
 
 
 def _sharded(run: Run, cluster: Cluster, held: float, assumed: Assumed) -> float:
@@ -244,7 +242,9 @@ def _after(run: Run, cluster: Cluster, assumed: Assumed) -> dict[str, Need]:
     sharded = run.sharded and cluster.gpus > 1
     summed = 0.0 if sharded or cluster.gpus == 1 else 2 * exchange(cluster, 4 * trained, assumed)
     found = {
-        "optimizer": Need(read=run.updates * ADAMW * trained / (cluster.gpus if sharded else 1), network=run.updates * summed)
+        "optimizer": Need(
+            read=run.updates * ADAMW * trained / (cluster.gpus if sharded else 1), network=run.updates * summed
+        )
     }
     if run.engine is not None:
         found["push"] = Need(read=4 * size.parameters, network=_sharded(run, cluster, 2 * size.parameters, assumed))

@@ -96,14 +96,16 @@ def prefilled(config: Any, episode: Episode, rollouts: int) -> Work:
 def sampled(episode: Episode, rollouts: int) -> Work:
     """All turns of a question's rollouts, token by token."""
     turns = episode.turns
-    return sum(
-        (flops.continued(episode.prompt - 1 + t.start, len(t), range(len(t))) * rollouts for t in turns), Work()
-    )
+    return sum((flops.continued(episode.prompt - 1 + t.start, len(t), range(len(t))) * rollouts for t in turns), Work())
 
 
 def updated(config: Any, episode: Episode, rollouts: int, prompts: int, frozen: bool, shared: bool = True) -> Work:
     """One pass over rollouts; with `shared`, over so many prompts once, and only what the model said is scored."""
-    seen = Work() if frozen else image(config, episode.crop) * round(rollouts * episode.new_crops * (len(episode.said) - 1))
+    seen = (
+        Work()
+        if frozen
+        else image(config, episode.crop) * round(rollouts * episode.new_crops * (len(episode.said) - 1))
+    )
     shown = prompts if shared else rollouts
     seen += Work() if frozen else image(config, episode.overview) * shown
     if not shared:

@@ -82,11 +82,14 @@ def test_weights_read_for_a_token_are_the_model_s_linear_weights():
 
 @pytest.mark.parametrize("model", ["Qwen2.5-VL-7B", "Qwen2.5-VL-72B"])
 @pytest.mark.parametrize("name", ["H100", "A100", "H200"])
-def test_more_gpus_are_never_slower_and_never_cheaper_than_free(model, name):
+def test_more_gpus_are_never_slower_and_never_cheaper(model, name):
     """At fixed work, on machines of eight."""
     times = [step(Run(model, parallel=8), Cluster(nodes, 8, name)).seconds for nodes in (1, 2, 4, 8, 16, 64)]
     assert times == sorted(times, reverse=True)
-    assert all(slow / quick <= 4.001 for slow, quick in zip(times, times[1:])), "not faster than by as many GPUs as were added"
+    hours = [nodes * spent for nodes, spent in zip((1, 2, 4, 8, 16, 64), times)]
+    assert all(more >= 0.98 * less for less, more in zip(hours, hours[1:])), (
+        "not faster than by as many GPUs as were added"
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,7 +139,9 @@ def test_a_phase_takes_the_longest_of_its_parts():
     assert seconds(need, cpu, factors) == pytest.approx({"compute": 1.0, "memory": 0.4, "network": 0.5, "calls": 0.1})
     assert whole(seconds(need, cpu, factors), cpu) == pytest.approx(1.1), "a CPU does nothing else during its calls"
     assert whole(seconds(need, gpu, factors), gpu) == pytest.approx(1.0)
-    assert 1e10 < machine().rate < 1e12 and 1e9 < machine().bandwidth < 1e12, "operations and bytes per second of a core"
+    assert 1e10 < machine().rate < 1e12 and 1e9 < machine().bandwidth < 1e12, (
+        "operations and bytes per second of a core"
+    )
 
 
 def test_vllm_runs_as_many_rollouts_as_its_share_has_caches_for():
@@ -156,7 +161,9 @@ def test_a_recipe_s_run_needs_the_memory_that_validate_prints(path):
     cluster = Cluster(max(1, gpus // 8), min(8, gpus), "H100")
     run = scale.run_of(yaml.safe_load(text), gpus)
     (line,) = (line for line in validate_recipe(path, ["--num_gpus", str(gpus)]) if "on each GPU at once" in line)
-    assert scale.memory(run, cluster).needed / GIB == pytest.approx(float(re.search(r"have ([\d.]+) GiB", line).group(1)), abs=0.1)
+    assert scale.memory(run, cluster).needed / GIB == pytest.approx(
+        float(re.search(r"have ([\d.]+) GiB", line).group(1)), abs=0.1
+    )
     assert step(run, cluster).seconds > 0
 
 
@@ -171,7 +178,13 @@ def test_the_paper_s_run_is_printed_with_what_is_assumed(capsys):
     scale.main([])
     said = capsys.readouterr().out
     assert "Qwen2.5-VL-7B on 4x8xH100: 512 questions x 8 rollouts per step, 80 steps (1.9 epochs)" in said
-    for part in ("bottleneck: update_backward", "GPU hours simulated (a lower bound)", "was measured on a GPU", "peak: 0.7", "held-out"):
+    for part in (
+        "bottleneck: update_backward",
+        "GPU hours simulated (a lower bound)",
+        "was measured on a GPU",
+        "peak: 0.7",
+        "held-out",
+    ):
         assert part in said
     scale.main(["--json", "--model", "Qwen2.5-VL-3B", "--cluster", "2x8xA100", "--turns", "3", "--visual", "640"])
     told = json.loads(capsys.readouterr().out)

@@ -174,7 +174,9 @@ def test_the_last_layer_saves_less_of_tokens_that_are_not_scored_at_least_what_i
     assert 0 < estimated_less == 480 * MLP_BYTES * size.inner
     assert estimated_less <= less <= 2 * estimated_less, "what is estimated to be saved is saved"
     assert activations(size, few, 2, False, False) == activations(size, work, 2, False, False), "not on TRL's own path"
-    assert activations(size, few, 2, True, True) == activations(size, work, 2, True, True), "one layer at a time: any other"
+    assert activations(size, few, 2, True, True) == activations(size, work, 2, True, True), (
+        "one layer at a time: any other"
+    )
 
 
 def test_a_shared_prompt_counts_once_for_its_rollouts():
@@ -182,7 +184,9 @@ def test_a_shared_prompt_counts_once_for_its_rollouts():
     own = 50 + 100 + 642 + 200
     assert shared.tokens == 742 + 8 * own and shared.images == 1 + 8
     assert plain.tokens == plain.attended == shared.attended - 742 == 8 * (742 + own) and plain.images == 16
-    assert shared.scored == 8 * (50 + 200) and plain.scored == 8 * own, "sampled tokens alone; TRL's path also scores the crop"
+    assert shared.scored == 8 * (50 + 200) and plain.scored == 8 * own, (
+        "sampled tokens alone; TRL's path also scores the crop"
+    )
     mixed = pass_of(config(per_device_train_batch_size=12, steps_per_generation=2), PARTS, True)
     assert mixed.tokens == 3 * 742 + 12 * own, "12 rollouts can be of three questions: TRL shuffles groups of four"
 
