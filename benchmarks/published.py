@@ -33,16 +33,7 @@ class Published:
         tokens = self.throughput * self.seconds * Cluster.read(self.cluster).gpus / (512 * 5)
         said = tokens - 334 - 70
         episode = Episode(question=70, overview=334, reply=0, crop=0, said=(said,), longest=(2048,))
-        return Run(
-            self.model,
-            episode,
-            rollouts=5,
-            batch=self.batch,
-            shared=False,
-            engine=0.6,
-            parallel=self.parallel,
-            scoring=2,
-        )
+        return Run(self.model, episode, rollouts=5, batch=self.batch, shared=False, engine=0.6, parallel=self.parallel)
 
     @property
     def ratio(self) -> float:

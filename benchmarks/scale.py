@@ -79,7 +79,7 @@ def run_of(recipe: dict[str, Any], gpus: int, overview: float | None = None) -> 
         adapter = SIZES[model].adapter_parameters(recipe.get("lora_r", 16), targets)
     return Run(
         model, episode_of(visual, recipe.get("max_turns", 2), overview, limits), batch * parts * gpus // rollouts, rollouts, updates, batch,
-        scoring=int(updates > 1 or vllm) + bool(recipe.get("beta")), adapter=adapter,
+        old=updates > 1 or vllm, reference=bool(recipe.get("beta")), adapter=adapter,
         frozen=bool(recipe.get("freeze_vision_tower")), checkpointing=bool(recipe.get("gradient_checkpointing")),
         sharded=not adapter, engine=recipe.get("vllm_gpu_memory_utilization", 0.3) if vllm else None,
         parallel=recipe.get("vllm_tensor_parallel_size", 1), steps=recipe.get("max_steps", 80) // updates,
@@ -98,7 +98,7 @@ def memory(run: Run, cluster: Cluster) -> Estimate:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # transformers renames fields that its own defaults still use
         config = MGPOConfig(
-            use_cpu=True, optim=run.optim, beta=0.01 if run.scoring > 1 else 0.0, num_generations=run.rollouts, max_turns=len(limits),
+            use_cpu=True, optim=run.optim, beta=0.01 if run.reference else 0.0, num_generations=run.rollouts, max_turns=len(limits),
             per_device_train_batch_size=run.batch, gradient_checkpointing=run.checkpointing, freeze_vision_tower=run.frozen,
             max_pixels=run.visual * 784, min_pixels=min(256, run.visual) * 784, max_grounding_tokens=limits[0], max_answer_tokens=limits[-1],
             generation_batch_size=run.batch * run.rollouts,

@@ -64,7 +64,7 @@ class Run:
         visual: visual tokens of an image at most.
         updates: of the weights for each generation.
         batch: rollouts of a pass on one GPU (`per_device_train_batch_size`).
-        scoring: passes that only compute log-probabilities: old ones, and those of the reference model.
+        old, reference: whether old log-probabilities are computed, and those of a reference model (a KL term).
         adapter: weights that are trained, if not all are.
         steps: generations of the whole run.
         dtype, optim: of the weights, and the optimizer; they decide memory, not time.
@@ -79,7 +79,8 @@ class Run:
     rollouts: int = 8
     updates: int = 4
     batch: int = 4
-    scoring: int = 2
+    old: bool = True
+    reference: bool = True
     adapter: float = 0
     frozen: bool = False
     checkpointing: bool = True
@@ -210,7 +211,7 @@ def _passes(run: Run, cluster: Cluster, assumed: Assumed) -> dict[str, Need]:
     passes = max(float(run.updates), rollouts / each)
     frozen = run.frozen or bool(run.adapter)
     scores = updated(config, run.episode, each, prompts, frozen, run.shared)
-    learning = passes * (1 if run.scoring > 1 else 1 - run.silent)
+    learning = passes * (1 if run.reference else 1 - run.silent)
     weights, sent = 2 * size.parameters, _sharded(run, cluster, 2 * size.parameters, assumed)
     forward, backward, between = ahead(config, scores), back(config, scores, frozen), passed_on(size, scores, 2)
     again = run.checkpointing
@@ -221,8 +222,8 @@ def _passes(run: Run, cluster: Cluster, assumed: Assumed) -> dict[str, Need]:
             (2 + again) * size.layers, 2 * sent,
         ),
     }  # fmt: skip
-    if run.scoring:
-        found = {"scoring": _need(run.scoring * passes, forward, between, weights, size.layers, sent)} | found
+    if scoring := run.old + run.reference:
+        found = {"scoring": _need(scoring * passes, forward, between, weights, size.layers, sent)} | found
     return found
 
 

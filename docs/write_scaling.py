@@ -97,8 +97,8 @@ def growth():
         **{f"{t} turns": (replace(base, episode=episode_of(1280, t)), H100) for t in (3, 4)},
         "prompts not shared in the update": (replace(base, shared=False), H100),
         "whole groups in a pass (batch 8)": (replace(base, batch=8), H100),
-        "no reference model, one update": (replace(base, scoring=1, updates=1), H100),
-        "half of the questions silent, no reference model": (replace(base, scoring=1, updates=1, silent=0.5), H100),
+        "no reference model, one update": (replace(base, reference=False, updates=1), H100),
+        "half of the questions silent, no reference model": (replace(base, reference=False, updates=1, silent=0.5), H100),
         "tower frozen": (replace(base, frozen=True), H100),
         **{f"{8 * n} GPUs": (base, Cluster(n, 8, "H100")) for n in (1, 2, 8)},
     }  # fmt: skip

@@ -97,11 +97,11 @@ def test_more_gpus_are_never_slower_and_never_cheaper(model, name):
     [
         (Run(rollouts=4), Run()),
         (Run(questions=128), Run()),
-        (Run(scoring=0), Run()),
+        (Run(old=False), Run()),
         (Run(checkpointing=False), Run()),
         (Run(frozen=True), Run()),
         (Run(), Run(shared=False)),
-        (Run(scoring=1, silent=0.5), Run(scoring=1)),
+        (Run(reference=False, silent=0.5), Run(reference=False)),
         (Run(batch=8), Run()),
         (Run("Qwen2.5-VL-3B"), Run()),
         (Run("Qwen2.5-VL-32B", parallel=8), Run("Qwen2.5-VL-72B", parallel=8)),
