@@ -40,6 +40,9 @@ class Work:
     def __add__(self, other: Work) -> Work:
         return Work(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
+    def __mul__(self, times: int) -> Work:
+        return Work(*(getattr(self, field.name) * times for field in fields(self)))
+
 
 def continued(past: int, new: int, scored: range | None = None) -> Work:
     """`new` tokens after `past` earlier ones, of which those in `scored` (counted from the first new one) are scored."""

@@ -31,19 +31,11 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from trl import GRPOTrainer
 
+from benchmarks.machines import PEAK
 from benchmarks.phases import Seconds, matmul_rate, needed, now
 from benchmarks.workload import ROLLOUTS, Shape, forget_images, make_rows, make_trainer, set_boxes
 from mgpo.images.imaging import PixelBudget
 from mgpo.policies.loading import TINY, load_model
-
-PEAK = (
-    ("B200", 2250e12), ("H200", 989e12), ("H100 PCIe", 756e12), ("H100 NVL", 835e12), ("H100", 989e12), ("A100", 312e12),
-    ("L40S", 362e12), ("L4", 121e12), ("A10", 125e12), ("RTX 4090", 165e12), ("RTX 3090", 71e12),
-)  # fmt: skip
-"""Dense bfloat16 operations per second with float32 sums, by a part of the name that CUDA gives; the first match counts.
-
-Source: NVIDIA's data sheets of each product (nvidia.com, "tensor core" rows), halved where a sheet states them with sparsity.
-"""
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,30 @@ ROLLOUTS = 8
 
 
 @dataclass(frozen=True)
+class Random:
+    """Widths and depths of a random Qwen2.5-VL: its language half, whose heads are a multiple of 16 wide, and its tower."""
+
+    hidden: int = 512
+    inner: int = 1536
+    layers: int = 8
+    heads: int = 8
+    key_value_heads: int = 2
+    tower: int = 384
+    tower_inner: int = 1024
+    depth: int = 6
+    whole: tuple[int, ...] = (2, 5)
+
+    @property
+    def head(self) -> int:
+        return self.hidden // self.heads
+
+
+@dataclass(frozen=True)
 class Shape:
-    """What is measured: a model, the size of its images, and how many questions a step has."""
+    """What is measured: a model, the size of its images, and how many questions a step has, each of so many rollouts.
+
+    `mgpo-tiny` is the shipped model; any other name has random weights of the shape `random`.
+    """
 
     name: str
     budget: PixelBudget
@@ -35,6 +57,8 @@ class Shape:
     questions: int
     frozen: bool
     silent: bool = False
+    rollouts: int = ROLLOUTS
+    random: Random = Random()
 
     @property
     def label(self) -> str:
@@ -51,19 +75,24 @@ SHAPES = (
 
 
 def build_model(shape: Shape) -> Any:
-    """The shipped model, or a random one of about 35 million parameters with its tokenizer."""
+    """The shipped model, or a random one with its tokenizer."""
     tiny = load_model(TINY, "float32", "cpu")
     if shape.name == "mgpo-tiny":
         return tiny
-    config = tiny.config.to_dict()
+    config, random = tiny.config.to_dict(), shape.random
     config["text_config"] |= {
-        "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8,
-        "num_key_value_heads": 2, "max_position_embeddings": 32_768, "layer_types": ["full_attention"] * 8,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [8, 12, 12]},
+        "hidden_size": random.hidden, "intermediate_size": random.inner, "num_hidden_layers": random.layers,
+        "num_attention_heads": random.heads, "num_key_value_heads": random.key_value_heads, "max_position_embeddings": 32_768,
+        "layer_types": ["full_attention"] * random.layers,
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 10_000.0,
+            "mrope_section": [random.head // 8, random.head * 3 // 16, random.head * 3 // 16],
+        },
     }  # fmt: skip
     config["vision_config"] |= {
-        "hidden_size": 384, "intermediate_size": 1024, "depth": 6, "num_heads": 6, "out_hidden_size": 512,
-        "fullatt_block_indexes": [2, 5], "window_size": 112,
+        "hidden_size": random.tower, "intermediate_size": random.tower_inner, "depth": random.depth,
+        "num_heads": random.tower // 64, "out_hidden_size": random.hidden,
+        "fullatt_block_indexes": list(random.whole), "window_size": 112,
     }  # fmt: skip
     torch.manual_seed(0)
     model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config))
@@ -82,7 +111,7 @@ def make_rows(shape: Shape, folder: Path) -> list[dict[str, Any]]:
         Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(file, quality=90)
         question = "Which letter is on the " + "very " * i + "small red sign?"
         rows.append({"image": str(file), "question": question, "choices": list("HKLN"), "answer": "A", "id": str(i)})
-    return [row for row in rows for _ in range(ROLLOUTS)]
+    return [row for row in rows for _ in range(shape.rollouts)]
 
 
 def varied(completion_ids: list, **_: Any) -> list[float]:
@@ -101,10 +130,11 @@ def make_trainer(
     """A trainer of the shape's model, or of a given one, that is ready for its first step."""
     processor = load_processor(TINY, shape.budget)
     settings: dict[str, Any] = dict(
-        output_dir=str(folder), per_device_train_batch_size=len(rows), num_generations=ROLLOUTS, max_steps=1000,
+        output_dir=str(folder), per_device_train_batch_size=len(rows), num_generations=shape.rollouts, max_steps=1000,
         learning_rate=1e-5, beta=0.0, loss_type="grpo", max_grounding_tokens=28, max_answer_tokens=12,
         max_reply_tokens=200, gradient_checkpointing=False, use_cpu=True, save_strategy="no", trajectories_every=0,
         disable_tqdm=True, freeze_vision_tower=shape.frozen, shared_prefix=shared, min_box_side=8, seed=0,
+        min_pixels=shape.budget.min_pixels, max_pixels=shape.budget.max_pixels,  # a random model has no budget of its own
         extra_reward_funcs=[f"benchmarks.workload.{'half_silent' if shape.silent else 'varied'}"], reward_weights=[0.0, 1.0],
     )  # fmt: skip
     args = MGPOConfig(**(settings | changes))

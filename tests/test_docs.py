@@ -35,6 +35,9 @@ NOT_HERE = {
     "vllm serve": "vLLM has an environment of its own: make test-vllm",
     "VLLM_SERVER_DEV_MODE=1 vllm serve": "as above",
     "curl": "runs against a server in tests/test_serving_docs.py",
+    "python -m benchmarks.scale": "runs in tests/benchmarks/test_scale.py",
+    "python -m benchmarks.calibrate": "as above",
+    "python -m benchmarks.measured": "takes ten minutes; tests/benchmarks/test_measured.py measures a point",
     "cat photo.jpg | mgpo ask": "runs in tests/test_serving_docs.py",
 }
 PARSED = ("mgpo serve", "--endpoint")

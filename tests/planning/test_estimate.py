@@ -17,6 +17,9 @@ from mgpo.planning.estimate import (
     FOUR_BITS,
     GIB,
     LIVE_WEIGHTS,
+    MLP_BYTES,
+    Pass,
+    activations,
     estimate,
     pass_of,
     saved_per_token,
@@ -24,6 +27,8 @@ from mgpo.planning.estimate import (
 )
 from mgpo.planning.sampling import layer_bytes
 from mgpo.planning.sizes import SIZES
+from mgpo.policies.shared.models import use_packed_attention
+from mgpo.policies.shared.packed import Packed, Part
 
 EVERYTHING = (
     r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|in_proj_qkv|in_proj_z|out_proj)"
@@ -137,12 +142,51 @@ def estimated(name="Qwen/Qwen3-VL-4B-Instruct", data=None, sharded=False, device
     return estimate(size, data, config(**changes), PARTS, 640, devices, sharded)
 
 
+def packed_bytes(size, scored):
+    """Bytes that the packed text model saves for the backward pass if so many of its 512 tokens are scored."""
+    config = config_of("Qwen2.5-VL-3B", size)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+    use_packed_attention(model)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage
+        return tensor
+
+    layout = Packed((Part(0, 384), Part(384, 512, (0, 384))), scored=torch.arange(512 - scored, 512))
+    hidden = torch.randn(1, 512, size.hidden, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.model.language_model(
+            inputs_embeds=hidden, position_ids=torch.arange(512).expand(3, 1, 512), attention_mask=layout.mask(model), use_cache=False
+        )  # fmt: skip
+    return sum(storage.nbytes() for storage in saved.values())
+
+
+def test_the_last_layer_saves_less_of_tokens_that_are_not_scored_at_least_what_is_estimated():
+    size = small("Qwen2.5-VL-3B", 2)
+    work = Pass(512, 512, 512, 1)
+    less = packed_bytes(size, 512) - packed_bytes(size, 32)
+    few = dataclasses.replace(work, scored=32)
+    estimated_less = activations(size, work, 2, False, True) - activations(size, few, 2, False, True)
+    assert 0 < estimated_less == 480 * MLP_BYTES * size.inner
+    assert estimated_less <= less <= 2 * estimated_less, "what is estimated to be saved is saved"
+    assert activations(size, few, 2, False, False) == activations(size, work, 2, False, False), "not on TRL's own path"
+    assert activations(size, few, 2, True, True) == activations(size, work, 2, True, True), (
+        "one layer at a time: any other"
+    )
+
+
 def test_a_shared_prompt_counts_once_for_its_rollouts():
     shared, plain = (pass_of(config(), PARTS, sharing) for sharing in (True, False))
     own = 50 + 100 + 642 + 200
     assert shared.tokens == 742 + 8 * own and shared.images == 1 + 8
     assert plain.tokens == plain.attended == shared.attended - 742 == 8 * (742 + own) and plain.images == 16
-    assert shared.scored == plain.scored == 8 * own
+    assert shared.scored == 8 * (50 + 200) and plain.scored == 8 * own, (
+        "sampled tokens alone; TRL's path also scores the crop"
+    )
     mixed = pass_of(config(per_device_train_batch_size=12, steps_per_generation=2), PARTS, True)
     assert mixed.tokens == 3 * 742 + 12 * own, "12 rollouts can be of three questions: TRL shuffles groups of four"
 
@@ -241,3 +285,13 @@ def test_each_further_image_is_encoded_and_held():
     """Of a shared prompt once for its rollouts; the crop of each rollout beside it."""
     shared, plain = (pass_of(config(max_images=3), PARTS, sharing) for sharing in (True, False))
     assert shared.images == 3 + 8 and plain.images == 8 * (3 + 1)
+
+
+def test_fewer_scored_tokens_take_less_of_an_update():
+    """Three turns: what is said between the first and the last is scored too."""
+    shared, plain = (estimated(shared_prefix=sharing).update["log-probabilities"] for sharing in (True, False))
+    assert shared < plain / 2
+    three = PARTS | {"turns in between": 200}
+    assert pass_of(config(max_turns=3), three, True).scored == 8 * (50 + 200 + 200)
+    direct = {"question": 100, "overview": 642, "answer": 200}
+    assert pass_of(config(method="direct"), direct, True).scored == 8 * 200

@@ -68,6 +68,7 @@ def test_cache_of_linear_attention_does_not_grow_with_the_conversation():
         ("Qwen/Qwen3.5-0.8B", "Qwen3.5-0.8B"),
         ("Qwen/Qwen3.5-4B-Base", "Qwen3.5-4B"),
         ("Qwen/Qwen2.5-VL-7B-Instruct", "Qwen2.5-VL-7B"),
+        ("Qwen/Qwen2.5-VL-72B-Instruct", "Qwen2.5-VL-72B"),
         ("Qwen/Qwen3-VL-30B-A3B-Instruct", None),
         ("Qwen/Qwen3.5-35B-A3B", None),
         ("Qwen/Qwen3-4B", None),

@@ -23,8 +23,10 @@ from mgpo.policies.shared.vision_cache import MEMORY_TOKENS
 GIB = 2**30
 FOUR_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 """Bits of a weight in 4 bits: a scale per 64 weights in 8 bits, and a float32 per 256 scales (arXiv 2305.14314, section 3)."""
-TILE = 4096 * 32_768
+TILE_TOKENS, TILE_WORDS = 4096, 32_768
 """Logits that TRL computes at a time: TOKEN_CHUNK_SIZE x _CHUNKED_LOGPROB_CHUNK_SIZE (trl/kernels/chunked_logprob.py)."""
+MLP_BYTES = 10
+"""What PyTorch saves of a token for the backward pass of SwiGLU, for each of the MLP's inner numbers."""
 LIVE_WEIGHTS, BUCKET = 1e9, 5e8
 """Weights that ZeRO-3 keeps gathered, and gradients that it reduces at a time, unless it is told otherwise (DeepSpeed's
 `stage3_max_live_parameters` and `reduce_bucket_size`)."""
@@ -85,7 +87,15 @@ def with_reserve(held: float) -> float:
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward and backward pass: tokens, keys that its parts attend to together, scored tokens, unique images."""
+    """One forward and backward pass.
+
+    Attributes:
+        tokens: unique tokens.
+        attended: keys that its parts attend to together.
+        scored: tokens whose log-probabilities are computed. With shared prompts they are those that were sampled, and all that the last
+            layer's MLP and the head see (`mgpo.policies.shared.last_layer`); TRL's own path scores all that follows the prompt.
+        images: unique images.
+    """
 
     tokens: int
     attended: int
@@ -119,7 +129,8 @@ def pass_of(config: MGPOConfig, parts: dict[str, int], shared: bool) -> Pass:
     if config.method != SFT and shared:  # TRL may put rollouts of several questions into a batch
         prompts = rollouts // gcd(rollouts, config.num_generations)
         tokens, images = prompts * prompt + rollouts * own, prompts * opening + rollouts * later
-        return Pass(tokens, prompts * prompt + rollouts * (prompt + own), rollouts * own, images)
+        said = own - parts.get("reply", 0) - parts.get("crop", 0)
+        return Pass(tokens, prompts * prompt + rollouts * (prompt + own), rollouts * said, images)
     tokens = rollouts * (prompt + own)
     return Pass(tokens, tokens, rollouts * own, rollouts * (opening + later))
 
@@ -134,15 +145,18 @@ def saved_per_token(size: Size, width: int) -> tuple[float, float]:
         width: bytes of a number of the hidden states: 4 with float32 weights, else 2.
     """
     norms_and_inputs = size.hidden * (2 * (4 + width) + 10)
-    mlp = 10 * size.inner
+    mlp = MLP_BYTES * size.inner
     gate = 6 * size.queries if size.gated else 0
     attention = 28 * size.queries + 18 * size.key_value + gate
     linear = LINEAR_COPIES * 4 * size.linear.values if size.linear else 0
     return norms_and_inputs + mlp + attention, norms_and_inputs + mlp + linear
 
 
-def activations(size: Size, work: Pass, width: int, checkpointing: bool) -> float:
-    """Bytes of the text model's activations in a pass, with the gradients of one layer."""
+def activations(size: Size, work: Pass, width: int, checkpointing: bool, shared: bool) -> float:
+    """Bytes of the text model's activations in a pass, with the gradients of one layer.
+
+    With shared prompts the last layer's MLP sees the scored tokens only.
+    """
     full, linear = saved_per_token(size, width)
     copies = 4 * size.queries * work.attended  # keys and values of a part and its prefix, 16 bits, for every head
     one = max(work.tokens * full + copies, work.tokens * linear if size.linear else 0)
@@ -150,7 +164,8 @@ def activations(size: Size, work: Pass, width: int, checkpointing: bool) -> floa
     if checkpointing:
         return size.layers * work.tokens * size.hidden * width + one + gradients
     linears = size.linear.layers if size.linear else 0
-    return size.cached_layers * (work.tokens * full + copies) + linears * work.tokens * linear + gradients
+    unseen = (work.tokens - work.scored) * MLP_BYTES * size.inner if shared else 0
+    return size.cached_layers * (work.tokens * full + copies) + linears * work.tokens * linear + gradients - unseen
 
 
 def estimate(
@@ -180,10 +195,11 @@ def estimate(
     checkpointing = bool(config.gradient_checkpointing)
     image_bytes = 4 * image_tokens * 6 * size.patch**2 * 4  # 4 patches a token, 2 frames of 3 colours, float32
     shown = sum(images_of(config, parts))
+    tile = min(TILE_TOKENS, work.scored) * min(TILE_WORDS, size.vocabulary)
 
     update = {
-        "activations": activations(size, work, width, checkpointing),
-        "log-probabilities": 2.0 * TILE + work.scored * size.hidden * (4 + width),
+        "activations": activations(size, work, width, checkpointing, shared),
+        "log-probabilities": 2.0 * tile + work.scored * size.hidden * (4 + width),
         "vision tower": tower_bytes(size, image_tokens * work.images, width, not frozen, checkpointing),
         "pixel values": float(rollouts * shown * image_bytes),
     }
@@ -230,7 +246,8 @@ def _assumptions(
         f"a pass of {config.per_device_train_batch_size} x {episode} tokens, all of the greatest length, with {prompts}: "
         f"{work.tokens} tokens",
         f"gradient checkpointing is {'on' if checkpointing else 'off'}: {kept} are kept; attention is SDPA",
-        f"logits are made in tiles (TRL's fused head), never {work.scored} x {size.vocabulary} at once",
+        f"logits are made in tiles (TRL's fused head), never {work.scored} x {size.vocabulary} at once; "
+        + ("only sampled tokens are scored" if shared else "all tokens after the prompt are scored"),
         f"pixel values of {rollouts} rollouts are on the GPU in float32, each image with as many tokens as it may have",
         "a GPU keeps 1 GiB for CUDA and a tenth of the rest free",
     ]

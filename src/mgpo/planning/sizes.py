@@ -114,7 +114,7 @@ class Size:
         return rank * sum(sum(s) * count for name, s, count in self.projections() if re.fullmatch(targets, path + name))
 
 
-_VIT_32 = Tower(32, 1280, 3420)
+_VIT_32, _VIT_32_WIDE = Tower(32, 1280, 3420), Tower(32, 1280, 3456)
 _VIT_24 = Tower(24, 1024, 4096)
 _VIT_27 = Tower(27, 1152, 4304)
 _DEEPSTACK_24, _DEEPSTACK_27 = Tower(24, 1024, 4096, features=4), Tower(27, 1152, 4304, features=4)
@@ -128,6 +128,16 @@ SIZES = {
     "Qwen2.5-VL-7B": Size(
         8_292_166_656, 676_550_144, layers=28, hidden=3584, inner=18_944, queries=3584, key_value=512,
         vocabulary=152_064, context=128_000, tower=_VIT_32, patch=14, tied=False,
+    ),
+    # The cards of Qwen/Qwen2.5-32B and -72B (layers, heads), whose text models these are. Their towers are wider than the
+    # smaller models': with 3456 the parameters are the 33,452,718,336 that users of Qwen/Qwen2.5-VL-32B-Instruct count, to the last one.
+    "Qwen2.5-VL-32B": Size(
+        33_452_718_336, 688_841_984, layers=64, hidden=5120, inner=27_648, queries=5120, key_value=1024,
+        vocabulary=152_064, context=128_000, tower=_VIT_32_WIDE, patch=14, tied=False,
+    ),
+    "Qwen2.5-VL-72B": Size(
+        73_410_777_344, 704_573_696, layers=80, hidden=8192, inner=29_568, queries=8192, key_value=1024,
+        vocabulary=152_064, context=128_000, tower=_VIT_32_WIDE, patch=14, tied=False,
     ),
     # 2B and 8B: github.com/pytorch/torchtitan, torchtitan/experiments/qwen3_vl/__init__.py at 0375bb67.
     # 4B: huggingface.co/amburger66/robometer-4b-lora-robotsmith-task03, config.json, a fine-tuned Qwen3-VL-4B-Instruct
