@@ -23,6 +23,7 @@ from transformers.trainer_utils import SaveStrategy
 def stopping_on_sigterm(trainer: Any) -> Iterator[SaveAndStop]:
     """While the trainer trains: a first SIGTERM ends the run after its step, with a checkpoint; a second one at once.
 
+    Where a launcher started the process, further ones change nothing: the launcher kills it when its own limit is reached.
     Only a main thread may handle signals; in another thread, SIGTERM does what it did before.
     """
     request = SaveAndStop(trainer)
@@ -47,8 +48,12 @@ class SaveAndStop(TrainerCallback):
 
     def take(self, number: int, frame: Any) -> None:
         """Handle the signal."""
+        if self.asked:
+            return
         self.asked = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # A scheduler signals all processes of a job, and so does the launcher that it has signalled: the second one is the same.
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.write(2, b"SIGTERM: this step is finished and saved, then the run stops.\n")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
