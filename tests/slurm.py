@@ -15,9 +15,10 @@ nodes = [
 ]
 
 def pass_on(number, frame):
-    # As SLURM does: to every process of the step, launchers and what they have started.
+    # As SLURM does: to every process of the step, launchers and what they have started, which torch puts into sessions of their own.
     for node in nodes:
-        os.killpg(node.pid, number)
+        for pid in [node.pid, *map(int, open(f"/proc/{{node.pid}}/task/{{node.pid}}/children").read().split())]:
+            os.kill(pid, number)
 
 signal.signal(signal.SIGTERM, pass_on)
 sys.exit(max(node.wait() for node in nodes))

@@ -281,9 +281,9 @@ def test_an_evaluation_of_which_all_were_killed_goes_on_in_three_processes(evalu
         assert process.poll() is None, process.communicate()[0][-3000:]
         time.sleep(0.01)
     (srun,) = children(process.pid)
-    launchers = children(srun)
-    for launcher in launchers:
-        os.killpg(launcher, signal.SIGKILL)
+    for launcher in children(srun):
+        for pid in (launcher, *children(launcher)):
+            os.kill(pid, signal.SIGKILL)
     process.communicate(timeout=60)
     assert not (out / "summary.json").exists()
     ran = mgpo(*eval_words(out), *several(3))

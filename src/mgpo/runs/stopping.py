@@ -45,6 +45,7 @@ class SaveAndStop(TrainerCallback):
     def __init__(self, trainer: Any) -> None:
         self.accelerator = trainer.accelerator
         self.asked = self.heeded = False
+        self.launcher = os.getppid() if _launched() else None
 
     def take(self, number: int, frame: Any) -> None:
         """Handle the signal."""
@@ -52,15 +53,21 @@ class SaveAndStop(TrainerCallback):
             return
         self.asked = True
         # A scheduler signals all processes of a job, and so does the launcher that it has signalled: the second one is the same.
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
+        if not _launched():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.write(2, b"SIGTERM: this step is finished and saved, then the run stops.\n")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """All processes stop as soon as one of them is asked to."""
-        asked = torch.tensor(float(self.asked), device=args.device)
+        """All processes stop as soon as one of them is asked to, or has lost its launcher and so nobody who would ask."""
+        orphaned = self.launcher not in (None, os.getppid())
+        asked = torch.tensor(float(self.asked or orphaned), device=args.device)
         if self.accelerator.num_processes > 1:
             asked = self.accelerator.reduce(asked, "sum")
         if asked.item() and not control.should_training_stop:
             self.heeded = control.should_save = control.should_training_stop = True
             args.save_strategy = SaveStrategy.STEPS  # with "best", an evaluation would decide whether to save
+
+
+def _launched() -> bool:
+    """Whether a launcher, `accelerate launch` or `torchrun`, has started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
