@@ -17,7 +17,6 @@ from test_killed import differing, lines, untimed
 from mgpo.runs.checkpoints import flaw, last_complete, step_of
 from mgpo.runs.tree import load_tree
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 SHARDED_STATE = ("--fsdp_state_dict_type", "SHARDED_STATE_DICT")
 AS_LORA = tuple(word for name, value in LORA.items() for word in (f"--{name}", str(value)))
 RUNS = {
@@ -111,6 +110,8 @@ def until(process, there):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("end", [killed, told_to_stop])
 def test_it_goes_on_as_if_nothing_had_happened(end, whole, random_tiny, questions, tmp_path):
     name, unharmed = whole
@@ -120,6 +121,8 @@ def test_it_goes_on_as_if_nothing_had_happened(end, whole, random_tiny, question
     assert_same_end(unharmed, tmp_path / "run")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_a_finished_run_that_is_started_again_keeps_its_model(whole, random_tiny, questions):
     name, folder = whole
     (before,) = folder.glob("*model.safetensors")
