@@ -104,6 +104,16 @@ def told_to_stop(process, folder):
     assert flaw(last) is None and step_of(last) < 8
 
 
+def left_alone(process, folder):
+    """The launcher alone is killed: its processes notice, save and stop, and the folder is free for the next start."""
+    until(process, lambda: (folder / "metrics.jsonl").exists())
+    os.kill(process.pid, signal.SIGKILL)
+    said, _ = process.communicate(timeout=120)  # returns when the last process has closed its output
+    last, _ = last_complete(folder)
+    assert f"Start it again to go on from {last}" in said and "because its launcher has ended" in said, said[-3000:]
+    assert step_of(last) < 8
+
+
 def until(process, there):
     while not there():
         assert process.poll() is None, process.communicate()[0][-3000:]
@@ -112,7 +122,7 @@ def until(process, there):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("end", [killed, told_to_stop])
+@pytest.mark.parametrize("end", [killed, told_to_stop, left_alone])
 def test_it_goes_on_as_if_nothing_had_happened(end, whole, random_tiny, questions, tmp_path):
     name, unharmed = whole
     run = name, random_tiny, questions, tmp_path / "run"

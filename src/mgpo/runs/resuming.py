@@ -46,8 +46,8 @@ PRIVATE = [".lock", f"{ASIDE}/*", "checkpoint-*/*", "nonfinite/*", "trajectories
 class Resuming:
     """Base of our trainers, before TRL's class: all that it overrides, TRL and transformers call on their own trainer."""
 
-    stopped = False
-    """Whether the run ended early because of a SIGTERM."""
+    stopped: str | None = None
+    """Why the run ended early: SIGTERM, or a launcher that has ended; None if it did not."""
     _written_aside = False
     _epoch_sampler: Any = None
 

@@ -40,11 +40,12 @@ def stopping_on_sigterm(trainer: Any) -> Iterator[SaveAndStop]:
 
 
 class SaveAndStop(TrainerCallback):
-    """Asks a trainer to save and stop after its step; `heeded` says whether it did."""
+    """Asks a trainer to save and stop after its step; `heeded` says why it did, None if it did not."""
 
     def __init__(self, trainer: Any) -> None:
         self.accelerator = trainer.accelerator
-        self.asked = self.heeded = False
+        self.asked = False
+        self.heeded: str | None = None
         self.launcher = os.getppid() if _launched() else None
 
     def take(self, number: int, frame: Any) -> None:
@@ -64,7 +65,8 @@ class SaveAndStop(TrainerCallback):
         if self.accelerator.num_processes > 1:
             asked = self.accelerator.reduce(asked, "sum")
         if asked.item() and not control.should_training_stop:
-            self.heeded = control.should_save = control.should_training_stop = True
+            self.heeded = "because its launcher has ended" if orphaned else "by SIGTERM"
+            control.should_save = control.should_training_stop = True
             args.save_strategy = SaveStrategy.STEPS  # with "best", an evaluation would decide whether to save
 
 

@@ -138,7 +138,9 @@ def _train(data: DataArguments, config: MGPOConfig, folder: Path, resume: bool) 
         trainer.train(resume_from_checkpoint=last)
     if trainer.stopped:
         made = trainer.state.global_step
-        raise Stopped(f"Stopped by SIGTERM after step {made}. Start it again to go on from {folder}/checkpoint-{made}.")
+        raise Stopped(
+            f"Stopped {trainer.stopped} after step {made}. Start it again to go on from {folder}/checkpoint-{made}."
+        )
     trainer.save_model(str(folder))
     return folder
 
