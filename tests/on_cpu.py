@@ -1,10 +1,19 @@
 """Accelerate splits weights only over GPUs: here it is told that the processes on CPU have some."""
 
 import os
+import sys
 
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+
+
+def start_deepspeed():
+    """DeepSpeed over gloo. It would compile C++ for processes that share memory."""
+    import deepspeed
+
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
+    deepspeed.init_distributed(dist_backend="gloo")
 
 
 def allow_sharding():

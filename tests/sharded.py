@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from distributed import FIRST, write_by_hand
-from on_cpu import allow_sharding
+from on_cpu import allow_sharding, start_deepspeed
 from peft import LoraConfig
 from support import CUT, make_trainer
 
@@ -73,10 +73,7 @@ def shard_on_cpu(how):
     allow_sharding()
     if how == "fsdp2":
         return {"fsdp": True, "fsdp_config": {"version": 2}}
-    import deepspeed
-
-    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # it would compile C++
-    deepspeed.init_distributed(dist_backend="gloo")
+    start_deepspeed()
     return {"deepspeed": ZERO_3}
 
 

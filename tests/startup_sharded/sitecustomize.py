@@ -15,3 +15,5 @@ if "TORCHELASTIC_RUN_ID" in os.environ:
     import on_cpu
 
     on_cpu.allow_sharding()
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        on_cpu.start_deepspeed()
