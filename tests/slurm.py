@@ -23,7 +23,8 @@ def pass_on(number, frame):
 signal.signal(signal.SIGTERM, pass_on)
 sys.exit(max(node.wait() for node in nodes))
 """
-SCONTROL = "#!/bin/sh\necho 127.0.0.1\necho 127.0.0.1\n"
+SCONTROL = "#!/bin/sh\nfor node in $(seq 9999); do echo 127.0.0.1; done\n"
+"""More lines than a pipe holds: whoever reads the first one only would end it by SIGPIPE."""
 
 
 def environment(folder, port, nodes=2):

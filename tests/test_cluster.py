@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples" / "cluster"
 BY_HAND = {
     "num_generations": 2, "max_steps": 4, "save_steps": 3, "logging_steps": 1, "trajectories_every": 1,
-    "extra_reward_funcs": ["by_hand.even_ids"], "optim": "sgd", "learning_rate": 1e-2, "beta": 0.0,
+    "extra_reward_funcs": ["by_hand.even_ids"], "optim": "sgd", "learning_rate": 1e-2, "lr_scheduler_type": "constant", "beta": 0.0,
     "max_grounding_tokens": 40, "max_answer_tokens": 12, "max_reply_tokens": 160, "gradient_checkpointing": False,
     "use_cpu": True, "disable_tqdm": True, "seed": 0,
 }  # fmt: skip
