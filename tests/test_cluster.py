@@ -94,6 +94,7 @@ def assert_same_training(one, other):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("changes", [{}, LORA], ids=["full", "lora"])
 def test_two_machines_train_what_one_process_trains(changes, random_tiny, questions, tmp_path):
     """The job for SLURM with two launchers, ranks 0 and 1, on loopback."""
@@ -111,6 +112,7 @@ def test_two_machines_train_what_one_process_trains(changes, random_tiny, questi
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_job_whose_time_is_over_saves_and_goes_on(random_tiny, questions, tmp_path):
     """SLURM signals launchers and processes alike, so that each process hears of it twice."""
     file, env = recipe(tmp_path, random_tiny, questions), slurm.environment(tmp_path / "slurm", free_port())
@@ -188,6 +190,7 @@ def said_by(job, words, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_torchrun_trains_what_one_process_trains(random_tiny, questions, tmp_path):
     file = recipe(tmp_path, random_tiny, questions)
     words = ["--config", str(file), "--output_dir"]
@@ -255,6 +258,7 @@ def test_an_evaluation_whose_process_was_killed_goes_on_in_another_number_of_pro
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_an_evaluation_in_two_processes_has_the_records_of_one(evaluated, tmp_path):
     request, whole = evaluated
     ran = mgpo(*eval_words(tmp_path / "out"), *several(2))
@@ -271,6 +275,7 @@ def test_an_evaluation_in_two_processes_has_the_records_of_one(evaluated, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_an_evaluation_of_which_all_were_killed_goes_on_in_three_processes(evaluated, tmp_path):
     """On two machines; the third process comes when it goes on."""
     out = tmp_path / "out"
@@ -292,6 +297,7 @@ def test_an_evaluation_of_which_all_were_killed_goes_on_in_three_processes(evalu
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_vllm_in_this_process_is_not_split_and_says_so(tmp_path):
     ran = mgpo("eval", "--engine", "vllm", "--n", 4, "--out", tmp_path / "out", *several(2))
     assert ran.returncode == 2 and "--engine vllm is not split over processes. Start a server" in ran.stderr
