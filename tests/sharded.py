@@ -14,9 +14,8 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
 from distributed import FIRST, write_by_hand
+from on_cpu import allow_sharding, start_deepspeed
 from peft import LoraConfig
 from support import CUT, make_trainer
 
@@ -70,24 +69,11 @@ def by_place(completion_ids, **_):
 
 
 def shard_on_cpu(how):
-    """Accelerate splits weights only over GPUs: it is told that these processes have some. Returns the settings."""
-    begin = AcceleratorState.__init__
-
-    def told(self, mixed_precision=None, cpu=False, **plugins):
-        sharded = plugins.get("fsdp_plugin") or plugins.get("deepspeed_plugin")
-        if sharded:
-            PartialState(cpu=True)
-            os.environ.pop("ACCELERATE_USE_CPU", None)
-            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-        begin(self, mixed_precision, cpu and not sharded, **plugins)
-
-    AcceleratorState.__init__ = told
+    """Let weights be split over processes on CPU. Returns the settings."""
+    allow_sharding()
     if how == "fsdp2":
         return {"fsdp": True, "fsdp_config": {"version": 2}}
-    import deepspeed
-
-    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # it would compile C++
-    deepspeed.init_distributed(dist_backend="gloo")
+    start_deepspeed()
     return {"deepspeed": ZERO_3}
 
 

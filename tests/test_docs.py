@@ -15,13 +15,16 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from accelerate.commands.launch import launch_command_parser
 from PIL import Image
 from support import make_rows
 from typer.testing import CliRunner
 
 import mgpo
 from mgpo.cli import app
+from mgpo.cli.launching import split
 from mgpo.config import DataArguments, MGPOConfig
+from mgpo.training.run import refuse_unknown_settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,10 +41,12 @@ NOT_HERE = {
     "python -m benchmarks.scale": "runs in tests/benchmarks/test_scale.py",
     "python -m benchmarks.calibrate": "as above",
     "python -m benchmarks.measured": "takes ten minutes; tests/benchmarks/test_measured.py measures a point",
+    "sbatch": "runs in tests/test_cluster.py",
+    "NODES=2 NODE=0": "runs in tests/test_cluster.py",
     "cat photo.jpg | mgpo ask": "runs in tests/test_serving_docs.py",
 }
-PARSED = ("mgpo serve", "--endpoint")
-"""What serves, or needs a server, is parsed by the command line only."""
+PARSED = ("mgpo serve", "--endpoint", "--accelerate_config")
+"""What serves, needs a server or starts processes is parsed by the command line only."""
 SHORT = (
     "--max_steps 1 --per_device_train_batch_size 4 --num_generations 2 --gradient_accumulation_steps 1 --steps_per_generation 1 "
     "--dataset_size 8 --output_dir runs/demo/mgpo_seed0 --use_cpu true --report_to none --disable_tqdm true"
@@ -104,7 +109,13 @@ def shortened(words):
 
 
 def parse(words):
-    """What typer makes of a command line; it exits with an error if an option does not exist."""
+    """What typer makes of a command line; it exits with an error if an option does not exist. accelerate reads its own."""
+    if "--accelerate_config" in words:
+        parser = launch_command_parser()
+        for_launcher, words = split(words, parser)
+        parser.parse_args([*for_launcher, "--module", "mgpo"])
+        if words[0] == "train":
+            refuse_unknown_settings(words[1:])
     typer.main.get_command(app).make_context("mgpo", list(words))
     command = typer.main.get_command(app).commands[words[0]]
     command.make_context(words[0], list(words[1:]))

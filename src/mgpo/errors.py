@@ -6,6 +6,7 @@ Wrong settings and wrong data are `ValueError`s, raised before a run begins. A b
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -27,5 +28,17 @@ class NumbersError(RunError):
     """Too many steps in a row had numbers that are not finite."""
 
 
+class ProcessFailed(RunError):
+    """One of several processes ended with an error, which it has printed; `status` is the exit status to pass on."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class Stopped(Exception):
-    """A run that was asked to stop and has been saved. The message says how to resume it."""
+    """A run that was asked to stop and has been saved. The message says how to resume it; `by` is the signal."""
+
+    def __init__(self, message: str, by: int = signal.SIGTERM) -> None:
+        super().__init__(message)
+        self.by = by

@@ -9,7 +9,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from mgpo.cli import app
-from mgpo.evaluation import run as evaluation_run
+from mgpo.evaluation import batches
 from mgpo.evaluation.results import read_records
 from mgpo.evaluation.run import EvaluationRequest, run_evaluation
 from mgpo.method.episode import End
@@ -37,7 +37,7 @@ def without_time(file):
 @pytest.mark.parametrize("survives", [1, 2])
 def test_a_killed_run_goes_on_to_the_same_results(request_of, tmp_path, monkeypatch, survives):
     run_evaluation(request_of(out=tmp_path / "whole"), QUIET)
-    written, real = [], evaluation_run.append
+    written, real = [], batches.append
 
     def dies(file, records):
         if len(written) == survives:
@@ -46,10 +46,10 @@ def test_a_killed_run_goes_on_to_the_same_results(request_of, tmp_path, monkeypa
             raise KeyboardInterrupt
         written.append(real(file, records))
 
-    monkeypatch.setattr(evaluation_run, "append", dies)
+    monkeypatch.setattr(batches, "append", dies)
     with pytest.raises(KeyboardInterrupt):
         run_evaluation(request_of(out=tmp_path / "killed"), QUIET)
-    monkeypatch.setattr(evaluation_run, "append", real)
+    monkeypatch.setattr(batches, "append", real)
     run_evaluation(request_of(out=tmp_path / "killed"), QUIET)
     assert without_time(tmp_path / "killed/needle.jsonl") == without_time(tmp_path / "whole/needle.jsonl")
     killed, whole = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("killed", "whole"))

@@ -324,7 +324,7 @@ def test_a_run_folder_may_move_and_its_data_may_not_change(random_tiny, rows, tm
 
 def test_two_runs_in_one_folder_are_refused(random_tiny, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_questions", lambda *_: datasets.Dataset.from_list(rows))
-    with run_folder.only_one(tmp_path), pytest.raises(ValueError, match="Another process trains in"):
+    with run_folder.only_one(tmp_path), pytest.raises(ValueError, match="Another process writes to"):
         run(tmp_path, random_tiny, "--max_steps", "1")
     run(tmp_path, random_tiny, "--max_steps", "1")
 

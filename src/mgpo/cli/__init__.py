@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,8 @@ from rich.markup import escape
 
 from mgpo.cli.data import data_app
 from mgpo.cli.experiments import demo, reproduce, sweep_rates
-from mgpo.errors import RunError, Stopped
+from mgpo.cli.launching import asked, launch
+from mgpo.errors import ProcessFailed, RunError, Stopped
 from mgpo.planning.early import refuse_request, refuse_words, written
 from mgpo.planning.gpus import Gpus
 
@@ -24,6 +24,10 @@ app.add_typer(data_app, name="data")
 SETTINGS = (
     "Every setting of a recipe is an option: those of mgpo.config.DataArguments and mgpo.config.MGPOConfig, which docs/settings.md lists, "
     "and all of TRL's GRPOConfig and transformers' TrainingArguments (https://huggingface.co/docs/trl/grpo_trainer)."
+)
+SEVERAL = (
+    "Several GPUs: --accelerate_config multi_gpu [--num_processes 8 ...] splits the questions over processes, and the records are those of "
+    "one. Options of accelerate launch may be given beside it (docs/cluster.md)."
 )
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -61,7 +65,10 @@ Endpoint = Annotated[str | None, typer.Option(help="OpenAI-compatible server tha
 
 @app.command(context_settings=OPEN, epilog=SETTINGS)
 def train(context: typer.Context) -> None:
-    """Train from a recipe: mgpo train --config recipes/tiny_mgpo.yaml [--learning_rate 1e-6 ...]."""
+    """Train from a recipe: mgpo train --config recipes/tiny_mgpo.yaml [--learning_rate 1e-6 ...].
+
+    On several GPUs: --accelerate_config multi_gpu, fsdp2, zero2, zero3 or a file, with any option of accelerate launch (docs/cluster.md).
+    """
     if not context.args:
         raise ValueError("mgpo train needs a recipe: --config recipes/tiny_mgpo.yaml, or your own.")
     refuse_words(context.args)
@@ -105,7 +112,7 @@ def recipe(
         console.print(line, markup=False, soft_wrap=True)
 
 
-@app.command(name="eval")
+@app.command(name="eval", epilog=SEVERAL)
 def evaluate_command(
     model: Model = "mgpo-tiny",
     tasks: Annotated[str, typer.Option(help="Comma-separated: needle, vstar, hrbench4k, ..., or a file or folder.")] = (
@@ -166,7 +173,8 @@ def evaluate_command(
         controls=tuple(name.strip() for name in controls.split(",") if name.strip()),
     )  # fmt: skip
     run_evaluation(request, console)
-    console.print(f"results: {out}", markup=False, soft_wrap=True)
+    if os.environ.get("RANK", "0") == "0":
+        console.print(f"results: {out}", markup=False, soft_wrap=True)
 
 
 def _data_by_task(tasks: tuple[str, ...], data: list[str]) -> dict[str, str]:
@@ -315,16 +323,24 @@ def env() -> None:
 def main() -> None:
     """Entry point: a wrong setting is a sentence, not a traceback."""
     try:
-        app()
+        if asked(sys.argv[1:]):
+            launch(sys.argv[1:])
+        else:
+            app()
+    except ProcessFailed as failed:
+        _say(str(failed))
+        sys.exit(failed.status)
     except (ValueError, OSError, RunError) as error:
         _say(str(error))
         sys.exit(2)
     except Stopped as stopped:
         _say(str(stopped))
-        sys.exit(128 + signal.SIGTERM)  # the status that a shell reports for a program that SIGTERM ended
+        sys.exit(128 + stopped.by)  # the status that a shell reports for a program that a signal ended
 
 
 def _say(sentence: str) -> None:
+    rank = os.environ.get("RANK") if "TORCHELASTIC_RUN_ID" in os.environ else None
+    name = "mgpo:" if rank is None else f"mgpo (process {rank}):"
     Console(stderr=True).print(
-        f"[bold red]mgpo:[/bold red] {escape(sentence)}", markup=True, highlight=False, soft_wrap=True
+        f"[bold red]{name}[/bold red] {escape(sentence)}", markup=True, highlight=False, soft_wrap=True
     )

@@ -116,7 +116,6 @@ def evaluate_batches(
     batch_size: int = 50,
     seed: int = 0,
     sampled: bool = True,
-    first_batch: int = 0,
     controls: Sequence[Control] = (),
 ) -> Iterator[list[Result]]:
     """Evaluate batch by batch: all turns of a batch's questions are generated together.
@@ -130,36 +129,52 @@ def evaluate_batches(
         seed: seed of the sampled turns; each batch starts from its own seed, so results do not depend on what ran
             before.
         sampled: measure boxes in a first turn sampled at temperature 1; else in the greedy episode.
-        first_batch: number of the first batch, for a run that is resumed.
         controls: controls to run on the greedy episodes (`mgpo.evaluation.controls`); they do not change the other
             measurements.
 
     Yields:
         The results of a batch, in order, with their episodes.
     """
-    for number, batch in enumerate(_batched(questions, batch_size), first_batch):
-        start = time.perf_counter()
-        greedy = [Episode(question, tuple(map(Photograph, question.images)), protocol) for question in batch]
-        heard = run_episodes(policy, greedy, limits)
-        alone = _crop_only(policy, greedy, limits)
-        measured = greedy
-        if sampled and protocol.method is not Method.DIRECT:
-            torch.manual_seed(seed * 100_003 + number)
-            measured = [Episode(done.question, done.originals, protocol) for done in greedy]
-            for episode, done in zip(measured, greedy):
-                episode.opening(done.user_turns[0].images)
-            run_episodes(policy, measured, limits, temperature=1.0, turns=1)
-        results = [_result(*parts) for parts in zip(greedy, alone, measured)]
-        for control in controls:
-            if control is Control.CROP_ONLY:
-                answered = [result.crop_only_correct for result in results]
-            else:
-                answered = run_control(control, policy, greedy, [turns[0] for turns in heard], limits, seed)
-            for result, right in zip(results, answered):
-                result.controls[str(control)] = right
-        for result in results:
-            result.seconds = round((time.perf_counter() - start) / len(batch), 4)
-        yield results
+    for number, batch in enumerate(_batched(questions, batch_size)):
+        yield evaluate_batch(policy, batch, protocol, limits, number, seed, sampled, controls)
+
+
+def evaluate_batch(
+    policy: Policy,
+    batch: Sequence[Question],
+    protocol: Protocol,
+    limits: TurnLimits,
+    number: int,
+    seed: int = 0,
+    sampled: bool = True,
+    controls: Sequence[Control] = (),
+) -> list[Result]:
+    """Evaluate one batch of questions; its results depend on its questions, its `number` and the seed alone.
+
+    Other arguments and the results are as in `evaluate_batches`.
+    """
+    start = time.perf_counter()
+    greedy = [Episode(question, tuple(map(Photograph, question.images)), protocol) for question in batch]
+    heard = run_episodes(policy, greedy, limits)
+    alone = _crop_only(policy, greedy, limits)
+    measured = greedy
+    if sampled and protocol.method is not Method.DIRECT:
+        torch.manual_seed(seed * 100_003 + number)
+        measured = [Episode(done.question, done.originals, protocol) for done in greedy]
+        for episode, done in zip(measured, greedy):
+            episode.opening(done.user_turns[0].images)
+        run_episodes(policy, measured, limits, temperature=1.0, turns=1)
+    results = [_result(*parts) for parts in zip(greedy, alone, measured)]
+    for control in controls:
+        if control is Control.CROP_ONLY:
+            answered = [result.crop_only_correct for result in results]
+        else:
+            answered = run_control(control, policy, greedy, [turns[0] for turns in heard], limits, seed)
+        for result, right in zip(results, answered):
+            result.controls[str(control)] = right
+    for result in results:
+        result.seconds = round((time.perf_counter() - start) / len(batch), 4)
+    return results
 
 
 def summarise(results: list[Result], protocol: Protocol, **named: Any) -> dict[str, Any]:

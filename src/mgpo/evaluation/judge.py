@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from mgpo.method.prompts import neutral
@@ -30,19 +31,20 @@ class Judge:
             MGPO_JUDGE_KEY.
         model: name of the judge's model.
         cache: a JSONL file in which verdicts are cached.
+        known: files whose verdicts are known already; the cache alone if it is not given.
 
     Raises:
         ValueError: the package `openai` is missing (`pip install "mgpo[endpoint]"`), or the URL holds a secret.
     """
 
-    def __init__(self, endpoint: str, model: str, cache: Path) -> None:
+    def __init__(self, endpoint: str, model: str, cache: Path, known: Sequence[Path] | None = None) -> None:
         self._client = openai_client(endpoint, KEY, SECONDS)
         import openai
 
         self._failure, self.model, self.cache = openai.OpenAIError, model, cache
         self._known: dict[str, bool] = {}
-        if cache.is_file():
-            for line in cache.read_text(encoding="utf-8").splitlines():
+        for file in [cache] if known is None else known:
+            for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
                 try:
                     kept = json.loads(line)
                     self._known[kept["key"]] = bool(kept["same"])

@@ -6,29 +6,33 @@ Example: `mgpo eval --model runs/mine --tasks vstar,hrbench4k --out runs/eval/mi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
-from rich.text import Text
 
 from mgpo.asking.settings import limits_for, load_policy, protocol_for
 from mgpo.data.loading import count_usable, usable
 from mgpo.data.sources import unread_note
 from mgpo.data.tasks import TASKS, task_of
+from mgpo.evaluation.batches import Batches, add_part
 from mgpo.evaluation.controls import Control, chosen_controls, controls_beside
-from mgpo.evaluation.evaluate import Result, adaptive_shares, evaluate_batches, summarise
+from mgpo.evaluation.evaluate import Result, adaptive_shares, evaluate_batch, summarise
 from mgpo.evaluation.judge import Judge
-from mgpo.evaluation.results import add_summary, append, begin, finished_batches
+from mgpo.evaluation.processes import Processes, appears, processes
+from mgpo.evaluation.results import add_summary, begin
+from mgpo.evaluation.tables import result_tables
 from mgpo.images.identity import images_digest
 from mgpo.method.protocol import Method, Protocol
 from mgpo.method.question import Question
 from mgpo.policies.loading import trained_with
+from mgpo.policies.turn_loop import TurnLimits
+from mgpo.runs.folder import only_one
 from mgpo.runs.trajectories import with_pictures
 from mgpo.worlds.needle import make_question, needle_rows, resized
 
@@ -84,9 +88,12 @@ class EvaluationRequest:
 def run_evaluation(request: EvaluationRequest, console: Console) -> list[dict[str, Any]]:
     """Evaluate one policy on all tasks; prints a table and returns its rows.
 
+    Where a launcher has started several processes, they share the questions, and the main process prints.
+
     Raises:
         ValueError: rows cannot be used, or the folder holds results under other settings. It is raised before any
             question is asked.
+        RunError: another process of this evaluation has ended.
     """
     files = [file_of(task) for task in request.tasks]
     for task, name in zip(request.tasks, files):
@@ -94,11 +101,27 @@ def run_evaluation(request: EvaluationRequest, console: Console) -> list[dict[st
             raise ValueError(
                 f"{task} and another task would both be saved as {name}. Evaluate them one by one, each with its own --out."
             )
+    with processes() as team:
+        if team.count > 1 and request.engine == "vllm" and not request.endpoint:
+            raise ValueError(
+                "--engine vllm is not split over processes. Start a server, vllm serve MODEL --data-parallel-size N, and "
+                "evaluate it by --endpoint; or run mgpo eval --engine vllm in one process."
+            )
+        return _evaluate(request, console if team.is_main else Console(quiet=True), team)
+
+
+def _totals(request: EvaluationRequest, console: Console) -> dict[str, int]:
+    """How many questions each task has; columns of its rows that are not read are named."""
     totals = {task: _total(request, task) for task in request.tasks}
     for task in request.tasks:
         unread = [] if task == WORLD else task_of(task).unread(request.data.get(task), request.split)
         if unread:
             console.print(unread_note(unread, request.data.get(task, task)), markup=False, soft_wrap=True)
+    return totals
+
+
+def _evaluate(request: EvaluationRequest, console: Console, team: Processes) -> list[dict[str, Any]]:
+    totals = team.from_main(lambda: _totals(request, console))
     policy, trained = (
         load_policy(request.model, request.engine, request.endpoint, request.thinking),
         trained_with(request.model),
@@ -123,16 +146,21 @@ def run_evaluation(request: EvaluationRequest, console: Console) -> list[dict[st
         "controls": [str(control) for control in controls] or None, "engine": request.engine, "endpoint": request.endpoint, "judge": request.judge and f"{request.judge_model} at {request.judge}",
     }  # fmt: skip
     settings |= {k: v for k in ("coordinates", "thinking") if (v := getattr(request, k)) is not None}
-    judge = Judge(request.judge, request.judge_model, request.out / "judge.jsonl") if request.judge else None
-    begin(request.out, settings)
+    team.from_main(lambda: begin(request.out, settings))
+    team.see(request.out / "settings.json")
+    asker = Asker(policy, protocol, limits, controls, _judge(request, team))
     rows = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with (
+        only_one(request.out) if team.is_main else nullcontext(),
+        Progress(*columns, console=console) as progress,
+    ):
         for task in request.tasks:
             bar = progress.add_task(task, total=totals[task])
-            records = _finish(request, task, totals[task], policy, protocol, limits, controls, judge, progress, bar)
-            rows.append(_summary(request, task, records, protocol, trained))
-            add_summary(request.out, rows[-1])
+            records = _finish(request, task, totals[task], asker, team, progress, bar)
+            rows.append(team.from_main(partial(_summary, request, task, records, protocol, trained)))
+            if team.is_main:
+                add_summary(request.out, rows[-1])
     console.print(result_tables(rows, request.model))
     return rows
 
@@ -142,14 +170,29 @@ def file_of(task: str) -> str:
     return (task if task in TASKS or task == WORLD else Path(task).stem) + ".jsonl"
 
 
-def _questions(request: EvaluationRequest, task: str) -> Iterator[Question]:
+def _questions(request: EvaluationRequest, task: str, first: int = 0) -> Iterator[Question]:
+    """The questions of a task from number `first` on."""
     if task == WORLD:
         split = request.split or "test"
         look, count = resized(split, request.megapixels), request.n or 500
-        rows: Iterator[dict[str, Any]] = needle_rows(split, request.seed, count, 0, request.backgrounds, look)
+        rows: Iterator[dict[str, Any]] = needle_rows(
+            split, request.seed, count - first, first, request.backgrounds, look
+        )
     else:
-        rows = usable(task_of(task).rows(request.data.get(task), request.split), task)
-    return (Question.from_row(row) for row in islice(rows, request.n))
+        rows = islice(usable(task_of(task).rows(request.data.get(task), request.split), task), first, request.n)
+    return (Question.from_row(row) for row in rows)
+
+
+def _batches(request: EvaluationRequest, task: str, numbers: list[int]) -> Iterator[tuple[int, list[Question]]]:
+    """The batches with these numbers, in order. Only the needle world makes none of the questions between them."""
+    questions, at = _questions(request, task), 0
+    for number in numbers:
+        start = number * request.batch_size
+        if task == WORLD and start != at:
+            questions, at = _questions(request, task, start), start
+        batch = list(islice(questions, start - at, start - at + request.batch_size))
+        at = start + len(batch)
+        yield number, batch
 
 
 def _total(request: EvaluationRequest, task: str) -> int:
@@ -161,15 +204,78 @@ def _total(request: EvaluationRequest, task: str) -> int:
     return min(there, request.n or there)
 
 
+@dataclass(frozen=True)
+class Asker:
+    """Asks the questions of a batch: the policy, and how it is asked and judged."""
+
+    policy: Any
+    protocol: Protocol
+    limits: TurnLimits
+    controls: list[Control]
+    judge: Judge | None
+
+    def records(
+        self, request: EvaluationRequest, stem: str, number: int, batch: list[Question]
+    ) -> list[dict[str, Any]]:
+        """The records of a batch, with pictures of the first questions of the task."""
+        results = evaluate_batch(
+            self.policy, batch, self.protocol, self.limits, number, request.seed, request.sampled, self.controls
+        )
+        found = []
+        for place, result in enumerate(results, number * request.batch_size):
+            record = _judged(result.record(), self.judge)
+            if place < request.pictures:
+                record = with_pictures(record, result.episode, request.out, f"{stem}_{place}")
+            found.append(record)
+        return found
+
+
 def _finish(
-    request: EvaluationRequest, task: str, total: int, policy: Any, protocol: Protocol, limits: Any,
-    controls: list[Control], judge: Any, progress: Progress, bar: Any,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Answer the questions that a results file does not hold yet; returns all of its records, in order."""
-    file, size = request.out / file_of(task), request.batch_size
-    records = finished_batches(file, size, total)
-    questions = _questions(request, task)
-    for record, question in zip(records, questions):  # the data must not have changed
+    request: EvaluationRequest, task: str, total: int, asker: Asker, team: Processes, progress: Progress, bar: Any
+) -> list[dict[str, Any]]:
+    """Answer the questions that are not answered yet, this process its share; in the main process, all records in order."""
+    file = request.out / file_of(task)
+    done = Batches(file, request.batch_size, total) if team.is_main else None
+
+    def begun() -> list[int]:
+        assert done is not None
+        _refuse_other_data(request, task, done)
+        done.join()
+        missing = done.missing()
+        if answered := total - sum(min(request.batch_size, total - number * request.batch_size) for number in missing):
+            told = f"{task}: skipping {answered} of {total} questions, which are already answered"
+            progress.console.print(told, markup=False)
+        if len(missing) < team.count and missing and team.count > 1:
+            few = f"{task}: {len(missing)} batches for {team.count} processes; a smaller --batch-size would use all of them"
+            progress.console.print(few, markup=False, soft_wrap=True)
+        return missing
+
+    mine = team.from_main(begun)[team.rank :: team.count]
+    if done is not None:
+        progress.update(bar, completed=len(done.records))
+    folder = file.with_suffix(".parts")
+    for number, batch in _batches(request, task, mine):
+        add_part(folder, number, asker.records(request, file.stem, number, batch))
+        if done is not None:
+            done.join()
+            progress.update(bar, completed=len(done.records))
+    team.wait()
+    if done is None:
+        return []
+    done.join(appears)
+    progress.update(bar, completed=len(done.records))
+    return done.records
+
+
+def _refuse_other_data(request: EvaluationRequest, task: str, done: Batches) -> None:
+    """Refuse to go on with records of questions that have changed."""
+    records = dict(enumerate(done.records))
+    for number, part in done.later().items():
+        records |= dict(enumerate(part, number * request.batch_size))
+    for place, question in enumerate(islice(_questions(request, task), max(records, default=-1) + 1)):
+        if place not in records:
+            continue
+        record = records[place]
         now = {
             "id": question.id,
             "question": question.question,
@@ -182,27 +288,18 @@ def _finish(
         if changed:
             key = changed[0]
             raise ValueError(
-                f"{file} was made from other data: question {question.id!r} has changed ({key}: {record[key]!r} -> "
+                f"{done.file} was made from other data: question {question.id!r} has changed ({key}: {record[key]!r} -> "
                 f"{now[key]!r}). Choose another --out, or delete the file."
             )
-    progress.update(bar, completed=len(records))
-    if records:
-        progress.console.print(
-            f"{task}: skipping {len(records)} of {total} questions, which are already answered", markup=False
-        )
-    first = len(records) // size
-    if len(records) < total:
-        for batch in evaluate_batches(
-            policy, questions, protocol, limits, size, request.seed, request.sampled, first, controls
-        ):
-            new = [_judged(result.record(), judge) for result in batch]
-            for number, result in enumerate(batch[: max(0, request.pictures - len(records))]):
-                stem = f"{file.stem}_{len(records) + number}"
-                new[number] = with_pictures(new[number], result.episode, request.out, stem)
-            append(file, new)
-            records += new
-            progress.advance(bar, len(new))
-    return records
+
+
+def _judge(request: EvaluationRequest, team: Processes) -> Judge | None:
+    """The judge; each process keeps its verdicts in a file of its own, and knows those of all."""
+    if not request.judge:
+        return None
+    own = request.out / ("judge.jsonl" if team.is_main else f"judge/{team.rank}.jsonl")
+    known = [request.out / "judge.jsonl", *sorted((request.out / "judge").glob("*.jsonl"))]
+    return Judge(request.judge, request.judge_model, own, known)
 
 
 def _judged(record: dict[str, Any], judge: Judge | None) -> dict[str, Any]:
@@ -235,52 +332,3 @@ def _weights(model: str) -> list[list[Any]]:
     folder = Path(model)
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-
-
-def result_tables(rows: list[dict[str, Any]], model: str) -> Group:
-    """Tables in percent: a row per task, then the controls, then each task's categories and figures."""
-    budgets = ", ".join(sorted({f"{row['min_pixels']:,} to {row['pixel_budget']:,}" for row in rows}))
-    protocol = ", ".join(sorted({row["protocol"] for row in rows}))
-    title = f"{model}, {protocol}, {budgets} pixels per image, in percent"
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    heads = ("accuracy", "95 %", "chance", "same\nletter", "valid\nbox", "hit", "IoU", "crop\narea", "crop\nalone")
-    table.add_column("task", overflow="fold")
-    for head in ("n", *heads):
-        table.add_column(head, justify="right", no_wrap=True)
-    parts = Table("task", "part", Column("accuracy", justify="right"), box=SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
-        low, high = row["ci95"]
-        cells = [row["accuracy"], None, row["chance"], row["majority"], row["valid_box_rate"], row["hit_rate"], row["iou"],
-                 row["crop_area"], row["crop_only_accuracy"]]  # fmt: skip
-        texts = [_percent(cell) for cell in cells]
-        texts[1] = f"{100 * low:.0f}-{100 * high:.0f}"
-        table.add_row(Text(row["task"], "bold"), str(row["n"]), *texts)
-        categories = row["by_category"] if len(row["by_category"]) > 1 else {}
-        for name, share in (categories | row["figures"]).items():
-            parts.add_row(Text(row["task"], "dim"), Text(name), _percent(share))
-    controlled = [controls_table(row["task"], row["controls"]) for row in rows if row.get("controls")]
-    return Group(table, *controlled, *([parts] if parts.row_count else []))
-
-
-def controls_table(task: str, controls: dict[str, Any]) -> Table:
-    """How much the look contributed in a task: a row per control, in percent and percentage points."""
-    title = f"{task}: the same questions with the look and under each control, in percent"
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("control", no_wrap=True)
-    for head in ("n", "look", "control", "look -\ncontrol", "95 %", "gained", "harmed", "p"):
-        table.add_column(head, justify="right", no_wrap=True)
-    for name, found in controls.items():
-        if found is None:  # it applied to no question, e.g. no gold boxes
-            table.add_row(name, "0", *["-"] * 7)
-            continue
-        low, high = (100 * end for end in found["ci95"])
-        table.add_row(
-            name, str(found["n"]), _percent(found["with_look"]), _percent(found["accuracy"]),
-            f"{100 * found['difference']:+.1f}", f"{low:+.0f} to {high:+.0f}", str(found["gained"]),
-            str(found["harmed"]), f"{found['p']:.1g}",
-        )  # fmt: skip
-    return table
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

@@ -22,6 +22,7 @@ from mgpo.method.methods import SFT
 from mgpo.planning.early import refuse_request, size_to_train
 from mgpo.planning.estimate import GIB, Estimate, estimate
 from mgpo.planning.gpus import Gpus
+from mgpo.planning.growing import lines_on
 from mgpo.planning.sizes import SIZES, Size
 from mgpo.policies.families import family_of_name
 
@@ -201,10 +202,13 @@ def recipe_text(choice: Choice, why: list[str], model: str, gpus: Gpus, method: 
     batch, steps, accumulated = (
         s[key] for key in ("per_device_train_batch_size", "steps_per_generation", "gradient_accumulation_steps")
     )
-    start = f"mgpo train --config {name}"
+    start, more = f"mgpo train --config {name}", []
     if gpus.count > 1:
-        zero = "--config_file zero3.yaml " if choice.way.sharded else ""
-        start = f"accelerate launch {zero}--num_processes {gpus.count} -m {start}"
+        split = "zero3" if choice.way.sharded else "multi_gpu"
+        start = f"mgpo train --accelerate_config {split} --num_processes {gpus.count} --config {name}"
+    else:
+        rounds = None if method == SFT else steps
+        more = lines_on("multi_gpu", name, batch, accumulated, rounds, 1 if method == SFT else GROUP)
     together = batch * accumulated * gpus.count
     unit = "" if gpus.count == 1 else f" x {gpus.count} GPUs"
     numbers = [
@@ -225,10 +229,11 @@ def recipe_text(choice: Choice, why: list[str], model: str, gpus: Gpus, method: 
         )
     lines = [
         f"# {start}",
+        *(f"# {line}" for line in more),
         f"# Written by: mgpo recipe --model {model} --gpus {gpus.written} --method {method} --data {data}"
         + (f" --images {s['max_images']}" if "max_images" in s else ""),
         *(f"# {line}" for line in why),
-        *(["# zero3.yaml is TRL's trl/accelerate_configs/zero3.yaml."] if choice.way.sharded else []),
+        *(["# ZeRO-3 needs DeepSpeed: pip install deepspeed"] if choice.way.sharded else []),
         *([f"# The data: mgpo data convert {PAPER_HUB} {PAPER_DATA}"] if data == PAPER_DATA else []),
         "# It has not been run on a GPU. mgpo validate prints the estimate with everything that it assumes.",
         f"model_name_or_path: {model}",

@@ -47,14 +47,14 @@ def only_one(folder: Path) -> Iterator[None]:
     """Lock a run folder; the system releases the lock when the process ends, however it ends.
 
     Raises:
-        ValueError: another process trains in it.
+        ValueError: another process writes to it.
     """
     with (folder / ".lock").open("w") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(
-                f"Another process trains in {folder}. Wait for it, or give this run a folder of its own."
+                f"Another process writes to {folder}. Wait for it, or give this run a folder of its own."
             ) from error
         except OSError:
             print(f"{folder} is on a file system without locks: see to it that no second run is started in it.")

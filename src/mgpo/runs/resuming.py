@@ -46,8 +46,8 @@ PRIVATE = [".lock", f"{ASIDE}/*", "checkpoint-*/*", "nonfinite/*", "trajectories
 class Resuming:
     """Base of our trainers, before TRL's class: all that it overrides, TRL and transformers call on their own trainer."""
 
-    stopped = False
-    """Whether the run ended early because of a SIGTERM."""
+    stopped: str | None = None
+    """Why the run ended early: SIGTERM, or a launcher that has ended; None if it did not."""
     _written_aside = False
     _epoch_sampler: Any = None
 
@@ -146,12 +146,14 @@ class Resuming:
         if _internal_call:
             return super().save_model(output_dir, True)
         folder = Path(output_dir or self.args.output_dir)
-        super().save_model(str(folder / ASIDE / "model"), True)
+        aside = folder / ASIDE / "model"
+        if self.is_fsdp_enabled and "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+            self._save(str(aside), self.accelerator.get_state_dict(self.model))  # upstream would write no model
+        else:
+            super().save_model(str(aside), True)
         self.accelerator.wait_for_everyone()
-        if (
-            self.args.should_save and (folder / ASIDE / "model").is_dir()
-        ):  # FSDP may keep its shards only in the checkpoint
-            replace_files(folder / ASIDE / "model", folder)
+        if self.args.should_save:
+            replace_files(aside, folder)
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 

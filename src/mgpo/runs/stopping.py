@@ -23,6 +23,7 @@ from transformers.trainer_utils import SaveStrategy
 def stopping_on_sigterm(trainer: Any) -> Iterator[SaveAndStop]:
     """While the trainer trains: a first SIGTERM ends the run after its step, with a checkpoint; a second one at once.
 
+    Where a launcher started the process, further ones change nothing: the launcher kills it when its own limit is reached.
     Only a main thread may handle signals; in another thread, SIGTERM does what it did before.
     """
     request = SaveAndStop(trainer)
@@ -39,23 +40,36 @@ def stopping_on_sigterm(trainer: Any) -> Iterator[SaveAndStop]:
 
 
 class SaveAndStop(TrainerCallback):
-    """Asks a trainer to save and stop after its step; `heeded` says whether it did."""
+    """Asks a trainer to save and stop after its step; `heeded` says why it did, None if it did not."""
 
     def __init__(self, trainer: Any) -> None:
         self.accelerator = trainer.accelerator
-        self.asked = self.heeded = False
+        self.asked = False
+        self.heeded: str | None = None
+        self.launcher = os.getppid() if _launched() else None
 
     def take(self, number: int, frame: Any) -> None:
         """Handle the signal."""
+        if self.asked:
+            return
         self.asked = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # A scheduler signals all processes of a job, and so does the launcher that it has signalled: the second one is the same.
+        if not _launched():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.write(2, b"SIGTERM: this step is finished and saved, then the run stops.\n")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """All processes stop as soon as one of them is asked to."""
-        asked = torch.tensor(float(self.asked), device=args.device)
+        """All processes stop as soon as one of them is asked to, or has lost its launcher and so nobody who would ask."""
+        orphaned = self.launcher not in (None, os.getppid())
+        asked = torch.tensor(float(self.asked or orphaned), device=args.device)
         if self.accelerator.num_processes > 1:
             asked = self.accelerator.reduce(asked, "sum")
         if asked.item() and not control.should_training_stop:
-            self.heeded = control.should_save = control.should_training_stop = True
+            self.heeded = "because its launcher has ended" if orphaned else "by SIGTERM"
+            control.should_save = control.should_training_stop = True
             args.save_strategy = SaveStrategy.STEPS  # with "best", an evaluation would decide whether to save
+
+
+def _launched() -> bool:
+    """Whether a launcher, `accelerate launch` or `torchrun`, has started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ

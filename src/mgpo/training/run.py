@@ -57,8 +57,16 @@ def parse(argv: list[str], config_class: type[MGPOConfig] = MGPOConfig) -> tuple
     Raises:
         ValueError: a key is unknown; the message names the one that was probably meant.
     """
+    argv = _apart(argv)
+    refuse_unknown_settings(argv)
+    data, config = TrlParser((DataArguments, config_class)).parse_args_and_config(args=argv)
+    return data, config
+
+
+def refuse_unknown_settings(argv: list[str]) -> None:
+    """Refuse a command line, or a recipe that it names, with a setting that does not exist; see `parse`."""
     known = {f.name for way in WAYS for f in dataclasses.fields(way) if f.init} | {"env"}
-    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    argv = _apart(argv)
     for flag, value in zip(argv, argv[1:] + [""]):
         if flag == "--config":
             recipe = Path(value)
@@ -71,8 +79,11 @@ def parse(argv: list[str], config_class: type[MGPOConfig] = MGPOConfig) -> tuple
             _refuse_unknown(written, known, value)
         elif flag.startswith("--"):
             _refuse_unknown([flag[2:].split("=")[0].replace("-", "_")], known, "the command line")
-    data, config = TrlParser((DataArguments, config_class)).parse_args_and_config(args=argv)
-    return data, config
+
+
+def _apart(argv: list[str]) -> list[str]:
+    """The command line with `--config=FILE` as two words, which TRL's parser needs."""
+    return [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
 
 
 def _refuse_unknown(keys: Any, known: set[str], where: str) -> None:
@@ -127,7 +138,9 @@ def _train(data: DataArguments, config: MGPOConfig, folder: Path, resume: bool) 
         trainer.train(resume_from_checkpoint=last)
     if trainer.stopped:
         made = trainer.state.global_step
-        raise Stopped(f"Stopped by SIGTERM after step {made}. Start it again to go on from {folder}/checkpoint-{made}.")
+        raise Stopped(
+            f"Stopped {trainer.stopped} after step {made}. Start it again to go on from {folder}/checkpoint-{made}."
+        )
     trainer.save_model(str(folder))
     return folder
 
