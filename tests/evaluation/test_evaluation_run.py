@@ -1,5 +1,6 @@
 """`mgpo eval`: a run that is killed and started again leaves the same results as one that is not."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -13,6 +14,7 @@ from mgpo.evaluation import batches
 from mgpo.evaluation.results import read_records
 from mgpo.evaluation.run import EvaluationRequest, run_evaluation
 from mgpo.method.episode import End
+from mgpo.method.lenient import Answers
 from mgpo.method.protocol import Method
 
 QUIET = Console(quiet=True)
@@ -117,3 +119,29 @@ def test_a_world_in_vstars_layout_has_the_scores_of_the_world(request_of, tmp_pa
         for key in one.keys() - {"source", "overview", "turns", "images_digest"}:
             assert one[key] == other[key], key
         assert [turn["text"] for turn in one["turns"]] == [turn["text"] for turn in other["turns"]]
+
+
+def test_answers_without_a_box_are_read_if_asked_for_beside_the_strict_score(request_of, rows, tmp_path, monkeypatch):
+    """Every reply is "The answer is B." of which the strict score reads nothing; the strict score is the same either way."""
+    from mgpo.data.convert import convert
+    from mgpo.policies.local import LocalPolicy
+
+    says, real = "The answer is B.", LocalPolicy.say
+
+    def say(policy, conversations, *args, **kwargs):
+        return [replace(said, text=says, truncated=False) for said in real(policy, conversations, *args, **kwargs)]
+
+    monkeypatch.setattr(LocalPolicy, "say", say)
+    convert(iter(rows), "jsonl", tmp_path / "data", "test")
+    asked = request_of(tasks=("vstar",), data={"vstar": str(tmp_path / "data")}, n=6, sampled=False, protocol="direct")
+    (strict,) = run_evaluation(asked, QUIET)
+    assert strict["accuracy"] == 0 and "lenient_accuracy" not in strict
+    shown = Console(record=True, width=160, file=io.StringIO())
+    (lenient,) = run_evaluation(replace(asked, answers=Answers.LENIENT), shown)  # the same results, read again
+    expected = sum(row["answer"] == "B" for row in rows) / len(rows)
+    assert (lenient["accuracy"], lenient["lenient_accuracy"], lenient["unboxed"]) == (0, expected, 6) and expected > 0
+    text = shown.export_text()
+    assert "leniently" in text and f"{100 * expected:.1f}" in text
+    says = f"\\boxed{{{'B'}}}"
+    (boxed,) = run_evaluation(replace(asked, answers=Answers.LENIENT, out=tmp_path / "boxed"), QUIET)
+    assert boxed["accuracy"] == boxed["lenient_accuracy"] == expected and boxed["unboxed"] == 0

@@ -15,6 +15,7 @@ from mgpo.cli.data import data_app
 from mgpo.cli.experiments import demo, reproduce, sweep_rates
 from mgpo.cli.launching import asked, launch
 from mgpo.errors import ProcessFailed, RunError, Stopped
+from mgpo.method.lenient import Answers
 from mgpo.planning.early import refuse_request, refuse_words, written
 from mgpo.planning.gpus import Gpus
 
@@ -124,8 +125,14 @@ def evaluate_command(
     split: Annotated[str | None, typer.Option(help="needle: test or ood_.... Default: the task's own split.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the questions (needle) and of sampling.")] = 1,
     n: Annotated[
-        int | None, typer.Option(min=1, help="Maximum number of questions per task. Default: 500 for needle, else all.")
+        int | None,
+        typer.Option(
+            "--limit", "--n", min=1, help="Maximum number of questions per task. Default: 500 for needle, else all."
+        ),
     ] = None,
+    answers: Annotated[
+        Answers, typer.Option(help="lenient: also show the accuracy if answers without a box are read.")
+    ] = Answers.STRICT,
     protocol: Annotated[
         str | None, typer.Option(help="mgpo, grpo, direct or adaptive. Default: as in training.")
     ] = None,
@@ -170,7 +177,7 @@ def evaluate_command(
         protocol=protocol, max_turns=max_turns, min_pixels=min_pixels, max_pixels=max_pixels, coordinates=coordinates, thinking=thinking, grounding_tokens=grounding_tokens,
         answer_tokens=answer_tokens, batch_size=batch_size, sampled=sampled, megapixels=megapixels,
         backgrounds=backgrounds, pictures=pictures, engine=engine, endpoint=endpoint, judge=judge, judge_model=judge_model,
-        controls=tuple(name.strip() for name in controls.split(",") if name.strip()),
+        controls=tuple(name.strip() for name in controls.split(",") if name.strip()), answers=answers,
     )  # fmt: skip
     run_evaluation(request, console)
     if os.environ.get("RANK", "0") == "0":

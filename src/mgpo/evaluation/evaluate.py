@@ -23,6 +23,7 @@ from mgpo.images.identity import images_digest
 from mgpo.images.photograph import Photograph
 from mgpo.method.boxes import BoxStatus
 from mgpo.method.episode import Episode
+from mgpo.method.lenient import is_correct_leniently
 from mgpo.method.metrics import episode_metrics
 from mgpo.method.protocol import Method, Protocol
 from mgpo.method.question import Question
@@ -204,6 +205,24 @@ def summarise(results: list[Result], protocol: Protocol, **named: Any) -> dict[s
             category or "none": _share([r.correct for r in results if r.category == category])
             for category in sorted({result.category for result in results})
         },
+    }
+
+
+def lenient_share(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The accuracy if answers without a box are read as well, and how many of them there are. What a judge accepted stays right.
+
+    Args:
+        records: lines of a results file (`Result.record`).
+    """
+    right = sum(
+        record["correct"] or is_correct_leniently(record["turns"][-1]["text"], record["choices"], record["answer"])
+        for record in records
+    )
+    unboxed = sum(record["given"] is None for record in records)
+    return {
+        "lenient_accuracy": right / len(records),
+        "lenient_ci95": list(wilson(right, len(records))),
+        "unboxed": unboxed,
     }
 
 

@@ -22,12 +22,13 @@ from mgpo.data.sources import unread_note
 from mgpo.data.tasks import TASKS, task_of
 from mgpo.evaluation.batches import Batches, add_part
 from mgpo.evaluation.controls import Control, chosen_controls, controls_beside
-from mgpo.evaluation.evaluate import Result, adaptive_shares, evaluate_batch, summarise
+from mgpo.evaluation.evaluate import Result, adaptive_shares, evaluate_batch, lenient_share, summarise
 from mgpo.evaluation.judge import Judge
 from mgpo.evaluation.processes import Processes, appears, processes
 from mgpo.evaluation.results import add_summary, begin
 from mgpo.evaluation.tables import result_tables
 from mgpo.images.identity import images_digest
+from mgpo.method.lenient import Answers
 from mgpo.method.protocol import Method, Protocol
 from mgpo.method.question import Question
 from mgpo.policies.loading import trained_with
@@ -56,6 +57,7 @@ class EvaluationRequest:
         engine, endpoint: what runs the model: see `mgpo.asking.settings.load_policy`.
         judge, judge_model: endpoint and model that judge open answers.
         controls: names in `mgpo.evaluation.controls.Control`, which every question is also asked under.
+        answers: whether the accuracy of answers that are read without a box is shown beside the strict one.
     """
 
     model: str
@@ -83,6 +85,7 @@ class EvaluationRequest:
     judge: str | None = None
     judge_model: str = ""
     controls: tuple[str, ...] = ()
+    answers: Answers = Answers.STRICT
 
 
 def run_evaluation(request: EvaluationRequest, console: Console) -> list[dict[str, Any]]:
@@ -321,6 +324,8 @@ def _summary(request: EvaluationRequest, task: str, records: list, protocol: Pro
     row["figures"] = figures(records) if figures else {}
     if protocol.method is Method.ADAPTIVE:
         row["figures"] |= adaptive_shares(records)
+    if request.answers is Answers.LENIENT:
+        row |= lenient_share(records)
     row["controls"] = controls_beside(records)
     row["judged"] = sum("judged" in record for record in records)
     row["seconds_per_question"] = sum(record["seconds"] for record in records) / len(records)

@@ -18,7 +18,9 @@ def result_tables(rows: list[dict[str, Any]], model: str) -> Group:
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     heads = ("accuracy", "95 %", "chance", "same\nletter", "valid\nbox", "hit", "IoU", "crop\narea", "crop\nalone")
     table.add_column("task", overflow="fold")
-    for head in ("n", *heads):
+    lenient = any("lenient_accuracy" in row for row in rows)
+    extra = ("read\nleniently", "no\nbox") if lenient else ()
+    for head in ("n", *heads[:2], *extra, *heads[2:]):
         table.add_column(head, justify="right", no_wrap=True)
     parts = Table("task", "part", Column("accuracy", justify="right"), box=SIMPLE_HEAD, pad_edge=False)
     for row in rows:
@@ -27,6 +29,8 @@ def result_tables(rows: list[dict[str, Any]], model: str) -> Group:
                  row["crop_area"], row["crop_only_accuracy"]]  # fmt: skip
         texts = [_percent(cell) for cell in cells]
         texts[1] = f"{100 * low:.0f}-{100 * high:.0f}"
+        if lenient:
+            texts[2:2] = [_percent(row.get("lenient_accuracy")), str(row.get("unboxed", "-"))]
         table.add_row(Text(row["task"], "bold"), str(row["n"]), *texts)
         categories = row["by_category"] if len(row["by_category"]) > 1 else {}
         for name, share in (categories | row["figures"]).items():

@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from enum import StrEnum
 
 from mgpo.method.question import LETTERS
 from mgpo.method.rewards import boxed, chosen_letter, is_correct
@@ -34,6 +35,13 @@ _BRACKETS = re.compile(r"[(\[]\s*([A-Z])\s*[)\]]")
 _ALONE = re.compile(r"(?<![\w'’])([A-Z])(?![\w'’])")
 MOST = 100_000
 """Characters of a reply that are read, from its end."""
+
+
+class Answers(StrEnum):
+    """How answers are read: only in a box, or also without one."""
+
+    STRICT = "strict"
+    LENIENT = "lenient"
 
 
 def lenient_letter(text: str, choices: Sequence[str]) -> str | None:
