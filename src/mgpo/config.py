@@ -134,6 +134,13 @@ class MGPOConfig(GRPOConfig):
             "older than the weights; TRL's importance sampling corrects for it."
         },
     )
+    vllm_importance_sampling_mode: str | None = field(
+        default=None,
+        metadata={
+            "help": "vLLM: how the ratio of the model's probability to the sampled one corrects the loss. Default: sequence_mask, as in "
+            "TRL; token_truncate with rollouts_ahead."
+        },
+    )
     vllm_call_seconds: float = field(default=600.0, metadata={"help": "vLLM server: time limit of one call."})
     extra_reward_funcs: list[str] = field(
         default_factory=list, metadata={"help": "Additional reward functions in TRL's convention, as dotted paths."}
@@ -176,6 +183,9 @@ class MGPOConfig(GRPOConfig):
             raise ValueError(
                 "rollouts_ahead samples with older weights, so it needs vllm_importance_sampling_correction: true."
             )
+        if self.vllm_importance_sampling_mode is None:
+            # A mask leaves out the rollouts that the last update made likelier: those that it learned from.
+            self.vllm_importance_sampling_mode = "token_truncate" if self.rollouts_ahead else "sequence_mask"
         if self.max_completion_length is None:
             self.max_completion_length = 0
         super().__post_init__()

@@ -65,7 +65,7 @@ def test_a_batch_is_sampled_while_the_model_is_updated(run):
 def test_without_an_update_in_between_it_is_the_same_training(run):
     """With a learning rate of 0, old weights are the same weights: rows, rewards, losses and gradients are those of taking turns."""
     ahead, _ = run(**AHEAD | {"learning_rate": 0.0})
-    in_turns, _ = run(**SERVER | {"learning_rate": 0.0})
+    in_turns, _ = run(**SERVER | {"learning_rate": 0.0}, vllm_importance_sampling_mode="token_truncate")
     assert any(step["grad_norm"] > 0 for step in ahead)
     timed = ("time", "runtime", "per_second")
     for one, other in zip(ahead, in_turns, strict=True):
@@ -108,6 +108,16 @@ def test_an_error_of_the_server_ends_the_run_with_its_words(run):
 
     with pytest.raises(ConnectionError, match="connection reset by the server"):
         run(prepare, **AHEAD)
+
+
+def test_rollouts_that_became_likelier_are_not_left_out(tmp_path):
+    ahead, in_turns = settings(tmp_path, **AHEAD), settings(tmp_path, **SERVER)
+    assert ahead.vllm_importance_sampling_mode == "token_truncate"
+    assert in_turns.vllm_importance_sampling_mode == "sequence_mask"  # TRL's
+    assert (
+        settings(tmp_path, **AHEAD, vllm_importance_sampling_mode="sequence_mask").vllm_importance_sampling_mode
+        == "sequence_mask"
+    )
 
 
 def test_only_with_a_server_and_the_correction(tmp_path):
