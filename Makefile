@@ -79,4 +79,3 @@ lint: setup
 	$(VENV)/bin/python -m mypy
 
 clean:
-	rm -rf $(VENV) $(LMMS) $(VLLM) runs build .pytest_cache
