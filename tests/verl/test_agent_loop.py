@@ -22,7 +22,9 @@ class Modelled(Scripted):
         super().__init__(said)
         self.model, self.processor = model, processor
 
-    async def generate(self, request_id, *, prompt_ids, sampling_params, image_data=None, mm_processor_kwargs=None, **more):
+    async def generate(
+        self, request_id, *, prompt_ids, sampling_params, image_data=None, mm_processor_kwargs=None, **more
+    ):
         told = await super().generate(
             request_id, prompt_ids=prompt_ids, sampling_params=sampling_params, image_data=image_data, **more
         )
@@ -34,7 +36,9 @@ class Modelled(Scripted):
             kinds = (ids == self.processor.image_token_id).int()
             logits = self.model(input_ids=ids, mm_token_type_ids=kinds, **fields).logits[0, -1].float()
             logits[579:600] = -torch.inf  # tokens of the chat format and of images
-            token = told.token_ids[step] if step < len(told.token_ids) else int(torch.multinomial(logits.softmax(-1), 1))
+            token = (
+                told.token_ids[step] if step < len(told.token_ids) else int(torch.multinomial(logits.softmax(-1), 1))
+            )
             said.append(token)
             logprobs.append(logits.log_softmax(-1)[token].item())
             ids = torch.cat([ids, torch.tensor([[token]])], 1)
@@ -74,7 +78,10 @@ def test_episodes_are_those_of_the_trl_path_token_by_token(run, random_tiny, row
     assert torch.allclose(pixels, output["pixel_values"].float(), atol=1e-5)
     grids = torch.cat([images_of(batch, row)["image_grid_thw"] for row in range(4)])
     assert torch.equal(grids, output["image_grid_thw"])
-    right = [float(episode.end == "answered" and said == episode.question.answer) for episode, said in zip(trainer._episodes, "ABB")]
+    right = [
+        float(episode.end == "answered" and said == episode.question.answer)
+        for episode, said in zip(trainer._episodes, "ABB")
+    ]
     assert batch.non_tensor_batch["acc"].tolist() == [*right, 0.0]
     valid = [float(episode.first_grounding.box_px_original is not None) for episode in trainer._episodes]
     assert batch.non_tensor_batch["valid_box"].tolist() == valid == [1.0, 0.0, 1.0, 0.0]

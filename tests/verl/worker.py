@@ -25,9 +25,7 @@ def config_of(model, folder, *overrides, **loop):
     """verl's whole configuration for our agent loop on a model folder."""
     file = folder / "loop.yaml"
     settings = {key: value for key, value in (LOOP | loop).items() if value is not None}
-    file.write_text(
-        yaml.safe_dump([{"name": "mgpo", "_target_": "mgpo.verl.agent_loop.MGPOAgentLoop"} | settings])
-    )
+    file.write_text(yaml.safe_dump([{"name": "mgpo", "_target_": "mgpo.verl.agent_loop.MGPOAgentLoop"} | settings]))
     with initialize_config_module("verl.trainer.config", version_base=None):
         return compose(
             "ppo_trainer",
@@ -86,4 +84,3 @@ def unpadded(batch, row):
 
 def make_worker(config, server):
     return AgentLoopWorker(config, server)
-

@@ -80,9 +80,7 @@ class MGPOAgentLoop(AgentLoopBase):
     ) -> None:  # fmt: skip
         if processor is None:
             raise ValueError("MGPOAgentLoop needs a vision-language model, but verl could not load its processor.")
-        super().__init__(
-            trainer_config, server_manager, tokenizer, processor, dataset_cls, data_config, hf_model_type
-        )
+        super().__init__(trainer_config, server_manager, tokenizer, processor, dataset_cls, data_config, hf_model_type)
         self.settings = LoopSettings.read(settings, processor, hf_model_type, self._get_mm_processor_kwargs())
         self.settings.refuse_too_short(self.rollout_config)
         if self.rollout_config.enable_rollout_routing_replay:
