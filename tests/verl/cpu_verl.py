@@ -174,3 +174,13 @@ RolloutReplicaRegistry.register("transformers", lambda: Replica)
 os.environ.setdefault(
     "VERL_ENGINE_DEVICE", "cuda"
 )  # the engine that verl registers for GPUs; its device is the platform's
+
+_init = torch.distributed.init_process_group
+
+
+def init_process_group(backend=None, *args, **kwargs):
+    """verl asks for gloo on the CPU and for the platform's backend on its device, which here are one."""
+    return _init("gloo" if backend == "cpu:gloo,cpu:gloo" else backend, *args, **kwargs)
+
+
+torch.distributed.init_process_group = init_process_group

@@ -1,6 +1,6 @@
 """Two ranks under FSDP2 with verl's patches: rank 0 is shown an image, rank 1 has rows of text. Prints a line per rank.
 
-python -m torch.distributed.run --nproc_per_node 2 ranks.py MODEL [repaired]
+python -m torch.distributed.run --nproc_per_node 2 ranks.py MODEL {repaired,without_trl,stock}
 """
 
 import sys
@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForImageTextToText
-from verl.models.transformers.monkey_patch import apply_monkey_patch
+from verl.models.transformers import monkey_patch
 
 
 def inputs_of(rank, config):
@@ -42,9 +42,15 @@ def main():
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], dtype=torch.float32, attn_implementation="sdpa")
-    apply_monkey_patch(model, use_remove_padding=False)
     if "repaired" in sys.argv:
-        import mgpo.verl.text_rows  # noqa: F401
+        import mgpo.verl.repairs  # noqa: F401
+    elif "without_trl" in sys.argv:
+        monkey_patch.is_trl_available = lambda: False
+    try:
+        monkey_patch.apply_monkey_patch(model, use_remove_padding=False)
+    except ImportError as error:
+        print(f"rank {dist.get_rank()} failed: {error}", flush=True)
+        raise
     mesh = init_device_mesh("cpu", (2,))
     for part in (*model.model.visual.blocks, model.model.visual, *model.model.language_model.layers, model):
         fully_shard(part, mesh=mesh)

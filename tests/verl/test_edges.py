@@ -30,10 +30,10 @@ def ask(config, file, said, numbers=(0,)):
 
 @pytest.mark.parametrize("dataset", ["ours", "verl's"])
 def test_a_box_is_cut_from_the_files_own_pixels(tiny, tmp_path, dataset):
-    """Three sizes: the file's 2800x2100, what qwen_vl_utils would make of it, and the overview that the model sees."""
+    """Three sizes: the file's 2810x2105, what qwen_vl_utils would make of it, and the overview that the model sees."""
     from qwen_vl_utils import process_vision_info
 
-    noise = torch.randint(0, 256, (2100, 2800, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    noise = torch.randint(0, 256, (2105, 2810, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     Image.fromarray(noise.numpy()).save(tmp_path / "large.png")
     row = {"id": "q", "image": str(tmp_path / "large.png"), "question": "Which?", "choices": ["H", "K"], "answer": "A"}
     file, _ = convert(iter([row]), "verl", tmp_path / "verl", "train")
@@ -144,12 +144,9 @@ def test_the_reward_loop_scores_the_last_turn_alone(tiny, parquet, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"reward_model": {"ground_truth": ""}}, "Row 'r' of verl's data has no answer"),
-        ({"reward_model": {}}, "Row 'r' of verl's data cannot be asked: 'ground_truth'"),
-        (
-            {"raw_prompt": [{"role": "system", "content": "?"}], "extra_info": {"index": "r"}},
-            "Row 'r' .* cannot be asked",
-        ),
+        ({"reward_model": {"ground_truth": ""}}, "it has no answer"),
+        ({"reward_model": {}}, "it has no 'ground_truth'"),
+        ({"raw_prompt": [{"role": "system", "content": "?"}]}, "its prompt has no user turn"),
     ],
 )
 def test_rows_that_cannot_be_asked_are_named(changed, message):
@@ -158,7 +155,7 @@ def test_rows_that_cannot_be_asked_are_named(changed, message):
         "reward_model": {"ground_truth": "x"},
         "extra_info": {"index": "r"},
     }
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"Row 'r' of verl's data cannot be asked: {message}"):
         question_of(row | changed)
 
 

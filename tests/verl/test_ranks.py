@@ -22,10 +22,14 @@ def test_a_rank_without_images_runs_the_tower_too(tiny):
 
 
 @pytest.mark.slow
-def test_verl_alone_fails_there(tiny):
-    """When this fails, verl has repaired it: mgpo/verl/text_rows.py and its mentions can go."""
-    done = run(tiny)
-    assert (
-        done.returncode != 0
-        and "rank 1 failed: 'BaseModelOutputWithPooling' object has no attribute 'mean'" in done.stdout
-    )
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("without_trl", "rank 1 failed: 'BaseModelOutputWithPooling' object has no attribute 'mean'"),
+        ("stock", "failed: cannot import name 'AutoModelForCausalLMWithValueHead' from 'trl'"),
+    ],
+)
+def test_verl_alone_fails(tiny, word, message):
+    """When this passes no more, verl has repaired it: its part of mgpo/verl/repairs.py and its mentions can go."""
+    done = run(tiny, word)
+    assert done.returncode != 0 and message in done.stdout, done.stderr[-2000:]

@@ -247,7 +247,7 @@ def _model(data: DataArguments, config: MGPOConfig) -> Pairs:
     model = "actor_rollout_ref.model"
     pairs: Pairs = [
         (f"{model}.path", resolve(data.model_name_or_path)),
-        (f"{model}.external_lib", "mgpo.verl.text_rows"),
+        (f"{model}.external_lib", "mgpo.verl.repairs"),
         (f"{model}.enable_gradient_checkpointing", config.gradient_checkpointing),
     ]
     if data.attn_implementation != "flash_attention_2":  # verl's default, which its packing of rows needs

@@ -38,12 +38,11 @@ def question_of(row: Mapping[str, Any]) -> Question:
             text = extra.get("question") or _text_of(messages)
             found = in_text(text, row["reward_model"]["ground_truth"], layout)
             question = Question(None, found["question"], tuple(found["choices"]), found["answer"], id=name)
+        if not question.answer:
+            raise ValueError("it has no answer in reward_model.ground_truth, so it could not be scored")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"Row {name!r} of verl's data cannot be asked: {error!s}.") from error
-    if not question.answer:
-        raise ValueError(
-            f"Row {name!r} of verl's data has no answer in reward_model.ground_truth, so it cannot be scored."
-        )
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"Row {name!r} of verl's data cannot be asked: {reason.rstrip('.')}.") from error
     return question
 
 
@@ -62,7 +61,9 @@ def _image_parts(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
 
 
 def _text_of(messages: Sequence[Mapping[str, Any]]) -> str:
-    content = [message["content"] for message in messages if message["role"] == "user"][-1]
+    content = next((message["content"] for message in reversed(messages) if message["role"] == "user"), None)
+    if content is None:
+        raise ValueError("its prompt has no user turn")
     return content if isinstance(content, str) else "\n".join(part["text"] for part in content if part.get("text"))
 
 

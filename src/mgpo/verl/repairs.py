@@ -1,11 +1,14 @@
-"""Lets Qwen2-VL and Qwen2.5-VL be updated on rows without an image; verl imports it in its workers.
+"""Two repairs of verl 0.9.1, for the processes that hold the model; verl imports this module there.
 
-    actor_rollout_ref.model.external_lib=mgpo.verl.text_rows
+    actor_rollout_ref.model.external_lib=mgpo.verl.repairs
 
-Under FSDP every rank must run the vision tower, or the ranks wait for each other for ever. For a micro-batch without images, verl
-0.9.1 runs it on a small grey image whose features count nothing, but takes what it returns for a tensor, which since
-transformers 5 it is not: such a micro-batch ends the run with an AttributeError. Its Qwen3-VL is right. Here the tower is run in the
-same way, and its features are read as they are returned.
+**TRL.** Where TRL is installed, verl changes a class of it that TRL 1 has not got any more, and ends with an ImportError. The class
+belongs to verl's critics, which GRPO has none of, so verl is told that there is no TRL.
+
+**Rows without an image, for Qwen2-VL and Qwen2.5-VL.** Under FSDP every rank must run the vision tower, or the ranks wait for each
+other for ever. For a micro-batch without images verl runs it on a small grey image whose features count nothing, but takes what it
+returns for a tensor, which since transformers 5 it is not: the run ends with an AttributeError. (Its Qwen3-VL is right.) Here the
+tower is run in the same way, and its features are read as they are returned.
 """
 
 from __future__ import annotations
@@ -13,10 +16,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from verl.models.transformers import qwen2_vl
+from verl.models.transformers import monkey_patch, qwen2_vl
 from verl.utils.transformers_compat import unpack_visual_output
 
-_theirs = qwen2_vl._get_input_embeds  # noqa: PLC2701 (what is wrapped)
+_theirs = qwen2_vl._get_input_embeds
 PATCHES = (1, 4, 4)
 """Grid of the small image: frames, rows and columns of patches."""
 
@@ -45,3 +48,4 @@ def embeds(
 
 
 qwen2_vl._get_input_embeds = embeds
+monkey_patch.is_trl_available = lambda: False
