@@ -26,6 +26,10 @@ class Device:
     def is_available():
         return True
 
+    @staticmethod
+    def get_device_name(*_):
+        return "CPU"
+
 
 @PlatformRegistry.register("cpu")
 class CPU(PlatformBase):

@@ -167,6 +167,13 @@ def test_paths_of_images_are_read_as_well(tmp_path):
         assert (question.image, question.choices, question.answer) == (str(tmp_path / "a.png"), ("x", "y"), "B")
 
 
+@pytest.mark.parametrize("method", ["grpo", "direct"])
+def test_single_turn_methods_end_after_one_turn(tiny, parquet, tmp_path, method):
+    server, batch = ask(config_of(tiny, tmp_path, method=method), parquet, ("\\boxed{A}",), (0, 1))
+    assert len(server.asked) == 2 and batch.non_tensor_batch["acc"].tolist() == [1.0, 0.0]
+    assert batch.batch["response_mask"].sum(1).tolist() == [4, 4]
+
+
 def test_several_images_are_asked_about_together(tiny, rows, tmp_path):
     from support import several
 
