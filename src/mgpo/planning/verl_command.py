@@ -71,7 +71,7 @@ def verl_script(recipe: Path, overrides: list[str]) -> list[str]:
     if config.method == SFT or data.load_in_4bit:
         what = "supervised fine-tuning" if config.method == SFT else "load_in_4bit"
         raise ValueError(f"{recipe}: verl's main_ppo has no {what}. Train this recipe with mgpo train.")
-    config.learning_rate, notes = float(config.learning_rate), _notes(recipe, others, config)
+    config.learning_rate, notes = float(config.learning_rate), _notes(recipe, others, data, config)
     folder = Path(config.output_dir) / "verl"
     train, test = folder / f"{data.dataset_split}.parquet", folder / f"{data.dataset_test_split}.parquet"
     evaluates = str(config.eval_strategy).rpartition(".")[2].lower() != "no"
@@ -114,7 +114,7 @@ def _gpus_per_node(overrides: list[str]) -> tuple[int, list[str]]:
     return 8, words
 
 
-def _notes(recipe: Path, overrides: list[str], config: MGPOConfig) -> list[str]:
+def _notes(recipe: Path, overrides: list[str], data: DataArguments, config: MGPOConfig) -> list[str]:
     """What the recipe asks for and verl does not do, or does in another way."""
     written = yaml.safe_load(recipe.read_text()) or {}
     values = vars(config) | {name: written[name] for name in written}
@@ -124,6 +124,8 @@ def _notes(recipe: Path, overrides: list[str], config: MGPOConfig) -> list[str]:
     schedule = _schedule(config)
     if schedule not in SCHEDULES:
         notes.append(f"lr_scheduler_type: {schedule}; verl knows constant and cosine, so the learning rate is constant")
+    if config.freeze_vision_tower and not data.use_peft:  # LoRA's modules are those of the language model
+        notes.append("freeze_vision_tower: true; verl 0.9.1 has a setting of this name, but trains the tower all the same")
     if config.loss_type not in LOSSES:
         notes.append(f"loss_type: {config.loss_type}; it is seq-mean-token-mean, as for grpo")
     if config.scale_rewards not in (True, False, "group", "none"):
@@ -226,7 +228,6 @@ def _actor(config: MGPOConfig, data: DataArguments, devices: int) -> Pairs:
         (f"{actor}.entropy_coeff", 0),
         (f"{actor}.loss_agg_mode", LOSSES.get(config.loss_type, LOSSES["grpo"])),
         (f"{actor}.grad_clip", config.max_grad_norm),
-        (f"{actor}.freeze_vision_tower", config.freeze_vision_tower),
         (f"{actor}.data_loader_seed", config.seed),
         (f"{actor}.optim.lr", config.learning_rate),
         (f"{actor}.optim.lr_scheduler_type", SCHEDULES.get(_schedule(config), "constant")),
