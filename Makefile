@@ -5,7 +5,7 @@ VENV := .venv
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=68719476736
 RUN := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(KEEP_MEMORY) $(VENV)/bin/python
 
-.PHONY: setup demo test test-fast coverage test-slow test-lmms test-verifiers test-vllm reproduce-tiny sweep-tiny lint clean
+.PHONY: setup demo test test-fast coverage test-slow test-lmms test-verifiers test-vllm test-verl reproduce-tiny sweep-tiny lint clean
 
 setup: $(VENV)/.ready
 
@@ -78,6 +78,19 @@ test-vllm: $(VLLM)/.ready
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=tests/policies_vllm/startup $(VLLM)/bin/python -m pytest \
 	  tests/training/test_family_models.py -k "image_tokens or logprobs or asked"
 
+# verl on Ray. It takes transformers below 5.11; torchvision is wanted by its data path, and imports as in vLLM's tests.
+VERL := .venv-verl
+$(VERL)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VERL)
+	$(VERL)/bin/python -m pip install -q -c constraints.txt torch
+	$(VERL)/bin/python -m pip install -q --no-deps torchvision==0.28.0
+	grep -v "^transformers" constraints.txt > $(VERL)/constraints.txt
+	$(VERL)/bin/python -m pip install -q -c $(VERL)/constraints.txt -e ".[dev,verl]"
+	touch $@
+
+test-verl: $(VERL)/.ready
+	RAY_AUTH_MODE=disabled OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=tests/policies_vllm/startup $(VERL)/bin/python -m pytest tests/verl
+
 reproduce-tiny: setup
 	$(RUN) -m mgpo reproduce --out runs/reproduce-tiny
 
@@ -90,4 +103,4 @@ lint: setup
 	$(VENV)/bin/python -m mypy
 
 clean:
-	rm -rf $(VENV) $(LMMS) $(VERIFIERS) $(VLLM) runs build .pytest_cache
+	rm -rf $(VENV) $(LMMS) $(VERIFIERS) $(VLLM) $(VERL) runs build .pytest_cache

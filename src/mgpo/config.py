@@ -200,15 +200,10 @@ class MGPOConfig(GRPOConfig):
         return Protocol.from_settings(vars(self), own_budget.changed(self.min_pixels, self.max_pixels), own_form)
 
     def episode_parts(self, protocol: Protocol) -> dict[str, int]:
-        """Tokens of the longest episode, part by part, in order. Images count with their two delimiters."""
-        image, further = protocol.budget.max_tokens + 2, protocol.turns - 1
-        parts = {"question": self.max_reply_tokens, "overview": self.max_images * image}
-        if further:
-            parts["grounding"] = self.max_grounding_tokens
-            if further > 1:  # turns in between may ground again or answer
-                parts["turns in between"] = (further - 1) * max(self.max_grounding_tokens, self.max_answer_tokens)
-            parts |= {"reply": further * self.max_reply_tokens, "crop": further * image}
-        return parts | {"answer": self.max_answer_tokens}
+        """Tokens of the longest episode, part by part (`Protocol.episode_parts`)."""
+        return protocol.episode_parts(
+            self.max_images, self.max_reply_tokens, self.max_grounding_tokens, self.max_answer_tokens
+        )
 
     def check_images(self, question: Question) -> None:
         """Check that a question shows no more images than the longest episode was computed for.

@@ -103,6 +103,14 @@ def test_several_right_choices_and_two_files_of_a_split_are_refused(rows, tmp_pa
         list(read_questions(str(tmp_path / "out"), "train"))
 
 
+def test_markers_of_verl_in_a_text_are_refused(rows, tmp_path):
+    """verl's dataset splits prompts there, and ends the run where the row has no further image."""
+    for text in ("Which <image> is it?", "Is there an <audio> sign?"):
+        with pytest.raises(ValueError, match="Question '3' holds <(image|audio)> in its text or choices, where verl"):
+            convert(iter([rows[2] | {"question": text}]), "verl", tmp_path / "v", "train")
+    assert not (tmp_path / "v/train.parquet").exists()
+
+
 def test_trl_keeps_gold_boxes_that_come_late(rows, tmp_path):
     many = [rows[2] | {"id": str(n)} for n in range(64)] + [rows[0]]
     file, _ = convert(iter(many), "trl", tmp_path / "out", "train")

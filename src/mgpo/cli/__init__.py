@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from mgpo.cli.data import data_app
 from mgpo.cli.experiments import demo, reproduce, sweep_rates
+from mgpo.cli.export import export_app
 from mgpo.cli.launching import asked, launch
 from mgpo.errors import ProcessFailed, RunError, Stopped
 from mgpo.method.lenient import Answers
@@ -22,6 +23,7 @@ from mgpo.planning.gpus import Gpus
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console()
 app.add_typer(data_app, name="data")
+app.add_typer(export_app, name="export")
 SETTINGS = (
     "Every setting of a recipe is an option: those of mgpo.config.DataArguments and mgpo.config.MGPOConfig, which docs/settings.md lists, "
     "and all of TRL's GRPOConfig and transformers' TrainingArguments (https://huggingface.co/docs/trl/grpo_trainer)."

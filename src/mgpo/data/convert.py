@@ -21,6 +21,8 @@ from mgpo.method.question import LETTERS, Question
 
 Rows = Iterable[dict[str, Any]]
 BATCH = 64
+VERL_MARKERS = ("<image>", "<video>", "<audio>")
+"""Where verl's dataset splits a prompt."""
 
 
 def convert(rows: Rows, to: str, folder: Path, split: str) -> tuple[Path, int]:
@@ -83,10 +85,19 @@ def to_trl(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
 
 
 def to_verl(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
-    """Write Parquet with verl's columns, which have no place for gold boxes."""
+    """Write Parquet with verl's columns, which have no place for gold boxes; `mgpo.verl` reads it in verl's agent loop.
+
+    Raises:
+        ValueError: a text holds a marker at which verl would look for a further image, video or sound.
+    """
 
     def row_of(question: Question, number: int) -> dict[str, Any]:
         text = _with_choices(question)
+        if marker := next((marker for marker in VERL_MARKERS if marker in text), None):
+            raise ValueError(
+                f"Question {question.id!r} holds {marker} in its text or choices, where verl would look for one more. Write it "
+                "in other words."
+            )
         return {
             "data_source": question.category or "mgpo",
             "prompt": [{"role": "user", "content": "<image>" * len(question.images) + text}],

@@ -116,3 +116,20 @@ class Protocol:
     def turns(self) -> int:
         """The largest number of turns that the model gets."""
         return self.max_turns if self.looks_again else 1
+
+    def episode_parts(self, images: int, text: int, grounding: int, answer: int) -> dict[str, int]:
+        """Tokens of the longest episode, part by part, in order. Images count with their two delimiters.
+
+        Args:
+            images: most images that a question shows.
+            text: token limit of the text of one user turn.
+            grounding, answer: token limits of a turn of the model that names a region, and of the last one.
+        """
+        image, further = self.budget.max_tokens + 2, self.turns - 1
+        parts = {"question": text, "overview": images * image}
+        if further:
+            parts["grounding"] = grounding
+            if further > 1:  # turns in between may ground again or answer
+                parts["turns in between"] = (further - 1) * max(grounding, answer)
+            parts |= {"reply": further * text, "crop": further * image}
+        return parts | {"answer": answer}

@@ -7,7 +7,7 @@ represents a conversation, as token ids or as messages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,14 +27,18 @@ class Said:
     truncated: bool
 
 
-class Speaker(Protocol):
-    """What the turn loop needs of a policy. Its conversations are opaque to callers."""
+class Writer(Protocol):
+    """The part of a policy that writes conversations down, without a model. Its conversations are opaque to callers."""
 
     def open(self, turn: UserTurn) -> Any:
         """A conversation that consists of one user turn."""
 
     def follow(self, conversation: Any, said: Said, turn: UserTurn) -> None:
         """Append what the model said and the next user turn."""
+
+
+class Speaker(Writer, Protocol):
+    """What the turn loop needs of a policy."""
 
     def say(self, conversations: Sequence[Any], max_new_tokens: int, temperature: float = 0.0) -> list[Said]:
         """The model's next turn in each conversation."""
@@ -87,6 +91,14 @@ class TurnLimits:
     answer: int = 512
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What the turn loop wants next: one turn of the model in each of these conversations, of so many new tokens at most."""
+
+    conversations: list[Any]
+    max_new_tokens: int
+
+
 def run_episodes(
     policy: Speaker,
     episodes: Sequence[Episode],
@@ -112,13 +124,36 @@ def run_episodes(
     Returns:
         The model's turns of each episode, in order.
     """
+    loop = turn_by_turn(policy, episodes, limits, turns, on_turn, collective)
+    said: list[Said] | None = None
+    while True:
+        try:
+            asked = next(loop) if said is None else loop.send(said)
+        except StopIteration as ended:
+            heard: list[list[Said]] = ended.value
+            return heard
+        said = policy.say(asked.conversations, asked.max_new_tokens, temperature)
+
+
+def turn_by_turn(
+    writer: Writer,
+    episodes: Sequence[Episode],
+    limits: TurnLimits,
+    turns: int | None = None,
+    on_turn: Callable[[int], None] | None = None,
+    collective: bool = False,
+) -> Generator[Asked, list[Said], list[list[Said]]]:
+    """The turn loop without a model: it yields what it asks and is sent what the model said. Arguments as of `run_episodes`.
+
+    Whoever drives it may wait for the model in any way, as the coroutine of verl's agent loop does.
+    """
     heard: list[list[Said]] = [[] for _ in episodes]
-    conversations = [policy.open(e.user_turns[0] if e.user_turns else e.opening()) for e in episodes]
+    conversations = [writer.open(e.user_turns[0] if e.user_turns else e.opening()) for e in episodes]
     running = list(range(len(episodes)))
     for number in range(1, (turns or episodes[0].protocol.turns) + 1):
         limit = limit_of(episodes[0].protocol, number, limits)
         asked = range(len(episodes)) if collective else running
-        said = dict(zip(asked, policy.say([conversations[i] for i in asked], limit, temperature), strict=True))
+        said = dict(zip(asked, (yield Asked([conversations[i] for i in asked], limit)), strict=True))
         still = []
         for i in running:
             heard[i].append(said[i])
@@ -126,7 +161,7 @@ def run_episodes(
             if on_turn is not None:
                 on_turn(i)
             if reply is not None:
-                policy.follow(conversations[i], said[i], reply)
+                writer.follow(conversations[i], said[i], reply)
                 still.append(i)
         running = still
         if not running and not collective:
