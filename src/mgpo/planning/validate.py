@@ -63,7 +63,7 @@ def validate_recipe(recipe: Path, overrides: list[str]) -> list[str]:
     Raises:
         ValueError: the recipe cannot run; the message is a sentence that says why and what would.
     """
-    devices, data, config = _read(recipe, overrides)
+    devices, data, config = read_recipe(recipe, overrides)
     facts = model_facts(data.model_name_or_path)
     protocol = config.protocol(facts.budget or PixelBudget(), facts.form)
     images_known = facts.budget is not None or config.max_pixels is not None
@@ -114,7 +114,7 @@ def model_facts(name: str) -> ModelFacts:
     return ModelFacts(context, budget, form_of(config.model_type))
 
 
-def _read(recipe: Path, overrides: list[str]) -> tuple[int, DataArguments, MGPOConfig]:
+def read_recipe(recipe: Path, overrides: list[str]) -> tuple[int, DataArguments, MGPOConfig]:
     """Number of devices and settings. The text that argparse prints before it exits becomes the error's message."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--num_gpus", "--num-gpus", type=int, default=1)
