@@ -71,10 +71,11 @@ def test_check_and_train_see_the_same_bad_rows(hostile, kept, processor, tmp_pat
     found = check(loaded, admission_for(processor, tmp_path))
     assert [(row.where, row.reason) for row in found.bad] == trained
     assert found.rows == len(kept[0])
-    too_long = [row for row in trained if "max_reply_tokens" in row[1]]
-    alone = check(loaded)
-    assert [(row.where, row.reason) for row in alone.bad] == [row for row in trained if row not in too_long]
-    assert 10 < len(too_long) < len(trained) / 2
+    too_long = {where for where, why in trained if "max_reply_tokens" in why}
+    alone = {row.where: row.reason for row in check(loaded).bad}
+    assert {where: why for where, why in trained if where not in too_long}.items() <= alone.items()
+    assert alone.keys() - too_long == {where for where, _ in trained} - too_long
+    assert 10 < len(too_long - alone.keys()) < len(trained) / 2  # others have a bad image besides
 
 
 def test_every_reason_is_a_sentence_about_that_row(hostile, kept):
