@@ -65,17 +65,17 @@ def test_every_row_is_used_or_listed_and_none_is_lost(hostile, kept):
 
 
 def test_check_and_train_see_the_same_bad_rows(hostile, kept, processor, tmp_path):
-    """Row by row and in the same words: with a recipe all of them, without one all but the texts that do not fit."""
+    """Row by row and in the same words: with a recipe all of them, without one all but those over a policy's limits."""
     trained = [(row["where"], row["why"]) for row in kept[1]]
     loaded = read_all(str(hostile[0]))
     found = check(loaded, admission_for(processor, tmp_path))
     assert [(row.where, row.reason) for row in found.bad] == trained
     assert found.rows == len(kept[0])
-    too_long = {where for where, why in trained if "max_reply_tokens" in why}
+    of_policy = {where for where, why in trained if "max_reply_tokens" in why or "max_images" in why}
     alone = {row.where: row.reason for row in check(loaded).bad}
-    assert {where: why for where, why in trained if where not in too_long}.items() <= alone.items()
-    assert alone.keys() - too_long == {where for where, _ in trained} - too_long
-    assert 10 < len(too_long - alone.keys()) < len(trained) / 2  # others have a bad image besides
+    assert {where: why for where, why in trained if where not in of_policy}.items() <= alone.items()
+    assert alone.keys() - of_policy == {where for where, _ in trained} - of_policy
+    assert 10 < len(of_policy - alone.keys()) < len(trained) / 2  # others have a bad image besides
 
 
 def test_every_reason_is_a_sentence_about_that_row(hostile, kept):
