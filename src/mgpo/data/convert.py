@@ -25,10 +25,6 @@ from mgpo.method.question import LETTERS, Question
 
 Rows = Iterable[dict[str, Any]]
 BATCH = 64
-VSTAR_FILE = "test_questions.jsonl"
-PART = ".mgpo-part-"
-"""How folders begin in which a conversion is written before it is whole."""
-_VSTAR_NAME = re.compile(r"[^/]+/sa_\d{5,}\.\w+")
 
 
 def convert(
@@ -66,6 +62,12 @@ def convert(
         raise FileExistsError(f"{file} exists already. Name another folder, or replace the file with --overwrite.")
     folder.mkdir(parents=True, exist_ok=True)
     return WRITERS[to](written.for_mgpo(rows) if to == "jsonl" else written.for_others(rows), folder, split)
+
+
+VSTAR_FILE = "test_questions.jsonl"
+PART = ".mgpo-part-"
+"""How folders begin in which a conversion is written before it is whole."""
+_VSTAR_NAME = re.compile(r"[^/]+/sa_\d{5,}\.\w+")
 
 
 def _refuse_foreign(folder: Path, overwrite: bool) -> None:
