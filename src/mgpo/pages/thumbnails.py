@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 
 from PIL import Image
 
@@ -33,7 +34,7 @@ def thumbnail(image: Image.Image, most_bytes: int, side_px: int = THUMB_SIDE_PX)
                 return buffer.getvalue()
         if side_px <= SMALLEST_SIDE_PX:
             return buffer.getvalue()
-        side_px = max(SMALLEST_SIDE_PX, side_px * 3 // 4)
+        side_px = max(SMALLEST_SIDE_PX, int(side_px * min(0.9, math.sqrt(most_bytes / buffer.tell()))))
 
 
 def data_uri(content: bytes, kind: str) -> str:
