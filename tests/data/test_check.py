@@ -147,6 +147,15 @@ whose centre is outside can never be hit: {name} row 2: [600, 10, 700, 20] reach
 pixels; {name} row 4: [10, 500, 200, 800] lies wholly outside, up to 320 px beyond the lower edge of image 1, which has 640 x 480 pixels; {name} row 5: \
 [-5, 0, 64, 48] reaches 5 px beyond the left edge of the image, which has 640 x 480 pixels"""
     assert note in said.output and "row 3:" not in said.output and "row 1:" not in said.output
+    listing = folder / "findings.jsonl"
+    said = CliRunner().invoke(
+        app, ["data", "check", name, "--figure", str(folder / "sizes.png"), "--list", str(listing)]
+    )
+    listed = [json.loads(line) for line in listing.read_text().splitlines()]
+    assert said.exit_code == 0 and [row["where"] for row in listed] == [f"{name} row {number}" for number in (2, 4, 5)]
+    assert listed[0]["used"] and listed[0]["why"].startswith(
+        "its gold box [600, 10, 700, 20] reaches 60 px beyond the right"
+    )
     data = DataArguments(dataset_name=name)
     config = MGPOConfig(str(folder / "run"), use_cpu=True, max_images=2)
     capsys.readouterr()
@@ -185,6 +194,7 @@ def test_a_recipe_s_limits_count_if_it_is_named(folder):
     assert with_recipe.exit_code == 1, with_recipe.output
     listed = [json.loads(line) for line in listing.read_text().splitlines()]
     assert [row["where"].rsplit(" ", 1)[1] for row in listed] == ["2", "3", "4"]
+    assert not any(row["used"] for row in listed)
     assert "max_reply_tokens=640" in listed[0]["why"] and "max_images=1" in listed[1]["why"]
     again = run(app, ["data", "check", "--config", str(recipe), "--figure", figure, "--list", str(listing)])
     assert "exists already" in str(again.exception)

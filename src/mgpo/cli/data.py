@@ -33,7 +33,11 @@ def data_check(
         "runs/data_check.png"
     ),
     listing: Annotated[
-        Path | None, typer.Option("--list", help="Write all rows that cannot be used, and why, as JSON lines.")
+        Path | None,
+        typer.Option(
+            "--list",
+            help="Write all rows that cannot be used or have a gold box beyond their image, and why, as JSON lines.",
+        ),
     ] = None,
 ) -> None:
     """Read every row and decode every image, as mgpo train does. The exit status is 1 if any row cannot be used, or there are none."""
@@ -43,8 +47,7 @@ def data_check(
         )
     if listing is not None and listing.exists():
         raise ValueError(f"--list {listing} exists already. Name another file.")
-    from mgpo.data.admitting import write_listing
-    from mgpo.data.check import check, draw_sizes, shared_images, show
+    from mgpo.data.check import check, draw_sizes, shared_images, show, write_findings
 
     admission, name, of_recipe = _of_recipe(config, path, split)
     split = split or of_recipe
@@ -56,6 +59,8 @@ def data_check(
     if found.sizes:
         draw_sizes(found, figure)
         _say(f"image sizes: {figure}")
+    if listing is not None:
+        _say(f"{write_findings(found, listing)} lines about rows: {listing}")
     if against is not None:
         other = check(_read(against, against_split), admission)
         show(other, f"{against}, {against_split}", console)
@@ -65,8 +70,6 @@ def data_check(
             _say(f"  {here} and {there}: {how}")
         found.bad += other.bad
         empty = empty or not other.rows
-    if listing is not None:
-        write_listing(found.bad, listing, "cannot be used")
     if found.bad or empty:
         raise typer.Exit(1)
 

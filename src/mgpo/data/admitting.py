@@ -159,12 +159,12 @@ def in_order(bad: Iterable[BadRow]) -> list[BadRow]:
     )
 
 
-def write_listing(bad: Sequence[BadRow], file: Path, fate: str = "are skipped") -> None:
+def write_listing(bad: Sequence[BadRow], file: Path) -> None:
     """Write place and reason of each row that was left out, as JSON lines; without such rows, no file remains."""
     file.unlink(missing_ok=True)  # left by an earlier start
     if bad:
         write_whole(file, "".join(json.dumps({"where": row.where, "why": row.reason}) + "\n" for row in bad))
-        print(f"{len(bad)} rows {fate}; {file} lists them.")
+        print(f"{len(bad)} rows are skipped; {file} lists them.")
 
 
 def examined(

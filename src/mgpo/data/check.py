@@ -6,6 +6,7 @@ Example: `mgpo data check my_data.jsonl`. Which rows cannot be used is decided b
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from mgpo.data.admitting import Admission, examined, in_order
 from mgpo.data.beyond import beyond, beyond_note
 from mgpo.data.loading import Loaded
 from mgpo.data.reading import BadRow
+from mgpo.files import write_whole
 from mgpo.images.identity import images_digest
 from mgpo.images.imaging import PixelBudget
 from mgpo.method.question import Question
@@ -38,7 +40,7 @@ class Found:
         sizes: of all images, in pixels; a question may show several.
         files: where each image was seen first, by the digest of its content.
         looks: for each of those, by the same key: its place, width over height, and difference hash of 256 bits.
-        beyond: rows with a gold box that reaches beyond its image.
+        beyond: rows with a gold box that reaches beyond its image: the place, and how far.
         repeats: notes on rows with equal choices and on ids of several rows, which training prints as well.
     """
 
@@ -53,12 +55,12 @@ class Found:
     question_lengths: list[int] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
     looks: dict[str, tuple[str, float, np.ndarray]] = field(default_factory=dict)
-    beyond: list[str] = field(default_factory=list)
+    beyond: list[tuple[str, str]] = field(default_factory=list)
     repeats: list[str] = field(default_factory=list)
 
     def notes(self) -> list[str]:
         """What is worth knowing, but no reason to refuse a row."""
-        return [*self.repeats, *beyond_note(self.beyond)]
+        return [*self.repeats, *beyond_note([f"{where}: {far}" for where, far in self.beyond])]
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def _count(found: Found, row: _Row, where: str) -> None:
             found.files[content] = f"{where}, image {number}" if len(seen) > 1 else where
             found.looks[content] = (found.files[content], size[0] / size[1], look)
     if outside := beyond(question, [size for size, _, _ in seen]):
-        found.beyond.append(f"{where}: {outside}")
+        found.beyond.append((where, outside))
     found.categories[question.category or "none"] += 1
     found.choices[len(question.choices)] += 1
     found.answers[question.answer if question.choices else "open"] += 1
@@ -177,6 +179,18 @@ def show(found: Found, name: str, console: Console, most: int = 20) -> None:
         console.print(Text(f"{name} is empty: it has no rows.", "red"), soft_wrap=True)
     for note in found.notes():
         console.print(Text(note), soft_wrap=True)
+
+
+def write_findings(found: Found, file: Path) -> int:
+    """Write a JSON line for each row that cannot be used, and for each with a gold box beyond its image: place, why, whether it is used.
+
+    Returns:
+        The number of lines.
+    """
+    lines = [{"where": bad.where, "why": bad.reason, "used": False} for bad in found.bad]
+    lines += [{"where": where, "why": f"its gold box {far}", "used": True} for where, far in found.beyond]
+    write_whole(file, "".join(json.dumps(line) + "\n" for line in lines))
+    return len(lines)
 
 
 def draw_sizes(found: Found, file: Path) -> None:
