@@ -32,6 +32,8 @@ from mgpo.pages.html import environment
 from mgpo.pages.thumbnails import IMAGE_BYTES, data_uri, thumbnail
 
 MOST_ROWS = 500
+MOST_BOXES = 100
+"""Gold boxes per row that are drawn."""
 MOST_INSIDE = 2
 """Gold boxes per row whose insides are shown as well."""
 OVERVIEW = PixelBudget(min_pixels=1, max_pixels=512 * 512, factor=1)
@@ -138,6 +140,8 @@ def _card(question: Question, where: str, share: int) -> dict[str, Any]:
         pictures.append(picture | {"label": label})
     if len(sizes) == len(question.images) and (far := beyond(question, sizes)):
         remarks.append(f"Gold box {shortened(far, TEXT)}.")
+    if len(question.gold_boxes_px_original) > MOST_BOXES:
+        remarks.append(f"Of its {len(question.gold_boxes_px_original)} gold boxes the first {MOST_BOXES} are drawn.")
     if alike := repeated(question.choices):
         remarks.append(f"{shortened(alike, CHOICE)}, but only the gold letter counts as right.")
     right = question.answer.split("|") if question.choices else []
@@ -173,7 +177,12 @@ def _picture(image: Any, boxes: Iterable[Box], share: int) -> dict[str, Any]:
             inside.append(
                 (data_uri(thumbnail(cut, share, INSIDE_SIDE_PX), "jpeg"), seen[2] - seen[0], seen[3] - seen[1])
             )
-    return {"size": (width, height), "shown": data_uri(whole, "jpeg"), "boxes": list(boxes), "inside": inside}
+    return {
+        "size": (width, height),
+        "shown": data_uri(whole, "jpeg"),
+        "boxes": list(boxes)[:MOST_BOXES],
+        "inside": inside,
+    }
 
 
 def _cut(image: Any, box: Box) -> Image.Image:
