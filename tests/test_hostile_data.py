@@ -8,7 +8,8 @@ from hostile_rows import BAD, GOOD, hostile_lines
 from support import Script, box, make_trainer
 
 from mgpo.data.admitting import Admission, admitted, write_listing
-from mgpo.data.loading import load_questions, load_rows
+from mgpo.data.check import check
+from mgpo.data.loading import load_questions, load_rows, read_all
 from mgpo.images.imaging import PixelBudget
 from mgpo.method.boxes import BoxForm
 from mgpo.policies.tokens import TurnTokens
@@ -27,15 +28,19 @@ def hostile(tmp_path_factory):
     return folder / "train.jsonl", [fate for _, fate in lines]
 
 
+def admission_for(processor, folder):
+    from mgpo.config import MGPOConfig
+
+    protocol = MGPOConfig(str(folder), use_cpu=True).protocol(PixelBudget(4 * 784, 36 * 784), BoxForm())
+    return Admission(protocol, TurnTokens(processor).text_tokens, REPLY, decode=True)
+
+
 @pytest.fixture(scope="module")
 def kept(hostile, processor, tmp_path_factory):
     """What training is given, and the listing of what it is not."""
     file, _ = hostile
     listing = tmp_path_factory.mktemp("listing") / "skipped.jsonl"
-    from mgpo.config import MGPOConfig
-
-    protocol = MGPOConfig(str(listing.parent), use_cpu=True).protocol(PixelBudget(4 * 784, 36 * 784), BoxForm())
-    admission = Admission(protocol, TurnTokens(processor).text_tokens, REPLY, decode=True)
+    admission = admission_for(processor, listing.parent)
     questions, bad = admitted(load_rows(str(file)), str(file), admission, "skip")
     write_listing(bad, listing)
     return questions, [json.loads(line) for line in listing.read_text().splitlines()]
@@ -57,6 +62,20 @@ def test_every_row_is_used_or_listed_and_none_is_lost(hostile, kept):
     lines = file.read_bytes().split(b"\n")
     why = {number_of(row["where"]): row["why"] for row in kept[1]}
     assert not wrong, [(n, lines[n - 1][:200], why.get(n)) for n in wrong[:10]]
+
+
+def test_check_and_train_see_the_same_bad_rows(hostile, kept, processor, tmp_path):
+    """Row by row and in the same words: with a recipe all of them, without one all but those over a policy's limits."""
+    trained = [(row["where"], row["why"]) for row in kept[1]]
+    loaded = read_all(str(hostile[0]))
+    found = check(loaded, admission_for(processor, tmp_path))
+    assert [(row.where, row.reason) for row in found.bad] == trained
+    assert found.rows == len(kept[0])
+    of_policy = {where for where, why in trained if "max_reply_tokens" in why or "max_images" in why}
+    alone = {row.where: row.reason for row in check(loaded).bad}
+    assert {where: why for where, why in trained if where not in of_policy}.items() <= alone.items()
+    assert alone.keys() - of_policy == {where for where, _ in trained} - of_policy
+    assert 10 < len(of_policy - alone.keys()) < len(trained) / 2  # others have a bad image besides
 
 
 def test_every_reason_is_a_sentence_about_that_row(hostile, kept):
@@ -144,5 +163,7 @@ def test_rows_of_a_table_are_named_too(hostile, processor, tmp_path):
     questions, bad = admitted(loaded, "table", admission, "skip")
     listed = [row.where for row in bad]
     assert len(questions) == 1 and [number_of(place) for place in listed] == [2, 3, 4, 5]
+    checked = check(read_all(str(tmp_path / "train.parquet")), admission)
+    assert checked.bad == bad and checked.rows == 1
     with pytest.raises(ValueError, match="row 4"):
         load_questions(str(tmp_path / "train.parquet"))

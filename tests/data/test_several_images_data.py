@@ -12,9 +12,8 @@ from miniatures import embedded, names, one, write_jsonl, write_parquet
 from mgpo.data.admitting import Admission, admitted
 from mgpo.data.check import check
 from mgpo.data.convert import convert
-from mgpo.data.loading import load_questions, load_rows
+from mgpo.data.loading import load_questions, load_rows, read_all
 from mgpo.data.reading import BadRow
-from mgpo.data.sources import read_questions
 from mgpo.data.texts import with_numbered_images
 from mgpo.method.protocol import Protocol
 from mgpo.method.question import Question
@@ -160,7 +159,7 @@ def test_all_images_are_decoded_before_a_run_and_counted(folder):
     kept, bad = admitted(load_rows(name), name, admission, "skip")
     assert [names(row) for row in kept] == [["a.png", "b.png"]]
     assert "cut.png" in bad[0].reason and "set max_images to 3" in bad[1].reason
-    found = check(read_questions(name))
+    found = check(read_all(name))
     assert found.rows == 2 and "cut.png" in found.bad[0].reason and len(found.files) == 3 and len(found.sizes) == 5
 
 

@@ -1,12 +1,13 @@
 """`mgpo data check`: reads every row and decodes every image once, to find problems before a long run.
 
-Example: `mgpo data check my_data.jsonl`.
+Example: `mgpo data check my_data.jsonl`. Which rows cannot be used is decided by what training asks as well, on the same rows:
+`mgpo.data.loading.read_all` and `mgpo.data.admitting.Admission`.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mgpo.data.admitting import Admission, examined, in_order
+from mgpo.data.beyond import beyond, beyond_note
+from mgpo.data.loading import Loaded
 from mgpo.data.reading import BadRow
-from mgpo.data.repeats import Repeats, first_of
+from mgpo.files import write_whole
 from mgpo.images.identity import images_digest
-from mgpo.images.imaging import ImageError, PixelBudget
-from mgpo.images.photograph import Photograph
+from mgpo.images.imaging import PixelBudget
 from mgpo.method.question import Question
 
-LOOK = PixelBudget(4 * 784, 16 * 784)
-"""Size at which images are decoded here, so that JPEGs can be decoded at an eighth of their scale."""
 ALIKE_BITS = 12
 """Images whose difference hashes differ in at most so many of 256 bits are taken for copies of each other."""
 
@@ -35,12 +36,12 @@ class Found:
     """What a set of questions contains.
 
     Attributes:
-        bad: rows that training and evaluation would refuse.
+        bad: rows that training would refuse, in order.
         sizes: of all images, in pixels; a question may show several.
         files: where each image was seen first, by the digest of its content.
         looks: for each of those, by the same key: its place, width over height, and difference hash of 256 bits.
-        beyond: rows with a gold box that reaches beyond its image.
-        repeats: rows with equal choices, and ids of several rows, which training notes as well.
+        beyond: rows with a gold box that reaches beyond its image: the place, and how far.
+        repeats: notes on rows with equal choices and on ids of several rows, which training prints as well.
     """
 
     rows: int = 0
@@ -54,71 +55,66 @@ class Found:
     question_lengths: list[int] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
     looks: dict[str, tuple[str, float, np.ndarray]] = field(default_factory=dict)
-    beyond: list[str] = field(default_factory=list)
-    repeats: Repeats = field(default_factory=Repeats)
+    beyond: list[tuple[str, str]] = field(default_factory=list)
+    repeats: list[str] = field(default_factory=list)
 
     def notes(self) -> list[str]:
         """What is worth knowing, but no reason to refuse a row."""
-        if not self.beyond:
-            return self.repeats.notes()
-        rows = "1 row has" if len(self.beyond) == 1 else f"{len(self.beyond)} rows have"
-        return [
-            *self.repeats.notes(),
-            f"note: {rows} a gold box that reaches beyond its image: {first_of(self.beyond)}",
-        ]
+        return [*self.repeats, *beyond_note([f"{where}: {far}" for where, far in self.beyond])]
 
 
-def check(rows: Iterable[dict[str, Any] | BadRow]) -> Found:
-    """Read all rows and decode all images. No row raises an error: unusable ones are listed in `bad`."""
-    found = Found()
-    for row in rows:
+@dataclass(frozen=True)
+class _Row:
+    """What is counted of a row: its question, and of each image its size in pixels, the digest of its file and its hash."""
+
+    question: Question
+    images: list[tuple[tuple[int, int], str, np.ndarray]]
+
+
+def check(loaded: Loaded, admission: Admission | None = None) -> Found:
+    """Decode the images of all rows. No row raises an error: unusable ones are listed in `bad`.
+
+    Args:
+        loaded: as of `mgpo.data.loading.read_all`.
+        admission: what a row must pass, and it must decode images; all but what needs a policy if None.
+    """
+    admission = admission or Admission.without_policy()
+
+    def examine(row: dict[str, Any]) -> _Row:
+        question, images = Question.from_row(row), []
+        for image, shown in zip(question.images, admission(row)):
+            if shown.overview is None:
+                raise RuntimeError("A check needs an Admission that decodes images.")
+            images.append((shown.size, images_digest([image]), difference_hash(shown.overview)))
+        return _Row(question, images)
+
+    found = Found(repeats=list(loaded.notes))
+    refused = []
+    for number, row in examined(loaded, range(len(loaded.places)), examine):
         if isinstance(row, BadRow):
-            found.bad.append(row)
-            continue
-        where = row.get("source") or row.get("id") or f"row {found.rows + len(found.bad) + 1}"
-        found.repeats.see(row, where)
-        try:
-            seen = [examine(image) for image in (row["image"], *(row.get("more_images") or ()))]
-        except (ImageError, OSError) as error:
-            found.bad.append(BadRow(where, str(error)))
-            continue
-        found.rows += 1
-        found.shown[len(seen)] += 1
-        for number, (size, content, look) in enumerate(seen, 1):
-            found.sizes.append(size)
-            if content not in found.files:
-                found.files[content] = f"{where}, image {number}" if len(seen) > 1 else where
-                found.looks[content] = (found.files[content], size[0] / size[1], look)
-        if outside := _outside(row, [size for size, _, _ in seen]):
-            found.beyond.append(f"{where}: {outside}")
-        found.categories[row.get("category") or "none"] += 1
-        choices = row.get("choices") or ()
-        found.choices[len(choices)] += 1
-        found.answers[row["answer"] if choices else "open"] += 1
-        found.with_boxes += bool(row.get("gold_boxes_px_original") or row.get("gold_boxes"))
-        found.question_lengths.append(len(row["question"]))
+            refused.append(row)
+        else:
+            _count(found, row, loaded.places[number])
+    found.bad = in_order([*loaded.bad, *refused])
     return found
 
 
-def _outside(row: dict[str, Any], sizes: Sequence[tuple[int, int]]) -> str:
-    """The first gold box that reaches beyond its image by more than a rounded pixel; empty if none does."""
-    question = Question.from_row(row)
-    width, height = sizes[question.gold_image - 1]
-    for x1, y1, x2, y2 in question.gold_boxes_px_original:
-        if min(x1, y1) < -1 or x2 > width + 1 or y2 > height + 1:
-            which = f"image {question.gold_image}" if len(sizes) > 1 else "the image"
-            return f"{[x1, y1, x2, y2]}, but {which} has {width} x {height} pixels"
-    return ""
-
-
-def examine(image: Any) -> tuple[tuple[int, int], str, np.ndarray]:
-    """Size in pixels, digest of the file (or of the pixels of an image in memory), and a difference hash of 256 bits.
-
-    Raises:
-        ImageError: it cannot be read, is over the limit, or is too narrow to be shown.
-    """
-    photograph = Photograph(image)
-    return photograph.size, images_digest([image]), difference_hash(photograph.overview(LOOK))
+def _count(found: Found, row: _Row, where: str) -> None:
+    question, seen = row.question, row.images
+    found.rows += 1
+    found.shown[len(seen)] += 1
+    for number, (size, content, look) in enumerate(seen, 1):
+        found.sizes.append(size)
+        if content not in found.files:
+            found.files[content] = f"{where}, image {number}" if len(seen) > 1 else where
+            found.looks[content] = (found.files[content], size[0] / size[1], look)
+    if outside := beyond(question, [size for size, _, _ in seen]):
+        found.beyond.append((where, outside))
+    found.categories[question.category or "none"] += 1
+    found.choices[len(question.choices)] += 1
+    found.answers[question.answer if question.choices else "open"] += 1
+    found.with_boxes += bool(question.gold_boxes_px_original)
+    found.question_lengths.append(len(question.question))
 
 
 def difference_hash(image: Image.Image, side: int = 16) -> np.ndarray:
@@ -183,6 +179,18 @@ def show(found: Found, name: str, console: Console, most: int = 20) -> None:
         console.print(Text(f"{name} is empty: it has no rows.", "red"), soft_wrap=True)
     for note in found.notes():
         console.print(Text(note), soft_wrap=True)
+
+
+def write_findings(found: Found, file: Path) -> int:
+    """Write a JSON line for each row that cannot be used, and for each with a gold box beyond its image: place, why, whether it is used.
+
+    Returns:
+        The number of lines.
+    """
+    lines = [{"where": bad.where, "why": bad.reason, "used": False} for bad in found.bad]
+    lines += [{"where": where, "why": f"its gold box {far}", "used": True} for where, far in found.beyond]
+    write_whole(file, "".join(json.dumps(line) + "\n" for line in lines))
+    return len(lines)
 
 
 def draw_sizes(found: Found, file: Path) -> None:

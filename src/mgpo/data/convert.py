@@ -1,6 +1,7 @@
 """`mgpo data convert`: writes questions of any readable layout in another one, which reads back as the same questions.
 
-Example: `mgpo data convert my_folder out --to trl`.
+Example: `mgpo data convert my_folder out --to trl`. Pictures are copied where a copy will do (`mgpo.data.pictures`), and nothing that is
+there already is overwritten unasked.
 """
 
 from __future__ import annotations
@@ -8,15 +9,18 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from mgpo.data.pictures import Written
+from mgpo.data.reading import SUFFIXES
 from mgpo.data.texts import holds_image_marker
-from mgpo.files import whole
-from mgpo.images.imaging import open_image
+from mgpo.files import whole, whole_folder
+from mgpo.images.identity import images_digest
 from mgpo.method.question import LETTERS, Question
 
 Rows = Iterable[dict[str, Any]]
@@ -25,7 +29,9 @@ VERL_MARKERS = ("<image>", "<video>", "<audio>")
 """Where verl's dataset splits a prompt."""
 
 
-def convert(rows: Rows, to: str, folder: Path, split: str) -> tuple[Path, int]:
+def convert(
+    rows: Rows, to: str, folder: Path, split: str, overwrite: bool = False, written: Written | None = None
+) -> tuple[Path, int]:
     """Write questions into a folder.
 
     Args:
@@ -33,27 +39,66 @@ def convert(rows: Rows, to: str, folder: Path, split: str) -> tuple[Path, int]:
         to: one of `WRITERS`.
         folder: the folder to write to; images that were inside a file are written there too.
         split: names the file.
+        overwrite: replace what an earlier conversion wrote there.
+        written: makes the pictures ready, and counts afterwards what was copied and what was written anew.
 
     Returns:
         The file that was written, and its number of questions.
 
     Raises:
-        ValueError: the form is unknown, or cannot hold a question.
+        ValueError: the form is unknown, or cannot hold a question; a picture of a form that holds pictures cannot be decoded.
+        FileExistsError: there is something already where it would be written. Nothing was read yet.
     """
     if to not in WRITERS:
         raise ValueError(f"--to {to!r} is unknown. Choose one of: {', '.join(WRITERS)}.")
+    if folder.is_file() or folder.suffix in SUFFIXES:
+        raise FileExistsError(f"{folder} is the name of a file. Name a folder: its files are called after the split.")
+    written = written or Written()
+    if to == "vstar":
+        _refuse_foreign(folder, overwrite)
+        with whole_folder(folder, PART, last=VSTAR_FILE) as aside:
+            _, count = to_vstar(written.for_others(rows), aside, split)
+        return folder / VSTAR_FILE, count
+    file = folder / (f"{split}.jsonl" if to == "jsonl" else f"{split}.parquet")
+    if file.exists() and not overwrite:
+        raise FileExistsError(f"{file} exists already. Name another folder, or replace the file with --overwrite.")
     folder.mkdir(parents=True, exist_ok=True)
-    return WRITERS[to](rows, folder, split)
+    return WRITERS[to](written.for_mgpo(rows) if to == "jsonl" else written.for_others(rows), folder, split)
+
+
+VSTAR_FILE = "test_questions.jsonl"
+PART = ".mgpo-part-"
+"""How folders begin in which a conversion is written before it is whole."""
+_VSTAR_NAME = re.compile(r"[^/]+/sa_\d{5,}\.\w+")
+
+
+def _refuse_foreign(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds anything; if it may be overwritten, anything that `to_vstar` has not written."""
+    there = [path for path in sorted(folder.rglob("*")) if not path.relative_to(folder).parts[0].startswith(PART)]
+    if there and not overwrite:
+        raise FileExistsError(
+            f"{folder} holds files already, and V*'s layout takes a folder of its own. Name another one, or replace what an earlier "
+            "conversion wrote there with --overwrite."
+        )
+    files = (path.relative_to(folder) for path in there if not path.is_dir() or path.is_symlink())
+    foreign = [str(file) for file in files if file != Path(VSTAR_FILE) and not _VSTAR_NAME.fullmatch(file.as_posix())]
+    if foreign:
+        raise FileExistsError(
+            f"--overwrite: {folder} holds files that mgpo data convert did not write ({', '.join(foreign[:3])}), so it is not replaced. "
+            "Name another folder."
+        )
 
 
 def to_jsonl(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
-    """Write the project's own form. Images that are files stay where they are, named relative to the folder."""
+    """Write the project's own form. Images that are files stay where they are, named relative to the folder.
+
+    Others are written to `images/`, named after their content: equal images are one file, and none replaces a different one.
+    """
     file, count = folder / f"{split}.jsonl", 0
     with whole(file) as aside, aside.open("w", encoding="utf-8") as out:
         for count, row in enumerate(rows, 1):
             question = _writable(row)
-            names = [f"{split}_{count:06d}" + (f"_{n}" if n > 1 else "") for n in range(1, len(question.images) + 1)]
-            images = [_reference(image, folder, stem) for image, stem in zip(question.images, names)]
+            images = [_reference(image, folder) for image in question.images]
             line: dict[str, Any] = (
                 {"image": images[0]} if len(images) == 1 else {"images": images, "gold_image": question.gold_image}
             )
@@ -118,10 +163,12 @@ def to_verl(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
 def to_vstar(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
     """Write V*'s layout: images and box files in folders by category, the shuffled questions in `test_questions.jsonl`.
 
+    Each picture is the file that the row had, byte for byte: `Written.for_others` has seen to it that other programs read it alike.
+
     Raises:
         ValueError: a question has no choices, several right ones, or several images: V* has none of these.
     """
-    file, count = folder / "test_questions.jsonl", 0
+    file, count = folder / VSTAR_FILE, 0
     with whole(file) as aside, aside.open("w", encoding="utf-8") as out:
         for count, row in enumerate(rows, 1):
             question = Question.from_row(row)
@@ -132,8 +179,9 @@ def to_vstar(rows: Rows, folder: Path, split: str) -> tuple[Path, int]:
             category = question.category.replace("/", "_").lstrip(".") or "direct_attributes"
             stem = folder / category / f"sa_{count:05d}"
             stem.parent.mkdir(exist_ok=True)
-            image = stem.with_suffix(".png")
-            open_image(question.image).save(image)
+            data, suffix = _bytes_of(question.image)
+            image = stem.with_suffix(f".{suffix}")
+            image.write_bytes(data)
             right = question.choices[LETTERS.index(question.answer)]
             beside = {
                 "target_object": [], "question": question.question,
@@ -173,16 +221,17 @@ def _with_choices(question: Question) -> str:
     return "\n".join([question.question, *(f"{k}. {v}" for k, v in zip(LETTERS, question.choices))])
 
 
-def _reference(image: Any, folder: Path, name: str) -> str:
+def _reference(image: Any, folder: Path) -> str:
     """Path of an image relative to the folder; an image that is not a file is written there first."""
     if isinstance(image, dict) and not image.get("bytes"):
         image = image["path"]
     if isinstance(image, (str, Path)):
         return os.path.relpath(image, folder)
     data, suffix = _bytes_of(image)
-    file = folder / "images" / f"{name}.{suffix}"
-    file.parent.mkdir(exist_ok=True)
-    file.write_bytes(data)
+    file = folder / "images" / f"{images_digest([data])}.{suffix}"
+    if not file.exists():
+        with whole(file) as aside:
+            aside.write_bytes(data)
     return str(file.relative_to(folder))
 
 
@@ -192,16 +241,13 @@ def _embedded(image: Any) -> dict[str, Any]:
 
 
 def _bytes_of(image: Any) -> tuple[bytes, str]:
-    """The file's own bytes where there is a file; an image in memory as PNG."""
-    if isinstance(image, Image.Image):
-        out = io.BytesIO()
-        image.save(out, "PNG")
-        return out.getvalue(), "png"
+    """A file's own bytes, and the ending of a name for it."""
     if isinstance(image, dict):
         image = image["bytes"] if image.get("bytes") else image["path"]
     data = image if isinstance(image, (bytes, bytearray)) else Path(image).read_bytes()
     with Image.open(io.BytesIO(data)) as opened:
-        return bytes(data), (opened.format or "bin").lower()
+        kind = (opened.format or "bin").lower()
+    return bytes(data), {"jpeg": "jpg"}.get(kind, kind)
 
 
 def _parquet(rows: Rows, file: Path, row_of: Callable[[Question, int], dict[str, Any]]) -> tuple[Path, int]:

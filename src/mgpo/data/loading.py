@@ -72,6 +72,21 @@ def load_rows(
         ValueError: the file as a whole cannot be read, or none of its rows can.
         FileNotFoundError: the file or folder does not exist.
     """
+    loaded = read_all(name, split, seed, size, megapixels, backgrounds)
+    if not loaded.places:
+        raise refused(loaded.bad, 0, name) if loaded.bad else empty(name)
+    return loaded
+
+
+def read_all(
+    name: str,
+    split: str = "train",
+    seed: int = 0,
+    size: int = 2000,
+    megapixels: float | None = None,
+    backgrounds: str | None = None,
+) -> Loaded:
+    """As `load_rows`, but a dataset without any row that can be read is no error."""
     if name == "needle":
         questions = load_needle(split, seed, size, backgrounds, look=resized(split, megapixels))
         return Loaded(questions, [f"needle row {number}" for number in range(1, len(questions) + 1)], [])
@@ -80,8 +95,7 @@ def load_rows(
     path = Path(name)
     files = files_of(path, split) if path.is_dir() else [path] if path.is_file() else []
     if files and all(file.suffix == ".parquet" and file.stat().st_size for file in files):
-        data = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
-        return _mapped(data, name, files[0].parent)
+        return _mapped(_parquet(files, name), name, files[0].parent)
     if not files and not path.exists() and path.suffix == "" and not name.startswith((".", "/", "~")):
         refuse_typo(name)
         return _mapped(datasets.load_dataset(name, split=split), name, Path())
@@ -94,9 +108,16 @@ def load_rows(
         else:
             rows.append(row)
             repeats.see(row, row["source"])
-    if not rows:
-        raise refused(bad, 0, name) if bad else empty(name)
     return replace(_in_memory(rows, bad, name), notes=repeats.notes())
+
+
+def _parquet(files: Sequence[Path], name: str) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
+    except (*ARROW_ERRORS, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(f"{name} cannot be read: {error.__cause__ or error}") from error
 
 
 def _in_memory(rows: list[dict[str, Any]], bad: list[BadRow], name: str) -> Loaded:
@@ -188,8 +209,6 @@ def _mapped(data: Any, name: str, root: Path) -> Loaded:
         else:
             good.append(number)
             repeats.see(read, where)
-    if not good:
-        raise refused(bad, 0, name) if bad else empty(name)
     kept = data.select(good) if bad else data
     places = [f"{name} row {number + 1}" for number in good]
     return Loaded(kept.with_transform(_ReadRows(name, root)), places, bad, repeats.notes())

@@ -56,6 +56,21 @@ def read_rows(file: Path) -> Iterator[RawRow | BadRow]:
         raise ValueError(f"{file} cannot be read: {error}") from error
 
 
+def count_rows(file: Path) -> int | None:
+    """How many rows a file has, for a progress bar; None where that takes as long as reading them, or it cannot be read."""
+    try:
+        if file.suffix == ".jsonl":
+            with file.open("rb") as lines:
+                return sum(1 for line in lines if line.strip())
+        if file.suffix == ".parquet":
+            import pyarrow.parquet
+
+            return int(pyarrow.parquet.read_metadata(file).num_rows)
+    except (OSError, ValueError):
+        pass  # `read_rows` says it better
+    return None
+
+
 def _lines(file: Path) -> Iterator[RawRow | BadRow]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):

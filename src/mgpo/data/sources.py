@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from mgpo.data.reading import SUFFIXES, BadRow, RawRow, read_rows
+from mgpo.data.reading import SUFFIXES, BadRow, RawRow, count_rows, read_rows
 from mgpo.data.schemas import OWN, PICTURE_COLUMNS, schema_of
 from mgpo.data.texts import lettered
 from mgpo.errors import suggestion
@@ -213,6 +213,14 @@ def raw_rows(name: str, split: str, config: str | None = None) -> Iterator[RawRo
     else:
         refuse_typo(name)
         yield from _hub_rows(name, split, config)
+
+
+def how_many_rows(name: str, split: str) -> int | None:
+    """How many rows `read_questions` will yield, for a progress bar; None where only reading them tells."""
+    path = Path(name)
+    files = files_of(path, split) if path.is_dir() else [path] if path.is_file() else []
+    counts = [count_rows(file) for file in files]
+    return sum(count for count in counts if count is not None) if counts and None not in counts else None
 
 
 def files_of(folder: Path, split: str) -> list[Path]:

@@ -170,7 +170,7 @@ def open_padded(source: Any, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -
     Raises:
         ImageError: as `open_image`.
     """
-    with _opened(source, max_image_pixels) as image:
+    with opened(source, max_image_pixels) as image:
         return upright(as_picture(_pixels(image, source)), orientation(image))
 
 
@@ -180,7 +180,7 @@ def read_header(source: Any, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -
     Raises:
         ImageError: as `open_image`, as far as the header shows it.
     """
-    with _opened(source, max_image_pixels) as image:
+    with opened(source, max_image_pixels) as image:
         size = image.size[::-1] if orientation(image) in ON_THEIR_SIDE else image.size
         return size, image.format == "JPEG" and image.mode in ("RGB", "L") and not isinstance(source, Image.Image)
 
@@ -193,7 +193,7 @@ def open_reduced(
     Raises:
         ImageError: as `open_image`.
     """
-    with _opened(source, max_image_pixels) as image:
+    with opened(source, max_image_pixels) as image:
         lies = orientation(image)
         width, height = size[::-1] if lies in ON_THEIR_SIDE else size
         image.draft(None, (round(ratio * width), round(ratio * height)))
@@ -212,7 +212,7 @@ def open_region(
     """
     if isinstance(source, Image.Image):
         return None
-    with _opened(source, max_image_pixels) as image:
+    with opened(source, max_image_pixels) as image:
         lies = orientation(image)
         width, height = image.size[::-1] if lies in ON_THEIR_SIDE else image.size
         x1, y1, x2, y2 = box_px_original
@@ -248,8 +248,12 @@ def _readable(source: Any) -> Iterator[str]:
 
 
 @contextmanager
-def _opened(source: Any, max_image_pixels: int) -> Iterator[Image.Image]:
-    """The file, opened and within the limit, but not decoded; its errors name it while it is used."""
+def opened(source: Any, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS) -> Iterator[Image.Image]:
+    """The file as Pillow opens it, within the limit but not decoded; its errors name it while it is used.
+
+    Raises:
+        ImageError: as `open_image`, as far as the header shows it; and whatever Pillow raises about it in the meantime.
+    """
     with _readable(source) as name:
         image = _within_limit(_lazy_open(source, name), name, max_image_pixels)
         with without_pillow_limit():  # some formats (TIFF) check it again while decoding

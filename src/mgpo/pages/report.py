@@ -12,19 +12,17 @@ Rates and accuracies are fractions (0..1) in the inputs and percent on the page;
 
 from __future__ import annotations
 
-import base64
-import io
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from mgpo.files import write_whole
 from mgpo.images.imaging import ImageError, open_image
 from mgpo.jsonl import read_jsonl
 from mgpo.method.boxes import BoxStatus, holds_centre
 from mgpo.pages.curves import curves_png, draw_curves, read_curves
-from mgpo.pages.tables import control_rows, percent, results_table, spread
+from mgpo.pages.html import environment
+from mgpo.pages.tables import control_rows, results_table
+from mgpo.pages.thumbnails import IMAGE_BYTES, data_uri, thumbnail
 
 RATES = {
     "valid_box_rate": ("Valid box", "share of questions whose first box can be cropped"),
@@ -38,9 +36,6 @@ RATES = {
 }
 SCREENS = {"wide_light": (3, False), "wide_dark": (3, True), "narrow_light": (1, False), "narrow_dark": (1, True)}
 """The learning curves are embedded once for each kind of screen: columns, dark."""
-THUMB_SIDE_PX = 512
-IMAGE_BYTES = 3_300_000
-"""Largest total size of embedded images: base64 adds a third, and the page should stay below 5 MB."""
 
 
 def write_report(
@@ -63,33 +58,26 @@ def write_report(
         galleries: (caption, trajectories .jsonl), the earliest first; equal ids are shown side by side.
         max_cards: questions shown at most.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("mgpo", "pages/templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = percent
-    environment.filters["spread"] = spread
     out.parent.mkdir(parents=True, exist_ok=True)
     curve_notes = draw_curves(curves, out.parent / "figures" / "curves.png")
     runs, _ = read_curves(curves)
     cards, found, gallery_notes = _cards(galleries, max_cards)
-    page = environment.get_template("report.html.j2").render(
-        title=title,
-        about=about,
-        table=results_table(results),
-        controls=control_rows(results),
-        rates=[(*words, rate) for key, words in RATES.items() if (rate := results_table(results, key)).rows],
-        runs=list(runs),
-        figures={kind: _data_uri(curves_png(runs, *how), "png") for kind, how in SCREENS.items()} if runs else {},
-        curve_notes=curve_notes,
-        cards=cards,
-        found=found,
-        gallery_notes=gallery_notes,
+    page = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            title=title,
+            about=about,
+            table=results_table(results),
+            controls=control_rows(results),
+            rates=[(*words, rate) for key, words in RATES.items() if (rate := results_table(results, key)).rows],
+            runs=list(runs),
+            figures={kind: data_uri(curves_png(runs, *how), "png") for kind, how in SCREENS.items()} if runs else {},
+            curve_notes=curve_notes,
+            cards=cards,
+            found=found,
+            gallery_notes=gallery_notes,
+        )
     )
     write_whole(out, page)
     return out
@@ -180,21 +168,6 @@ def _embed_images(panels: list[dict], notes: list[str]) -> None:
         try:
             if not path.is_relative_to(folder.resolve()):  # a trajectory file must not pull in other files of this disk
                 raise ImageError(f"Image {path} lies outside {folder}.")
-            holder[key] = _data_uri(_thumbnail(open_image(path), IMAGE_BYTES // len(places)), "jpeg")
+            holder[key] = data_uri(thumbnail(open_image(path), IMAGE_BYTES // len(places)), "jpeg")
         except ImageError as error:
             notes.append(str(error))
-
-
-def _thumbnail(image: Image.Image, most_bytes: int) -> bytes:
-    """JPEG of at most THUMB_SIDE_PX, in the best quality that stays within `most_bytes`, if any does."""
-    image.thumbnail((THUMB_SIDE_PX, THUMB_SIDE_PX))
-    for quality in (88, 75, 60, 45, 30):
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=quality)
-        if buffer.tell() <= most_bytes:
-            break
-    return buffer.getvalue()
-
-
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
