@@ -1,8 +1,11 @@
-"""Writes docs/settings.md from the fields of mgpo's own settings: python docs/write_settings.py"""
+"""Writes docs/settings.md and src/mgpo/assets/settings.json from the fields of the settings: python docs/write_settings.py"""
 
 import dataclasses
+import json
+from importlib.metadata import version
 from pathlib import Path
 
+from mgpo.cli.settings import FILE, LIBRARIES, described
 from mgpo.config import DataArguments, MGPOConfig
 
 HEAD = """# Settings
@@ -39,5 +42,12 @@ def page():
     return "\n".join([HEAD, "## Model and data", "", *data, "", "## The method", "", *method]) + "\n"
 
 
+def held():
+    """What `mgpo train --help` and the shell's completion read, with the versions of TRL and transformers that it is true for."""
+    written = {"versions": {name: version(name) for name in LIBRARIES}, "settings": described()}
+    return json.dumps(written, indent=1, ensure_ascii=False) + "\n"
+
+
 if __name__ == "__main__":
+    FILE.write_text(held())
     (Path(__file__).parent / "settings.md").write_text(page())

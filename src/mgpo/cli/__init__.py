@@ -14,19 +14,24 @@ from rich.markup import escape
 
 from mgpo.cli.data import data_app
 from mgpo.cli.experiments import demo, reproduce, sweep_rates
+from mgpo.cli.options import able_to_complete, options
+from mgpo.cli.recipes import recipes
+from mgpo.cli.settings import SettingsCommand, help_all
 from mgpo.errors import RunError, Stopped
 from mgpo.planning.early import refuse_request, refuse_words, written
 from mgpo.planning.gpus import Gpus
+from mgpo.recipes import find_recipe, names
+from mgpo.runs.quiet import quieten
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console()
 app.add_typer(data_app, name="data")
-SETTINGS = (
-    "Every setting of a recipe is an option: those of mgpo.config.DataArguments and mgpo.config.MGPOConfig, which docs/settings.md lists, "
-    "and all of TRL's GRPOConfig and transformers' TrainingArguments (https://huggingface.co/docs/trl/grpo_trainer)."
-)
+app.callback()(options)
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
+HelpAll = Annotated[
+    bool, typer.Option("--help-all", callback=help_all, is_eager=True, help="Describe every setting, and exit.")
+]
 Model = Annotated[str, typer.Option(help="mgpo-tiny, a run folder, or a hub id.")]
 MinPixels = Annotated[
     int | None,
@@ -59,11 +64,18 @@ Engine = Annotated[str, typer.Option(help="transformers, or vllm.")]
 Endpoint = Annotated[str | None, typer.Option(help="OpenAI-compatible server that runs the model.")]
 
 
-@app.command(context_settings=OPEN, epilog=SETTINGS)
-def train(context: typer.Context) -> None:
-    """Train from a recipe: mgpo train --config recipes/tiny_mgpo.yaml [--learning_rate 1e-6 ...]."""
+@app.command(context_settings=OPEN, cls=SettingsCommand)
+def train(context: typer.Context, help_all: HelpAll = False) -> None:
+    """Train from a recipe: mgpo train --config tiny_mgpo [--learning_rate 1e-6 ...].
+
+    --config takes a file, or the name of a shipped recipe (mgpo recipes lists them). Every setting of a recipe is an option.
+    """
     if not context.args:
-        raise ValueError("mgpo train needs a recipe: --config recipes/tiny_mgpo.yaml, or your own.")
+        raise ValueError(
+            "mgpo train needs a recipe: --config tiny_mgpo, or your own file. mgpo recipes lists those that are shipped."
+        )
+    if not context.args[0].startswith("-"):
+        raise ValueError(f"mgpo train takes its recipe by name: --config {context.args[0]}.")
     refuse_words(context.args)
     from mgpo.training.run import parse
     from mgpo.training.run import train as run
@@ -74,14 +86,19 @@ def train(context: typer.Context) -> None:
         console.print(f"run folder: {folder}")
 
 
-@app.command(context_settings=OPEN, epilog=SETTINGS)
-def validate(context: typer.Context, recipe: Path) -> None:
+@app.command(context_settings=OPEN, cls=SettingsCommand)
+def validate(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="A file, or the name of a shipped recipe.", autocompletion=names)],
+    help_all: HelpAll = False,
+) -> None:
     """Check a recipe for a number of GPUs without running it: mgpo validate RECIPE [--num_gpus 8] [--max_steps 10 ...]."""
-    written(recipe)
+    file = find_recipe(recipe)
+    written(file)
     refuse_words(context.args)
     from mgpo.planning.validate import validate_recipe
 
-    for line in validate_recipe(recipe, context.args):
+    for line in validate_recipe(file, context.args):
         console.print(line, markup=False, soft_wrap=True)
 
 
@@ -299,6 +316,7 @@ def serve(
     run(ServeRequest(model, settings, host, port, name, limits, page))
 
 
+app.command()(recipes)
 app.command()(demo)
 app.command("sweep")(sweep_rates)
 app.command()(reproduce)
@@ -314,6 +332,8 @@ def env() -> None:
 
 def main() -> None:
     """Entry point: a wrong setting is a sentence, not a traceback."""
+    quieten()
+    able_to_complete()
     try:
         app()
     except (ValueError, OSError, RunError) as error:

@@ -43,13 +43,18 @@ class SaveAndStop(TrainerCallback):
 
     def __init__(self, trainer: Any) -> None:
         self.accelerator = trainer.accelerator
+        self.display = getattr(trainer, "display", None)
         self.asked = self.heeded = False
 
     def take(self, number: int, frame: Any) -> None:
         """Handle the signal."""
         self.asked = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.write(2, b"SIGTERM: this step is finished and saved, then the run stops.\n")
+        said = "SIGTERM: this step is finished and saved, then the run stops."
+        if self.display is not None:
+            self.display.notice(said)
+        else:
+            os.write(2, f"{said}\n".encode())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """All processes stop as soon as one of them is asked to."""
