@@ -335,7 +335,7 @@ def main() -> None:
     quieten()
     able_to_complete()
     try:
-        app()
+        app(prog_name="mgpo")
     except (ValueError, OSError, RunError) as error:
         _say(str(error))
         sys.exit(2)

@@ -29,7 +29,15 @@ def recipes() -> None:
 
 
 def _what(held: dict[str, Any]) -> str:
-    weights = "4-bit LoRA" if held.get("load_in_4bit") else "LoRA" if held.get("use_peft") else ""
+    weights = (
+        "4-bit LoRA"
+        if held.get("load_in_4bit")
+        else "LoRA"
+        if held.get("use_peft")
+        else ""
+        if held.get("use_cpu")
+        else "all weights"
+    )
     engine = ""
     if held.get("use_vllm"):
         engine = "vLLM server" if held.get("vllm_mode") == "server" else "vLLM"

@@ -60,8 +60,6 @@ NUMBER = {
     "help": "Number of GPUs that the recipe is checked for.",
 }
 OTHERS = "Further settings of TRL and transformers"
-FILES = {"dataset_name", "model_name_or_path", "needle_backgrounds", "output_dir", "resume_from_checkpoint"}
-"""Settings whose values the shell completes with files."""
 
 
 def described() -> list[dict[str, str]]:
@@ -112,20 +110,20 @@ class SettingsCommand(TyperCommand):
             console.print(f"{OTHERS}, which --help-all describes: {', '.join(listed)}.", style="dim", highlight=False)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Recipes after `--config`, the values of a setting after its name, else names of settings."""
+        """Recipes after `--config`, the values of a setting after its name, else names of settings.
+
+        Where nothing fits, the shell completes files.
+        """
         from typer.completion import shell_completion  # typer's own click
 
         item = shell_completion.CompletionItem
         before = ctx.args[-1] if ctx.args else ""
         listed = shipped()["settings"]
         if before == "--config":
-            fitting = [item(name) for name in names() if name.startswith(incomplete)]
-            return fitting or [item(incomplete, type="file")]
+            return [item(name) for name in names() if name.startswith(incomplete)]
         for one in listed:
             if before == f"--{one['name']}":
                 values = one["kind"].split("|") if "|" in one["kind"] else []
-                if not values and one["name"] in FILES:
-                    return [item(incomplete, type="file")]
                 return [item(value) for value in values if value.startswith(incomplete)]
         shown = [] if incomplete and not incomplete.startswith("-") else listed
         own = [item(f"--{one['name']}", help=_first_sentence(one["help"])) for one in shown]
