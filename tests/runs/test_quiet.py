@@ -90,6 +90,8 @@ def test_every_listed_message_is_still_given(tmp_path):
         warnings.simplefilter("always")
         MGPOConfig(str(tmp_path), use_cpu=True)
         PreTrainedModel.is_gradient_checkpointing.fget(SimpleNamespace(is_activation_checkpointing=False))
+        with pytest.raises(AttributeError):
+            PreTrainedModel.gradient_checkpointing_enable(None)
     said = {(warning.filename.split("site-packages/")[1], str(warning.message)) for warning in seen}
     for one in SILENT:
         file = one.module.replace(r"\.", "/") + ".py"

@@ -42,6 +42,11 @@ SILENT = (
         r"`is_gradient_checkpointing` is deprecated",
         "TRL 1.16 and PEFT read this attribute.",
     ),
+    Silent(
+        r"transformers\.modeling_utils",
+        r"`gradient_checkpointing_(en|dis)able` is deprecated",
+        "TRL 1.16 calls these methods around each generation.",
+    ),
 )
 _said: set[tuple[str, str]] = set()
 

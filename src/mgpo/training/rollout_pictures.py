@@ -39,16 +39,10 @@ def report_pictures(callbacks: Sequence[Any], episodes: Sequence[Episode], rewar
             for number, (picture, _) in enumerate(drawn, 1):
                 if tracker.tb_writer is not None:
                     tracker.tb_writer.add_image(f"{TAG}/{number}", np.asarray(picture), step, dataformats="HWC")
-        elif isinstance(tracker, WandbCallback):
-            wandb = tracker._wandb
-            wandb.log({TAG: [wandb.Image(picture, caption=words) for picture, words in drawn], AXIS: step})
         else:
-            trackio = tracker._trackio
-            shown = {
-                f"{TAG}/{number}": trackio.Image(picture, caption=words)
-                for number, (picture, words) in enumerate(drawn, 1)
-            }
-            trackio.log({**shown, AXIS: step})
+            library = tracker._wandb if isinstance(tracker, WandbCallback) else tracker._trackio
+            shown = {f"{TAG}/{n}": library.Image(picture, caption=words) for n, (picture, words) in enumerate(drawn, 1)}
+            library.log(shown | {AXIS: step})
 
 
 def _drawn(episodes: Sequence[Episode], rewards: Sequence[float]) -> Iterator[tuple[Image.Image, str]]:
