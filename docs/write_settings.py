@@ -11,7 +11,7 @@ from mgpo.config import DataArguments, MGPOConfig
 HEAD = """# Settings
 
 A recipe sets these by name, and so does the command line: `mgpo train --config recipe.yaml --max_turns 3`. `mgpo validate` takes the same options and
-`--num_gpus N`. This page is written by `docs/write_settings.py` from `src/mgpo/config.py`, which an installed package has as `mgpo.config`.
+`--num_gpus N`. `mgpo train --help` lists them by group, with TRL's that matter most; `--help-all` describes all. This page is written by `docs/write_settings.py` from `src/mgpo/config.py`, which an installed package has as `mgpo.config`.
 
 Everything else is TRL's and works as documented there: [GRPOConfig](https://huggingface.co/docs/trl/grpo_trainer) (`num_generations`, `beta`, `epsilon`,
 `loss_type`, `use_vllm`, ...) with transformers' [TrainingArguments](https://huggingface.co/docs/transformers/main_classes/trainer) (`learning_rate`,
