@@ -81,7 +81,11 @@ class RunDisplay(TrainerCallback):
         plain = args.disable_tqdm or getattr(args, "log_completions", False) or not sys.stdout.isatty()
         if self._wanted if self._wanted is not None else self.console.is_terminal and not plain:
             self._live = Live(
-                get_renderable=self._table, console=self.console, refresh_per_second=1, vertical_overflow="crop"
+                get_renderable=self._table,
+                console=self.console,
+                refresh_per_second=1,
+                redirect_stderr=sys.stderr.isatty(),  # else it goes to the user's file
+                vertical_overflow="crop",
             )
             self._live.start(refresh=True)
 
@@ -144,7 +148,8 @@ class RunDisplay(TrainerCallback):
         self._say(step, ["evaluation", *told, *took])
 
     def _say(self, step: int, parts: list[str]) -> None:
-        text = f"step {step}/{self._steps} | " + " | ".join(filter(None, parts))
+        of = f"/{self._steps}" if self._steps else ""  # an evaluation without a training
+        text = " | ".join(filter(None, [f"step {step}{of}", *parts]))
         if self._live is not None:
             self.console.print(text, markup=False, soft_wrap=True)
         else:

@@ -118,6 +118,7 @@ def train(data: DataArguments, config: MGPOConfig, resume: bool = True) -> Path:
 def _train(data: DataArguments, config: MGPOConfig, folder: Path, resume: bool) -> Path:
     skipped: dict[str, list[BadRow]] = {}
     trainer = build_trainer(data, config, skipped)
+    take_over()  # of the libraries that the trainer has imported
     last = config.resume_from_checkpoint or (last_checkpoint(folder, trainer) if resume else None)
     settings = plain_settings(data, config)
     mark = mark_of(trainer.train_dataset)
