@@ -12,11 +12,23 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from mgpo.cli.arguments import (
+    AnswerTokens,
+    BoxForms,
+    Endpoint,
+    Engine,
+    HelpAll,
+    MaxPixels,
+    MaxTurns,
+    MinPixels,
+    Model,
+    Thinking,
+)
 from mgpo.cli.data import data_app
 from mgpo.cli.experiments import demo, reproduce, sweep_rates
 from mgpo.cli.options import able_to_complete, options
 from mgpo.cli.recipes import recipes
-from mgpo.cli.settings import SettingsCommand, help_all
+from mgpo.cli.settings import SettingsCommand
 from mgpo.errors import RunError, Stopped
 from mgpo.planning.early import refuse_request, refuse_words, written
 from mgpo.planning.gpus import Gpus
@@ -29,39 +41,6 @@ app.add_typer(data_app, name="data")
 app.callback()(options)
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
-HelpAll = Annotated[
-    bool, typer.Option("--help-all", callback=help_all, is_eager=True, help="Describe every setting, and exit.")
-]
-Model = Annotated[str, typer.Option(help="mgpo-tiny, a run folder, or a hub id.")]
-MinPixels = Annotated[
-    int | None,
-    typer.Option(help="Enlarge smaller images to this many pixels. Default: as in training, else 256 visual tokens."),
-]
-MaxPixels = Annotated[
-    int | None,
-    typer.Option(
-        "--max-pixels",
-        "--pixel-budget",
-        help="Shrink larger images to this many pixels. Default: as in training, else 1280 visual tokens.",
-    ),
-]
-BoxForms = Annotated[
-    str | None,
-    typer.Option(
-        help="How the model writes boxes, where its family is unknown: absolute, relative_1000 or relative_1, optionally with an "
-        "order and a JSON key: 'relative_1000 yxyx box_2d'."
-    ),
-]
-MaxTurns = Annotated[int | None, typer.Option(help="Maximum number of turns. Default: as in training, else 2.")]
-AnswerTokens = Annotated[int | None, typer.Option(help="Token limit of the answer. Default: as in training, else 512.")]
-Thinking = Annotated[
-    bool | None,
-    typer.Option(
-        help="Whether the chat template lets the model think first. Default: as in training, else the template's."
-    ),
-]
-Engine = Annotated[str, typer.Option(help="transformers, or vllm.")]
-Endpoint = Annotated[str | None, typer.Option(help="OpenAI-compatible server that runs the model.")]
 
 
 @app.command(context_settings=OPEN, cls=SettingsCommand)
