@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from terminal_screen import screen
 from transformers import TrainerControl, TrainerState
 
 from mgpo.runs.display import ROWS, RunDisplay
@@ -53,22 +54,6 @@ class Run:
     def save(self):
         self.now += 30
         self.tell("save")
-
-
-def screen(text):
-    """The lines that a terminal shows: enough of its codes for what rich writes."""
-    lines, row = [""], 0
-    for part in re.split(r"(\x1b\[[\d;?]*[A-Za-z]|\r?\n|\r)", text):
-        if part == "\x1b[1A":
-            row -= 1
-        elif part == "\x1b[2K":
-            lines[row] = ""
-        elif part in ("\n", "\r\n"):
-            row += 1
-            lines += [""] * (row - len(lines) + 1)
-        elif part and part != "\r" and not part.startswith("\x1b"):
-            lines[row] += part
-    return [line.rstrip() for line in lines]
 
 
 def test_elsewhere_one_line_per_log(capsys):

@@ -79,6 +79,13 @@ def test_a_library_s_own_handler_is_replaced_and_a_file_s_is_kept(quiet, capsys,
     assert (tmp_path / "log").read_text() == "twice\n" * 2
 
 
+def test_a_program_that_imports_mgpo_keeps_its_handlers():
+    logger = logging.getLogger("another_library")
+    logger.handlers = [logging.StreamHandler(sys.stderr)]
+    take_over()
+    assert [type(handler) for handler in logger.handlers] == [logging.StreamHandler]
+
+
 def test_every_listed_message_names_one_module_and_a_reason():
     for one in SILENT:
         assert one.module.count(r"\.") and len(one.text) > 20 and one.why.endswith(".")

@@ -76,7 +76,7 @@ def described() -> list[dict[str, str]]:
                     "name": field.name, "kind": _kind(hints[field.name]), "default": _default(field), "help": told
                 }  # fmt: skip
     first = [name for group in GROUPS.values() for name in group.split()]
-    return [found[name] for name in [*first, *sorted(found.keys() - set(first))]]
+    return [found[name] for name in [*first, *sorted(found.keys() - set(first))] if name in found]
 
 
 def shipped() -> dict[str, Any]:
@@ -103,7 +103,7 @@ class SettingsCommand(TyperCommand):
         first = RECIPE if ctx.command.name == "train" else NUMBER
         console.print(_panel("Recipe", [first], everything))
         for title, held in GROUPS.items():
-            console.print(_panel(title, [listed.pop(name) for name in held.split()], everything))
+            console.print(_panel(title, [listed.pop(name) for name in held.split() if name in listed], everything))
         if everything:
             console.print(_panel(OTHERS, list(listed.values()), everything))
         else:
@@ -114,9 +114,7 @@ class SettingsCommand(TyperCommand):
 
         Where nothing fits, the shell completes files.
         """
-        from typer.completion import shell_completion  # typer's own click
-
-        item = shell_completion.CompletionItem
+        item = type(super().shell_complete(ctx, "--help")[0])  # click's class, or that of the copy that typer has
         before = ctx.args[-1] if ctx.args else ""
         listed = shipped()["settings"]
         if before == "--config":

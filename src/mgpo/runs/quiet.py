@@ -56,15 +56,17 @@ def quieten() -> None:
     for one in SILENT:
         warnings.filterwarnings("ignore", message=one.text, module=one.module)
     warnings.showwarning = _show_warning
-    if not any(isinstance(handler, Once) for handler in logging.root.handlers):
+    if not _is_quiet():
         logging.root.addHandler(Once())
 
 
 def take_over() -> None:
-    """Replace the handlers by which imported libraries print to the terminal, so that `Once` prints their records.
+    """After `quieten`: replace the handlers by which imported libraries print to the terminal, so that `Once` prints their records.
 
     Bars of transformers and datasets are for terminals: in a file each of their states would be a line.
     """
+    if not _is_quiet():
+        return
     if not sys.stderr.isatty():
         import datasets
         import transformers
@@ -105,6 +107,10 @@ def _show_warning(
     text = " ".join(str(message).split())
     if _is_main() and _is_new(category.__name__, text):
         print(f"warning ({_package(filename)}): {text}", file=file or sys.stderr, flush=True)
+
+
+def _is_quiet() -> bool:
+    return any(isinstance(handler, Once) for handler in logging.root.handlers)
 
 
 def _is_new(source: str, text: str) -> bool:
