@@ -59,13 +59,13 @@ class Run:
 def test_elsewhere_one_line_per_log(capsys):
     run = Run(live=False)
     run.step()
-    run.save()
     run.evaluate()
+    run.save()
     run.step()
     assert capsys.readouterr().out.splitlines() == [
         "step 1/40 | reward 0.50 | valid 0.75 | hit 0.25 | tokens per turn 20 + 6 | no signal 0.00 | 10 s/step | 6 min 30 s left",
-        "step 1/40 | checkpoint: runs/x/checkpoint-1",
         "step 1/40 | evaluation | reward 0.50 | valid 0.75 | hit 0.25 | tokens per turn 20 + 6 | 1 min 40 s",
+        "step 1/40 | checkpoint: runs/x/checkpoint-1",
         "step 2/40 | reward 0.50 | valid 0.75 | hit 0.25 | tokens per turn 20 + 6 | no signal 0.00 | 10 s/step | 1 h 28 min left",
     ]  # the time left counts evaluations and checkpoints too, the time of a step does not
     assert not run.file.getvalue()
