@@ -73,11 +73,14 @@ def load_processor(name_or_path: str, budget: PixelBudget | None = None) -> Any:
         budget: pixel budget to set in the processor, so that a processor that is called directly agrees with
             `mgpo.images.imaging`; None takes that of `own_budget`.
     """
-    path = resolve(name_or_path)
+    path = base = resolve(name_or_path)
     adapter = Path(path) / "adapter_config.json"
-    if adapter.is_file() and not (Path(path) / "tokenizer_config.json").is_file():
-        path = resolve(json.loads(adapter.read_text())["base_model_name_or_path"])
-    processor = _whole_processor(path) or _processor_without_video(path)
+    if adapter.is_file():
+        base = resolve(json.loads(adapter.read_text())["base_model_name_or_path"])
+        if not (Path(path) / "tokenizer_config.json").is_file():
+            path = base
+    config = path if (Path(path) / "config.json").is_file() else base
+    processor = _whole_processor(path, config) or _processor_without_video(path, config)
     if not hasattr(processor.image_processor, "merge_size") and most_tokens(processor) is None:
         raise ValueError(
             f"The processor of {name_or_path} ({type(processor).__name__}) does not cut an image into one grid of patches, so "
@@ -91,21 +94,26 @@ def load_processor(name_or_path: str, budget: PixelBudget | None = None) -> Any:
     return processor
 
 
-def _whole_processor(path: str) -> Any:
-    """transformers' own processor; None where torchvision is missing, or the video half of a known family."""
+def _whole_processor(path: str, config_path: str) -> Any:
+    """transformers' own processor; None where torchvision is missing, or the video half of a known family.
+
+    Args:
+        path: folder or hub id of the processor.
+        config_path: that of `config.json`, which a folder of adapters does not have.
+    """
     if not has_torchvision():
         return None
     try:
         return AutoProcessor.from_pretrained(path, trust_remote_code=False)
     except OSError:
-        known = processor_of(AutoConfig.from_pretrained(path, trust_remote_code=False).model_type)
+        known = processor_of(AutoConfig.from_pretrained(config_path, trust_remote_code=False).model_type)
         if known is None or video_settings(path) is not None:
             raise
         return None  # the folder was saved without one, by an earlier version or by hand
 
 
-def _processor_without_video(path: str) -> Any:
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+def _processor_without_video(path: str, config_path: str) -> Any:
+    config = AutoConfig.from_pretrained(config_path, trust_remote_code=False)
     model_type = config.model_type
     if processor_of(model_type) is None:
         raise ImportError(
