@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from mgpo.cli.data import data_app
 from mgpo.cli.experiments import demo, reproduce, sweep_rates
+from mgpo.cli.sharing import push
 from mgpo.errors import RunError, Stopped
 from mgpo.planning.early import refuse_request, refuse_words, written
 from mgpo.planning.gpus import Gpus
@@ -302,6 +303,7 @@ def serve(
 app.command()(demo)
 app.command("sweep")(sweep_rates)
 app.command()(reproduce)
+app.command()(push)
 
 
 @app.command()
