@@ -1,21 +1,11 @@
 """A finished run with its evaluation, made by the commands that users call, and a hub on this machine."""
 
 import pytest
-from hub import Hub, serving
 from huggingface_hub import constants
-from typer.testing import CliRunner
-
-from mgpo.cli import app
-
-TOKEN = "hf_" + "t0ken" * 6
+from local_hub import TOKEN, Hub, call, serving
 
 
-def call(*words):
-    """A command of mgpo; its result, with an error as `exception`."""
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def run(tmp_path_factory):
     """`runs/mine` in a folder of its own, and its evaluation in `runs/eval/fresh`."""
     place = tmp_path_factory.mktemp("sharing")

@@ -3,11 +3,12 @@
 import io
 import json
 import shutil
+import sys
 
 import pytest
 import yaml
-from conftest import TOKEN, call
 from huggingface_hub import ModelCard, constants
+from local_hub import TOKEN, call
 from PIL import Image
 
 from mgpo.asking.grounded import GroundedVQA
@@ -116,8 +117,6 @@ def test_a_name_that_is_none_of_the_hub_is_refused(run, name):
 
 
 def test_a_person_is_asked_first(run, hub, monkeypatch):
-    import sys
-
     from mgpo.cli import sharing
 
     class Terminal(io.StringIO):

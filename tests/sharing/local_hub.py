@@ -6,6 +6,17 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from typer.testing import CliRunner
+
+from mgpo.cli import app
+
+TOKEN = "hf_" + "t0ken" * 6
+
+
+def call(*words):
+    """A command of mgpo; its result, with an error as `exception`."""
+    return CliRunner().invoke(app, [str(word) for word in words])
+
 
 class Hub:
     """What a server knows (`private`, `siblings`, `refuses`) and what it was sent (`requests`, `files`, `commits`)."""
