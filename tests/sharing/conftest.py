@@ -13,7 +13,7 @@ def run(tmp_path_factory):
     for words in (
         ("train", "--model_name_or_path", "mgpo-tiny", "--dataset_name", "needle", "--dataset_size", "4", "--output_dir", folder,
          "--max_steps", "1", "--per_device_train_batch_size", "4", "--num_generations", "2", "--save_steps", "1",
-         "--trajectories_every", "1", "--max_reply_tokens", "200", "--use_cpu", "true", "--disable_tqdm", "true", "--hub_token", TOKEN),
+         "--trajectories_every", "1", "--max_reply_tokens", "200", "--max_grounding_tokens", "48", "--use_cpu", "true", "--disable_tqdm", "true", "--hub_token", TOKEN),
         ("eval", "--model", folder, "--n", "2", "--out", place / "runs/eval/fresh"),
     ):  # fmt: skip
         done = call(*words)

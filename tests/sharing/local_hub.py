@@ -1,6 +1,7 @@
 """A hub on this machine: the few addresses that an upload calls, and all that was sent to them."""
 
 import base64
+import hashlib
 import json
 import threading
 from contextlib import contextmanager
@@ -19,7 +20,10 @@ def call(*words):
 
 
 class Hub:
-    """What a server knows (`private`, `siblings`, `refuses`) and what it was sent (`requests`, `files`, `commits`)."""
+    """What a server knows (`private`, `siblings`, `refuses`) and what it was sent (`requests`, `files`, `commits`).
+
+    The files can be downloaded again, as huggingface_hub does it.
+    """
 
     def __init__(self):
         self.private, self.siblings, self.refuses = False, [], None
@@ -55,6 +59,10 @@ def serving(hub):
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if "/resolve/" in self.path:
+                return self.download(self.path.split("/resolve/main/")[1])
+            if "/tree/" in self.path:
+                return self.missing()
             hub.requests.append((self.command, self.path, self.headers.get("Authorization"), body))
             status = hub.refuses or 200
             sent = json.dumps({"error": "not yours"} if hub.refuses else hub.answer(self.path, body)).encode()
@@ -64,7 +72,25 @@ def serving(hub):
             self.end_headers()
             self.wfile.write(sent)
 
-        do_POST = do_GET
+        do_POST = do_HEAD = do_GET
+
+        def download(self, name):
+            if name not in hub.files:
+                return self.missing()
+            self.send_response(200)
+            self.send_header("X-Repo-Commit", "1" * 40)
+            self.send_header("ETag", f'"{hashlib.sha1(hub.files[name]).hexdigest()}"')
+            self.send_header("Content-Length", str(len(hub.files[name])))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(hub.files[name])
+
+        def missing(self):
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("X-Repo-Commit", "1" * 40)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
         def log_message(self, *args):
             pass

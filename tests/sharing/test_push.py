@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -59,6 +61,27 @@ def test_a_push_sends_a_whole_model_and_nothing_private(run, hub, tmp_path):
         GroundedVQA.from_pretrained(str(f)).ask(row["image"], row["question"], row["choices"]) for f in (run, tmp_path)
     )
     assert one.text == other.text and one.box_px_original == other.box_px_original
+
+
+ASK = """
+from mgpo.asking.grounded import GroundedVQA
+from mgpo.worlds.needle import needle_rows
+
+row, vqa = next(needle_rows("test", 3, 1)), GroundedVQA.from_pretrained("me/model")
+print([vqa.ask(row["image"], row["question"], row["choices"]).text, vqa.protocol.budget.max_pixels, vqa.limits.grounding])
+"""
+
+
+def test_what_was_pushed_is_asked_by_its_name_as_it_was_trained(run, hub, tmp_path):
+    """In a process of its own, which downloads all files, `config.yaml` with the settings among them."""
+    assert call("push", run, NAME).exit_code == 0
+    place = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", ASK], env=os.environ | place, capture_output=True, text=True, timeout=240
+    )
+    row, vqa = next(needle_rows("test", 3, 1)), GroundedVQA.from_pretrained(str(run))
+    here = [vqa.ask(row["image"], row["question"], row["choices"]).text, vqa.protocol.budget.max_pixels, 48]
+    assert vqa.limits.grounding == 48 and done.stdout.strip().splitlines()[-1:] == [str(here)], done.stderr[-2000:]
 
 
 def test_the_card_has_results_one_episode_and_the_recipe(run, hub):

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import yaml
+from huggingface_hub import hf_hub_download
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -152,14 +153,27 @@ def load_model(name_or_path: str, dtype: str | torch.dtype = "auto", device: str
 def trained_with(name_or_path: str) -> dict[str, Any]:
     """Settings of the run that trained a model; empty if they are not known.
 
-    They are read from the `config.yaml` beside the model, or in the run folder above a checkpoint.
+    They are read from the `config.yaml` beside the model, in the run folder above a checkpoint, or on the hub.
     """
     if not name_or_path:  # a model that was made in memory
         return {}
     folder = Path(resolve(name_or_path) if name_or_path == TINY else name_or_path)
+    if not folder.exists() and name_or_path.count("/") == 1:
+        return _trained_with_on_the_hub(name_or_path)
     run = folder.parent if folder.name.startswith("checkpoint-") else folder
     file = run / "config.yaml"
     return yaml.safe_load(file.read_text()) or {} if file.is_file() else {}
+
+
+def _trained_with_on_the_hub(hub_id: str) -> dict[str, Any]:
+    """Settings that `mgpo push` uploaded with a model; empty for other models, and for names that the hub does not know."""
+    try:
+        text = Path(hf_hub_download(hub_id, "config.yaml")).read_text(encoding="utf-8")
+        settings = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    # Other projects have files of this name, too.
+    return settings if isinstance(settings, dict) and "max_grounding_tokens" in settings else {}
 
 
 def template_kwargs_of(name_or_path: str, thinking: bool | None = None) -> dict[str, Any]:
