@@ -140,5 +140,8 @@ def test_half_a_model_and_adapters_of_a_private_base_are_refused(mine, tmp_path)
     (mine / "model.safetensors.index.json").unlink()
     with pytest.raises(ValueError, match="a folder that nobody else has"):
         contents_of(mine, NAME)
+    (mine / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/base"}))
+    card = contents_of(mine, NAME).items[0].read().decode()  # adapters are loaded from a folder
+    assert 'from_pretrained(snapshot_download("me/model"))' in card and "import snapshot_download\nfrom mgpo" in card
     with pytest.raises(ValueError, match="holds no model"):
         contents_of(mine / "trajectories", NAME)

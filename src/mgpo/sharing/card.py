@@ -38,6 +38,11 @@ def hub_card(
         text = text.replace(f"# {name}\n", f"# {hub_id}\n").replace(
             f'from_pretrained("{name}")', f'from_pretrained("{hub_id}")'
         )
+    if (run / "adapter_config.json").is_file():  # adapters are merged into their base from a folder
+        text = text.replace(f'from_pretrained("{hub_id}")', f'from_pretrained(snapshot_download("{hub_id}"))')
+        text = text.replace(
+            "```python\nfrom mgpo", "```python\nfrom huggingface_hub import snapshot_download\nfrom mgpo"
+        )
     card = ModelCard(text, ignore_metadata_errors=True)
     if not is_hub_id(base):  # the hub looks for a base model of its own
         card.data.base_model = None
