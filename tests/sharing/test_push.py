@@ -14,6 +14,7 @@ from local_hub import TOKEN, call
 from PIL import Image
 
 from mgpo.asking.grounded import GroundedVQA
+from mgpo.policies import loading
 from mgpo.worlds.needle import needle_rows
 
 NAME = "me/model"
@@ -82,6 +83,14 @@ def test_what_was_pushed_is_asked_by_its_name_as_it_was_trained(run, hub, tmp_pa
     row, vqa = next(needle_rows("test", 3, 1)), GroundedVQA.from_pretrained(str(run))
     here = [vqa.ask(row["image"], row["question"], row["choices"]).text, vqa.protocol.budget.max_pixels, 48]
     assert vqa.limits.grounding == 48 and done.stdout.strip().splitlines()[-1:] == [str(here)], done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("text", ["method: train\nmax_pixels: 4\n", "[1, 2]", "a: [", "\x00"])
+def test_a_settings_file_of_another_project_is_not_read_as_a_runs(text, tmp_path, monkeypatch):
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    monkeypatch.setattr(loading, "hf_hub_download", lambda *_: str(file))
+    assert loading.trained_with("someone/model") == {}
 
 
 def test_the_card_has_results_one_episode_and_the_recipe(run, hub):

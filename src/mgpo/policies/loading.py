@@ -48,7 +48,7 @@ def resolve(name_or_path: str) -> str:
             raise FileNotFoundError(
                 f"{name_or_path} holds no model (no config.json). Name a finished run or a checkpoint."
             )
-    elif name_or_path.count("/") != 1 or name_or_path.startswith((".", "/", "~", "runs/")):
+    elif not may_be_hub_id(name_or_path):
         raise FileNotFoundError(
             f"The model folder {name_or_path} does not exist. Name an existing folder, a hub id (owner/name) or {TINY}."
         )
@@ -158,11 +158,16 @@ def trained_with(name_or_path: str) -> dict[str, Any]:
     if not name_or_path:  # a model that was made in memory
         return {}
     folder = Path(resolve(name_or_path) if name_or_path == TINY else name_or_path)
-    if not folder.exists() and name_or_path.count("/") == 1:
+    if not folder.exists() and may_be_hub_id(name_or_path):
         return _trained_with_on_the_hub(name_or_path)
     run = folder.parent if folder.name.startswith("checkpoint-") else folder
     file = run / "config.yaml"
     return yaml.safe_load(file.read_text()) or {} if file.is_file() else {}
+
+
+def may_be_hub_id(name: str) -> bool:
+    """Whether a name that is no folder has the form owner/name."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~", "runs/"))
 
 
 def _trained_with_on_the_hub(hub_id: str) -> dict[str, Any]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
 
+from mgpo.policies.loading import may_be_hub_id
 from mgpo.runs.card import model_card
 from mgpo.sharing.results import Evaluation, metadata, table
 
 PICTURE = "episode.jpg"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _RESULTS, _EPISODE, _RECIPE = "## Results", "## An episode", "## How it was trained"
 
 
@@ -53,9 +52,7 @@ def hub_card(
     if evaluations and _RESULTS not in card.text:
         parts.append(f"{_RESULTS}\n\n{table(evaluations)}\n\n{_ABOUT_RESULTS}")
     if caption is not None and _EPISODE not in card.text:
-        parts.append(
-            f"{_EPISODE}\n\n![The photograph with the box, what was cut from it, and the answer]({PICTURE})\n\n{caption}"
-        )
+        parts.append(f"{_EPISODE}\n\n![A question, where the model looked, and its answer]({PICTURE})\n\n{caption}")
     if settings and _RECIPE not in card.text:
         parts.append(f"{_RECIPE}\n\n{_recipe(without_places(settings))}")
     card.text = "\n\n".join(parts) + "\n"
@@ -70,7 +67,7 @@ _ABOUT_RESULTS = (
 
 def is_hub_id(base: str) -> bool:
     """Whether a base model's name is one of the hub, and no folder of this machine."""
-    return bool(_HUB_ID.fullmatch(base)) and not Path(base).exists() and not base.startswith("runs/")
+    return may_be_hub_id(base) and not Path(base).exists()
 
 
 def without_places(value: Any) -> Any:
