@@ -25,7 +25,8 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="the model's name on the server")
     parser.add_argument("--split", default="test")
     parser.add_argument("--coordinates", help="how the model writes boxes, if its name does not say its family")
-    parser.add_argument("--max_pixels", type=int, help="pixel budget of each image")
+    parser.add_argument("--min_pixels", type=int, help="enlarge smaller images to this; as the server does, if it does")
+    parser.add_argument("--max_pixels", type=int, help="shrink larger images to this; no more than the server takes")
     parser.add_argument("--n", type=int, help="most questions to ask; default: all")
     given = parser.parse_args()
 
@@ -33,7 +34,7 @@ def main() -> None:
     questions = [Question.from_row(row) for row in islice(load_questions(given.data, given.split), given.n)]
     right = {}
     for method in ("mgpo", "direct"):
-        protocol = protocol_for(policy, method, max_pixels=given.max_pixels, coordinates=given.coordinates)
+        protocol = protocol_for(policy, method, None, given.min_pixels, given.max_pixels, given.coordinates)
         results = evaluate(policy, questions, protocol)
         right[method] = [result.correct for result in results]
         low, high = wilson(sum(right[method]), len(results))

@@ -112,7 +112,7 @@ def test_evaluate_endpoint(data, monkeypatch, capsys):
     policy.set_budget(BUDGET)
     with chat.serving(chat.chat_app(policy, seen)) as url:
         run("evaluate_endpoint.py", data, "--url", url, "--model", "tiny", "--coordinates", "absolute",
-            "--max_pixels", str(BUDGET.max_pixels), monkeypatch=monkeypatch)  # fmt: skip
+            "--min_pixels", str(BUDGET.min_pixels), "--max_pixels", str(BUDGET.max_pixels), monkeypatch=monkeypatch)  # fmt: skip
     told = capsys.readouterr().out
     assert re.search(r"mgpo +\d of 2 right .*\ndirect +\d of 2 right .*\nthe look gained \d answers and lost \d", told)
     assert any(len(body["messages"]) == 3 for body in seen)

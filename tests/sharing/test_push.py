@@ -168,4 +168,4 @@ def test_a_run_that_trains_is_not_shared(run, tmp_path):
 
     mine = shutil.copytree(run, tmp_path / "mine")
     with only_one(mine):
-        assert "Another process trains" in str(call("push", mine, NAME, "--dry-run").exception)
+        assert "Another process" in str(call("push", mine, NAME, "--dry-run").exception)
