@@ -27,7 +27,7 @@ def photo(tmp_path):
 
 def test_help_names_every_command():
     text = call("--help")
-    for command in ("train", "eval", "compare", "data", "ask", "demo", "reproduce", "env", "validate"):
+    for command in ("train", "eval", "compare", "data", "ask", "demo", "reproduce", "env", "validate", "push"):
         assert command in text
 
 

@@ -31,6 +31,7 @@ from mgpo.cli.launching import asked, launch
 from mgpo.cli.options import able_to_complete, options
 from mgpo.cli.recipes import recipes
 from mgpo.cli.settings import SettingsCommand
+from mgpo.cli.sharing import push
 from mgpo.errors import ProcessFailed, RunError, Stopped
 from mgpo.method.lenient import Answers
 from mgpo.planning.early import refuse_request, refuse_words, written
@@ -272,6 +273,7 @@ app.command()(recipes)
 app.command()(demo)
 app.command("sweep")(sweep_rates)
 app.command()(reproduce)
+app.command()(push)
 
 
 @app.command()

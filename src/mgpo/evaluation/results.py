@@ -35,6 +35,12 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
         write_whole(file, json.dumps(settings, indent=1) + "\n")
 
 
+def weights_of(model: Path) -> list[list[Any]]:
+    """Names, sizes and dates of a local model's weights, so that a newer model in the same folder is noticed."""
+    files = sorted(model.glob("*.safetensors")) if model.is_dir() else []
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
 def finished_batches(file: Path, batch_size: int, total: int) -> list[dict[str, Any]]:
     """The whole batches in a results file, or its first `total` results; the rest of an unfinished batch is cut off."""
     if not file.is_file():

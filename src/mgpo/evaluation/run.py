@@ -25,7 +25,7 @@ from mgpo.evaluation.controls import Control, chosen_controls, controls_beside
 from mgpo.evaluation.evaluate import Result, adaptive_shares, evaluate_batch, lenient_share, summarise
 from mgpo.evaluation.judge import Judge
 from mgpo.evaluation.processes import Processes, appears, processes
-from mgpo.evaluation.results import add_summary, begin
+from mgpo.evaluation.results import add_summary, begin, weights_of
 from mgpo.evaluation.tables import result_tables
 from mgpo.images.identity import images_digest
 from mgpo.method.lenient import Answers
@@ -141,7 +141,7 @@ def _evaluate(request: EvaluationRequest, console: Console, team: Processes) -> 
     limits = limits_for(trained, request.grounding_tokens, request.answer_tokens)
     controls = chosen_controls(request.controls, protocol, policy)
     settings = {
-        "model": request.model, "weights": _weights(request.model), "protocol": str(protocol.method),
+        "model": request.model, "weights": weights_of(Path(request.model)), "protocol": str(protocol.method),
         "max_turns": protocol.turns, "min_pixels": protocol.budget.min_pixels, "pixel_budget": protocol.budget.max_pixels,
         "grounding_tokens": limits.grounding, "answer_tokens": limits.answer, "batch_size": request.batch_size,
         "sampled": request.sampled, "seed": request.seed, "split": request.split, "data": request.data,
@@ -330,10 +330,3 @@ def _summary(request: EvaluationRequest, task: str, records: list, protocol: Pro
     row["judged"] = sum("judged" in record for record in records)
     row["seconds_per_question"] = sum(record["seconds"] for record in records) / len(records)
     return row
-
-
-def _weights(model: str) -> list[list[Any]]:
-    """Names, sizes and dates of a local model's weights, so that a newer model in the same folder is noticed."""
-    folder = Path(model)
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

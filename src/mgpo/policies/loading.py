@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import yaml
+from huggingface_hub import hf_hub_download
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -45,7 +46,7 @@ def resolve(name_or_path: str) -> str:
             raise FileNotFoundError(
                 f"{name_or_path} holds no model (no config.json). Name a finished run or a checkpoint."
             )
-    elif name_or_path.count("/") != 1 or name_or_path.startswith((".", "/", "~", "runs/")):
+    elif not may_be_hub_id(name_or_path):
         raise FileNotFoundError(
             f"The model folder {name_or_path} does not exist. Name an existing folder, a hub id (owner/name) or {TINY}."
         )
@@ -71,11 +72,14 @@ def load_processor(name_or_path: str, budget: PixelBudget | None = None) -> Any:
         budget: pixel budget to set in the processor, so that a processor that is called directly agrees with
             `mgpo.images.imaging`; None takes that of `own_budget`.
     """
-    path = resolve(name_or_path)
+    path = base = resolve(name_or_path)
     adapter = Path(path) / "adapter_config.json"
-    if adapter.is_file() and not (Path(path) / "tokenizer_config.json").is_file():
-        path = resolve(json.loads(adapter.read_text())["base_model_name_or_path"])
-    processor = _whole_processor(path) or _processor_without_video(path)
+    if adapter.is_file():
+        base = resolve(json.loads(adapter.read_text())["base_model_name_or_path"])
+        if not (Path(path) / "tokenizer_config.json").is_file():
+            path = base
+    config = path if (Path(path) / "config.json").is_file() else base
+    processor = _whole_processor(path, config) or _processor_without_video(path, config)
     if not hasattr(processor.image_processor, "merge_size") and most_tokens(processor) is None:
         raise ValueError(
             f"The processor of {name_or_path} ({type(processor).__name__}) does not cut an image into one grid of patches, so "
@@ -89,21 +93,26 @@ def load_processor(name_or_path: str, budget: PixelBudget | None = None) -> Any:
     return processor
 
 
-def _whole_processor(path: str) -> Any:
-    """transformers' own processor; None where torchvision is missing, or the video half of a known family."""
+def _whole_processor(path: str, config_path: str) -> Any:
+    """transformers' own processor; None where torchvision is missing, or the video half of a known family.
+
+    Args:
+        path: folder or hub id of the processor.
+        config_path: that of `config.json`, which a folder of adapters does not have.
+    """
     if not has_torchvision():
         return None
     try:
         return AutoProcessor.from_pretrained(path, trust_remote_code=False)
     except OSError:
-        known = processor_of(AutoConfig.from_pretrained(path, trust_remote_code=False).model_type)
+        known = processor_of(AutoConfig.from_pretrained(config_path, trust_remote_code=False).model_type)
         if known is None or video_settings(path) is not None:
             raise
         return None  # the folder was saved without one, by an earlier version or by hand
 
 
-def _processor_without_video(path: str) -> Any:
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+def _processor_without_video(path: str, config_path: str) -> Any:
+    config = AutoConfig.from_pretrained(config_path, trust_remote_code=False)
     model_type = config.model_type
     if processor_of(model_type) is None:
         raise ImportError(
@@ -142,14 +151,32 @@ def load_model(name_or_path: str, dtype: str | torch.dtype = "auto", device: str
 def trained_with(name_or_path: str) -> dict[str, Any]:
     """Settings of the run that trained a model; empty if they are not known.
 
-    They are read from the `config.yaml` beside the model, or in the run folder above a checkpoint.
+    They are read from the `config.yaml` beside the model, in the run folder above a checkpoint, or on the hub.
     """
     if not name_or_path:  # a model that was made in memory
         return {}
     folder = Path(resolve(name_or_path) if name_or_path in SHIPPED else name_or_path)
+    if not folder.exists() and may_be_hub_id(name_or_path):
+        return _trained_with_on_the_hub(name_or_path)
     run = folder.parent if folder.name.startswith("checkpoint-") else folder
     file = run / "config.yaml"
     return yaml.safe_load(file.read_text()) or {} if file.is_file() else {}
+
+
+def may_be_hub_id(name: str) -> bool:
+    """Whether a name that is no folder has the form owner/name."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~", "runs/"))
+
+
+def _trained_with_on_the_hub(hub_id: str) -> dict[str, Any]:
+    """Settings that `mgpo push` uploaded with a model; empty for other models, and for names that the hub does not know."""
+    try:
+        text = Path(hf_hub_download(hub_id, "config.yaml")).read_text(encoding="utf-8")
+        settings = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    # Other projects have files of this name, too.
+    return settings if isinstance(settings, dict) and "max_grounding_tokens" in settings else {}
 
 
 def template_kwargs_of(name_or_path: str, thinking: bool | None = None) -> dict[str, Any]:
