@@ -151,13 +151,17 @@ class MGPOConfig(GRPOConfig):
     max_nonfinite_steps: int = field(
         default=5, metadata={"help": "Stop after this many consecutive steps with non-finite numbers."}
     )
-    trajectories_every: int = field(default=20, metadata={"help": "Save rollouts every N steps; 0: never."})
+    trajectories_every: int = field(
+        default=20, metadata={"help": "Save rollouts, and report pictures of some, every N steps; 0: never."}
+    )
     trajectories_kept: int = field(default=8, metadata={"help": "Number of rollouts to save each time."})
     log_multimodal: bool = field(default=False, metadata={"help": "Gather all images of a batch for TRL's log."})
     max_completion_length: int | None = field(
         default=None, metadata={"help": "Tokens after the first user turn; computed unless it is set."}
     )
-    report_to: None | str | list[str] = field(default="none", metadata={"help": "trackio, wandb, tensorboard or none."})
+    report_to: None | str | list[str] = field(
+        default="none", metadata={"help": "trackio, wandb, tensorboard or none; they get pictures of rollouts too."}
+    )
     bf16: bool | None = field(default=False, metadata={"help": "Autocast to bfloat16."})
 
     def __post_init__(self) -> None:

@@ -131,7 +131,7 @@ def test_old_logprobs_and_misaligned_updates(recipe):
     [
         ("max_steps: [1]", "max_steps must be a whole number, not [1]"),
         ("num_generations: 8.0", "num_generations must be a whole number, not 8.0"),
-        ("max_steps: many", "invalid int value: 'many'"),
+        ("max_steps: many", "max_steps must be a whole number, not 'many'"),
         ("num_generations: 1", "at least 2 rollouts"),
         ("method: magic", "Choose one of: mgpo, grpo, direct, sft"),
         ("method: [", "cannot be read"),

@@ -49,7 +49,9 @@ def test_the_papers_recipe_is_the_papers_batch_in_verl():
 def test_what_verl_cannot_do_is_said_and_paths_hold_in_every_process(tmp_path):
     lines, given, _ = exported("tiny_mgpo", "--num_gpus", "1", "--extra_reward_funcs", "mgpo.experiments.coin.coin")
     notes = [line for line in lines if line.startswith("# not carried over: ")]
-    for note, name in zip(notes, ("extra_reward_funcs", "lr_scheduler_type: linear", "freeze_vision_tower"), strict=True):
+    for note, name in zip(
+        notes, ("extra_reward_funcs", "lr_scheduler_type: linear", "freeze_vision_tower"), strict=True
+    ):
         assert name in note
     assert given["data.train_files"] == "$PWD/runs/tiny_mgpo/verl/train.parquet"
     assert "mgpo data convert needle runs/tiny_mgpo/verl --to verl --split train --n 4000 --seed 0" in lines

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import string
 import textwrap
 
 from PIL import Image, ImageDraw, ImageFont
 
+from mgpo.images.imaging import PixelBudget
 from mgpo.method.episode import Episode
 from mgpo.method.rewards import boxed
 
@@ -13,9 +15,17 @@ HEIGHT, MARGIN = 640, 24
 BOX_COLOUR, INK, PAPER = (225, 29, 72), (24, 24, 27), (250, 250, 249)
 
 
-def draw_episode(episode: Episode) -> Image.Image:
-    """One RGB picture of a finished episode."""
-    panels = [_fitted(original.image) for original in episode.originals]
+def draw_episode(episode: Episode, reward: float | None = None, budget: PixelBudget | None = None) -> Image.Image:
+    """One RGB picture of a finished episode.
+
+    Args:
+        episode: finished.
+        reward: written below, with the right answer, where it is known.
+        budget: decode photographs at this size at most; None: whole.
+    """
+    panels = [
+        _fitted(original.image if budget is None else original.overview(budget)) for original in episode.originals
+    ]
     for turn, said in enumerate(episode.model_turns):
         box = said.grounding.box_px_original if said.grounding else None
         if box is None:
@@ -27,7 +37,7 @@ def draw_episode(episode: Episode) -> Image.Image:
         if turn + 1 < len(episode.user_turns):
             panels.append(_fitted(episode.user_turns[turn + 1].image))
     width = sum(panel.width for panel in panels) + MARGIN * (len(panels) + 1)
-    lines = _caption(episode, width)
+    lines = _caption(episode, width, reward)
     font = ImageFont.load_default(22)
     sheet = Image.new("RGB", (width, HEIGHT + 3 * MARGIN + 30 * len(lines)), PAPER)
     left = MARGIN
@@ -44,7 +54,7 @@ def _fitted(image: Image.Image) -> Image.Image:
     return image.resize((max(1, round(image.width * HEIGHT / image.height)), HEIGHT), Image.Resampling.BICUBIC)
 
 
-def _caption(episode: Episode, width: int) -> list[str]:
+def _caption(episode: Episode, width: int, reward: float | None) -> list[str]:
     question, last = episode.question, episode.model_turns[-1].text
     grounding = episode.first_grounding
     looked = "" if grounding is None else f"box: {grounding.status}"
@@ -53,4 +63,7 @@ def _caption(episode: Episode, width: int) -> list[str]:
     if grounding is not None and grounding.label:
         looked += f" ({grounding.label})"
     text = [question.question, f"answer: {boxed(last) or last.strip() or '(none)'}", looked]
+    if reward is not None:
+        choices = "  ".join(f"{letter}. {choice}" for letter, choice in zip(string.ascii_uppercase, question.choices))
+        text = [text[0], choices, f"{text[1]}, right: {question.answer}, reward: {reward:.3g}", looked]
     return [line for part in text if part for line in textwrap.wrap(part, max(20, width // 12))]

@@ -11,69 +11,59 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from mgpo.cli.arguments import (
+    AnswerTokens,
+    BoxForms,
+    Endpoint,
+    Engine,
+    HelpAll,
+    MaxPixels,
+    MaxTurns,
+    MinPixels,
+    Model,
+    Thinking,
+)
 from mgpo.cli.data import data_app
 from mgpo.cli.experiments import demo, reproduce, sweep_rates
 from mgpo.cli.export import export_app
 from mgpo.cli.launching import asked, launch
+from mgpo.cli.options import able_to_complete, options
+from mgpo.cli.recipes import recipes
+from mgpo.cli.settings import SettingsCommand
 from mgpo.errors import ProcessFailed, RunError, Stopped
 from mgpo.method.lenient import Answers
 from mgpo.planning.early import refuse_request, refuse_words, written
 from mgpo.planning.gpus import Gpus
+from mgpo.recipes import find_recipe, names
+from mgpo.runs.quiet import quieten
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console()
 app.add_typer(data_app, name="data")
 app.add_typer(export_app, name="export")
-SETTINGS = (
-    "Every setting of a recipe is an option: those of mgpo.config.DataArguments and mgpo.config.MGPOConfig, which docs/settings.md lists, "
-    "and all of TRL's GRPOConfig and transformers' TrainingArguments (https://huggingface.co/docs/trl/grpo_trainer)."
-)
+app.callback()(options)
 SEVERAL = (
     "Several GPUs: --accelerate_config multi_gpu [--num_processes 8 ...] splits the questions over processes, and the records are those of "
     "one. Options of accelerate launch may be given beside it (docs/cluster.md)."
 )
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
-Model = Annotated[str, typer.Option(help="mgpo-tiny, a run folder, or a hub id.")]
-MinPixels = Annotated[
-    int | None,
-    typer.Option(help="Enlarge smaller images to this many pixels. Default: as in training, else 256 visual tokens."),
-]
-MaxPixels = Annotated[
-    int | None,
-    typer.Option(
-        "--max-pixels",
-        "--pixel-budget",
-        help="Shrink larger images to this many pixels. Default: as in training, else 1280 visual tokens.",
-    ),
-]
-BoxForms = Annotated[
-    str | None,
-    typer.Option(
-        help="How the model writes boxes, where its family is unknown: absolute, relative_1000 or relative_1, optionally with an "
-        "order and a JSON key: 'relative_1000 yxyx box_2d'."
-    ),
-]
-MaxTurns = Annotated[int | None, typer.Option(help="Maximum number of turns. Default: as in training, else 2.")]
-AnswerTokens = Annotated[int | None, typer.Option(help="Token limit of the answer. Default: as in training, else 512.")]
-Thinking = Annotated[
-    bool | None,
-    typer.Option(
-        help="Whether the chat template lets the model think first. Default: as in training, else the template's."
-    ),
-]
-Engine = Annotated[str, typer.Option(help="transformers, or vllm.")]
-Endpoint = Annotated[str | None, typer.Option(help="OpenAI-compatible server that runs the model.")]
 
 
-@app.command(context_settings=OPEN, epilog=SETTINGS)
-def train(context: typer.Context) -> None:
-    """Train from a recipe: mgpo train --config recipes/tiny_mgpo.yaml [--learning_rate 1e-6 ...].
+@app.command(context_settings=OPEN, cls=SettingsCommand)
+def train(context: typer.Context, help_all: HelpAll = False) -> None:
+    """Train from a recipe: mgpo train --config tiny_mgpo [--learning_rate 1e-6 ...].
+
+    --config takes a file, or the name of a shipped recipe (mgpo recipes lists them). Every setting of a recipe is an option.
 
     On several GPUs: --accelerate_config multi_gpu, fsdp2, zero2, zero3 or a file, with any option of accelerate launch (docs/cluster.md).
     """
     if not context.args:
-        raise ValueError("mgpo train needs a recipe: --config recipes/tiny_mgpo.yaml, or your own.")
+        raise ValueError(
+            "mgpo train needs a recipe: --config tiny_mgpo, or your own file. mgpo recipes lists those that are shipped."
+        )
+    if not context.args[0].startswith("-"):
+        raise ValueError(f"mgpo train takes its recipe by name: --config {context.args[0]}.")
     refuse_words(context.args)
     from mgpo.training.run import parse
     from mgpo.training.run import train as run
@@ -84,14 +74,19 @@ def train(context: typer.Context) -> None:
         console.print(f"run folder: {folder}")
 
 
-@app.command(context_settings=OPEN, epilog=SETTINGS)
-def validate(context: typer.Context, recipe: Path) -> None:
+@app.command(context_settings=OPEN, cls=SettingsCommand)
+def validate(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="A file, or the name of a shipped recipe.", autocompletion=names)],
+    help_all: HelpAll = False,
+) -> None:
     """Check a recipe for a number of GPUs without running it: mgpo validate RECIPE [--num_gpus 8] [--max_steps 10 ...]."""
-    written(recipe)
+    file = find_recipe(recipe)
+    written(file)
     refuse_words(context.args)
     from mgpo.planning.validate import validate_recipe
 
-    for line in validate_recipe(recipe, context.args):
+    for line in validate_recipe(file, context.args):
         console.print(line, markup=False, soft_wrap=True)
 
 
@@ -316,6 +311,7 @@ def serve(
     run(ServeRequest(model, settings, host, port, name, limits, page))
 
 
+app.command()(recipes)
 app.command()(demo)
 app.command("sweep")(sweep_rates)
 app.command()(reproduce)
@@ -331,11 +327,13 @@ def env() -> None:
 
 def main() -> None:
     """Entry point: a wrong setting is a sentence, not a traceback."""
+    quieten()
+    able_to_complete()
     try:
         if asked(sys.argv[1:]):
             launch(sys.argv[1:])
         else:
-            app()
+            app(prog_name="mgpo")
     except ProcessFailed as failed:
         _say(str(failed))
         sys.exit(failed.status)

@@ -14,6 +14,7 @@ import yaml
 from mgpo.errors import suggestion
 from mgpo.method.methods import refuse_unknown_method
 from mgpo.planning.sizes import SIZES, Size, known_size
+from mgpo.recipes import find_recipe
 
 
 def size_to_train(model: str, method: str) -> Size:
@@ -51,9 +52,7 @@ def written(recipe: Path) -> dict[str, Any]:
     Raises:
         ValueError: it does not exist, is no YAML mapping, or its method is unknown.
     """
-    if not recipe.is_file():
-        close = suggestion(recipe.name, [path.name for path in recipe.parent.glob("*.yaml")])
-        raise ValueError(f"The recipe {recipe} does not exist.{close}")
+    recipe = find_recipe(recipe)
     try:
         found = yaml.safe_load(recipe.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -11,13 +11,9 @@ transformers refuses `bf16` and `tf32` without a GPU.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import io
 import re
 from pathlib import Path
-
-import yaml
 
 from mgpo.config import DataArguments, MGPOConfig
 from mgpo.data.loading import load_rows, refused
@@ -115,21 +111,19 @@ def model_facts(name: str) -> ModelFacts:
 
 
 def read_recipe(recipe: Path, overrides: list[str]) -> tuple[int, DataArguments, MGPOConfig]:
-    """Number of devices and settings. The text that argparse prints before it exits becomes the error's message."""
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    """Number of devices and settings."""
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     own.add_argument("--num_gpus", "--num-gpus", type=int, default=1)
-    said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            mine, others = own.parse_known_args(overrides)
-            if mine.num_gpus < 1:
-                raise ValueError(f"num_gpus={mine.num_gpus}: at least one device is needed.")
-            data, config = parse(["--config", str(recipe), *others], _config_on(mine.num_gpus))
-    except SystemExit as error:
-        raise ValueError(f"{recipe}: {said.getvalue().rpartition('error: ')[2].strip()}.") from error
-    except (TypeError, yaml.YAMLError) as error:
+        mine, others = own.parse_known_args(overrides)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"num_gpus must be a whole number: {error.message}.") from error
+    if mine.num_gpus < 1:
+        raise ValueError(f"num_gpus={mine.num_gpus}: at least one device is needed.")
+    try:
+        data, config = parse(["--config", str(recipe), *others], _config_on(mine.num_gpus))
+    except TypeError as error:
         raise ValueError(f"{recipe} cannot be read: {error}") from error
-    _check_numbers(data)
     return mine.num_gpus, data, config
 
 
@@ -140,24 +134,11 @@ def _config_on(devices: int) -> type[MGPOConfig]:
         world_size = property(lambda self: devices)
 
         def __post_init__(self) -> None:
-            _check_numbers(self)
             _check_groups(self, devices)
             self.use_cpu, self.tf32 = True, None
             super().__post_init__()
 
     return ConfigOn
-
-
-def _check_numbers(settings: DataArguments | MGPOConfig) -> None:
-    """Check the types of numbers: YAML passes on whatever was written, and argparse checks the command line only."""
-    for field in dataclasses.fields(settings):
-        kind, value = getattr(field.type, "__name__", field.type), getattr(settings, field.name)
-        if value is field.default:  # some of transformers' defaults are None where the type says float
-            continue
-        if kind == "int" and type(value) is not int:
-            raise ValueError(f"{field.name} must be a whole number, not {value!r}.")
-        if kind == "float" and type(value) not in (int, float):
-            raise ValueError(f"{field.name} must be a number, not {value!r}.")
 
 
 def _check_groups(config: MGPOConfig, devices: int) -> None:

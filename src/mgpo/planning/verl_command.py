@@ -125,7 +125,9 @@ def _notes(recipe: Path, overrides: list[str], data: DataArguments, config: MGPO
     if schedule not in SCHEDULES:
         notes.append(f"lr_scheduler_type: {schedule}; verl knows constant and cosine, so the learning rate is constant")
     if config.freeze_vision_tower and not data.use_peft:  # LoRA's modules are those of the language model
-        notes.append("freeze_vision_tower: true; verl 0.9.1 has a setting of this name, but trains the tower all the same")
+        notes.append(
+            "freeze_vision_tower: true; verl 0.9.1 has a setting of this name, but trains the tower all the same"
+        )
     if config.loss_type not in LOSSES:
         notes.append(f"loss_type: {config.loss_type}; it is seq-mean-token-mean, as for grpo")
     if config.scale_rewards not in (True, False, "group", "none"):

@@ -32,6 +32,7 @@ from mgpo.errors import CheckpointError
 from mgpo.jsonl import read_jsonl
 from mgpo.runs.card import write_card
 from mgpo.runs.checkpoints import ASIDE, cannot_write, flaw, is_about_the_disk, move_into_place, replace_files, seal
+from mgpo.runs.display import RunDisplay
 from mgpo.runs.in_progress import begun, restore
 from mgpo.runs.stopping import stopping_on_sigterm
 from mgpo.runs.tree import load_tree, save_tree
@@ -48,6 +49,8 @@ class Resuming:
 
     stopped: str | None = None
     """Why the run ended early: SIGTERM, or a launcher that has ended; None if it did not."""
+    display: RunDisplay | None = None
+    """What prints the progress of the run."""
     _written_aside = False
     _epoch_sampler: Any = None
 
@@ -58,6 +61,8 @@ class Resuming:
                 return super().train(*args, **kwargs)
             finally:
                 self.stopped = request.heeded
+                if self.display is not None:
+                    self.display.close()
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         """Upstream's sampler; TRL's own becomes an `EpochSampler`, whose order does not depend on interruptions."""

@@ -44,6 +44,7 @@ class SaveAndStop(TrainerCallback):
 
     def __init__(self, trainer: Any) -> None:
         self.accelerator = trainer.accelerator
+        self.display = getattr(trainer, "display", None)
         self.asked = False
         self.heeded: str | None = None
         self.launcher = os.getppid() if _launched() else None
@@ -56,7 +57,11 @@ class SaveAndStop(TrainerCallback):
         # A scheduler signals all processes of a job, and so does the launcher that it has signalled: the second one is the same.
         if not _launched():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.write(2, b"SIGTERM: this step is finished and saved, then the run stops.\n")
+        said = "SIGTERM: this step is finished and saved, then the run stops."
+        if self.display is not None:
+            self.display.notice(said)
+        else:
+            os.write(2, f"{said}\n".encode())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """All processes stop as soon as one of them is asked to, or has lost its launcher and so nobody who would ask."""

@@ -17,7 +17,6 @@ from typing import Any
 
 import yaml
 from accelerate.utils import gather_object
-from trl import TrlParser
 
 from mgpo.config import DataArguments, MGPOConfig
 from mgpo.data.admitting import Admission, admitted, write_listing
@@ -30,6 +29,7 @@ from mgpo.method.methods import SFT
 from mgpo.policies.families import form_of
 from mgpo.policies.loading import budget_of, load_processor, model_type_of
 from mgpo.policies.tokens import TurnTokens
+from mgpo.recipes import find_recipe
 from mgpo.runs.checkpoints import step_of
 from mgpo.runs.folder import (
     is_finished,
@@ -40,6 +40,8 @@ from mgpo.runs.folder import (
     refuse_unwritable,
     write_run_files,
 )
+from mgpo.runs.quiet import take_over
+from mgpo.training.typed import parse_typed
 from mgpo.training.weights import model_kwargs, peft_config
 
 WAYS = (DataArguments, MGPOConfig)
@@ -59,7 +61,7 @@ def parse(argv: list[str], config_class: type[MGPOConfig] = MGPOConfig) -> tuple
     """
     argv = _apart(argv)
     refuse_unknown_settings(argv)
-    data, config = TrlParser((DataArguments, config_class)).parse_args_and_config(args=argv)
+    data, config = parse_typed((DataArguments, config_class), argv)
     return data, config
 
 
@@ -69,21 +71,23 @@ def refuse_unknown_settings(argv: list[str]) -> None:
     argv = _apart(argv)
     for flag, value in zip(argv, argv[1:] + [""]):
         if flag == "--config":
-            recipe = Path(value)
-            if not recipe.is_file():
-                raise ValueError(f"The recipe {value} does not exist.")
             try:
-                written = yaml.safe_load(recipe.read_text()) or {}
-            except yaml.YAMLError as error:
+                written = yaml.safe_load(Path(value).read_text()) or {}
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
                 raise ValueError(f"{value} cannot be read: {error}") from error
+            if not isinstance(written, dict):
+                raise ValueError(
+                    f"{value} must contain a YAML mapping: settings and their values, such as max_steps: 300."
+                )
             _refuse_unknown(written, known, value)
         elif flag.startswith("--"):
             _refuse_unknown([flag[2:].split("=")[0].replace("-", "_")], known, "the command line")
 
 
 def _apart(argv: list[str]) -> list[str]:
-    """The command line with `--config=FILE` as two words, which TRL's parser needs."""
-    return [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    """The command line with `--config=NAME` as two words, which TRL's parser needs, and with the recipe's file for its name."""
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    return [str(find_recipe(word)) if before == "--config" else word for before, word in zip(["", *words], words)]
 
 
 def _refuse_unknown(keys: Any, known: set[str], where: str) -> None:
@@ -105,6 +109,7 @@ def train(data: DataArguments, config: MGPOConfig, resume: bool = True) -> Path:
         Stopped: the run was stopped by SIGTERM; it is saved, and resumes when it is started again.
     """
     folder = Path(config.output_dir)
+    take_over()
     refuse_unwritable(folder)
     with only_one(folder) if config.process_index == 0 else nullcontext():
         return _train(data, config, folder, resume)
@@ -113,6 +118,7 @@ def train(data: DataArguments, config: MGPOConfig, resume: bool = True) -> Path:
 def _train(data: DataArguments, config: MGPOConfig, folder: Path, resume: bool) -> Path:
     skipped: dict[str, list[BadRow]] = {}
     trainer = build_trainer(data, config, skipped)
+    take_over()  # of the libraries that the trainer has imported
     last = config.resume_from_checkpoint or (last_checkpoint(folder, trainer) if resume else None)
     settings = plain_settings(data, config)
     mark = mark_of(trainer.train_dataset)

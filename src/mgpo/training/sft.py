@@ -20,6 +20,7 @@ from mgpo.policies.loading import budget_of, load_processor, model_type_of, reso
 from mgpo.policies.shared.ranks import calls_of
 from mgpo.policies.shared.vision_cache import remember_towers
 from mgpo.policies.tokens import TurnTokens
+from mgpo.runs.display import show
 from mgpo.runs.log import RunLog
 from mgpo.runs.resuming import Resuming
 from mgpo.training.precision import refuse_rounded_weights
@@ -127,6 +128,7 @@ def build_sft_trainer(data: DataArguments, config: MGPOConfig, questions: Any, a
         peft_config=peft_config(data),
     )
     trainer.add_callback(RunLog())
+    trainer.display = show(trainer)
     restore_float32_adapters(trainer.model)
     leave_out_router_loss(trainer)
     if config.freeze_vision_tower:

@@ -38,6 +38,7 @@ from mgpo.policies.pixel_memory import pixels_once
 from mgpo.policies.tokens import TurnTokens
 from mgpo.policies.turn_loop import TurnLimits, limit_of
 from mgpo.policies.vllm_engine import banned_words, engine_settings
+from mgpo.runs.display import show
 from mgpo.runs.finite import FiniteSteps
 from mgpo.runs.folder import keep_settings
 from mgpo.runs.log import RunLog
@@ -46,6 +47,7 @@ from mgpo.runs.trajectories import save_trajectories
 from mgpo.training.ahead import PicturesAhead
 from mgpo.training.extra_rewards import load_dotted
 from mgpo.training.precision import refuse_rounded_weights
+from mgpo.training.rollout_pictures import report_pictures
 from mgpo.training.rollouts import first_turns, later_turns, open_batch
 from mgpo.training.rollouts_ahead import RolloutsAhead, Sampled
 from mgpo.training.sharing import SharedPrefix
@@ -103,6 +105,7 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         self.finite = FiniteSteps(self)
         extra = [self.finite.watched(load_dotted(path), args.reward_seconds) for path in args.extra_reward_funcs]
         self._episodes: list[Episode] = []
+        self._rewards: list[float] = []
         self._sampled: Sampled | None = None
         self.turn_limits = TurnLimits(args.max_grounding_tokens, args.max_answer_tokens)
         self._turn_limit, self._is_last_turn = args.max_grounding_tokens, False
@@ -135,6 +138,7 @@ class MGPOTrainer(Resuming, GRPOTrainer):
         self.pictures = PicturesAhead(self.protocol.budget, self.protocol.turns > 1, args.decoded_bytes)
         self.sharing = SharedPrefix(self)
         self.add_callback(RunLog())
+        self.display = show(self)
         self.vllm_sampling = VLLMSampling(self) if self.use_vllm else None
         self.rollouts_ahead = RolloutsAhead(self) if args.rollouts_ahead else None
 
@@ -187,6 +191,8 @@ class MGPOTrainer(Resuming, GRPOTrainer):
             for name, value in episode_metrics(episode).items():
                 self._log_metric(name, value)
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        own = rewards[self.accelerator.process_index * len(prompts) :][: len(prompts)]  # of all processes
+        self._rewards = (own * self.reward_weights.to(own.device)).nansum(1).tolist()
         # TRL gathers this list on every process for its log; with the overviews it would take 1.5 GB per rank at 512
         # questions.
         prompts[:] = [strip_images_from_messages(prompt) for prompt in prompts]
@@ -333,3 +339,5 @@ class MGPOTrainer(Resuming, GRPOTrainer):
             chosen = self._episodes[:: self.num_generations][: self.args.trajectories_kept]
             folder = Path(self.args.output_dir) / "trajectories"
             save_trajectories(chosen, folder / f"step_{self.state.global_step:06d}.jsonl", self.state.global_step)
+            rewards = self._rewards[:: self.num_generations]
+            report_pictures(self.callback_handler.callbacks, chosen, rewards, self.state.global_step)
