@@ -35,7 +35,8 @@ from benchmarks.machines import PEAK
 from benchmarks.phases import Seconds, matmul_rate, needed, now
 from benchmarks.workload import ROLLOUTS, Shape, forget_images, make_rows, make_trainer, set_boxes
 from mgpo.images.imaging import PixelBudget
-from mgpo.policies.loading import TINY, load_model
+from mgpo.policies.loading import load_model
+from mgpo.policies.shipped import TINY
 
 
 @dataclass(frozen=True)

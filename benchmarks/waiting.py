@@ -40,7 +40,8 @@ from benchmarks.workload import ROLLOUTS, TINY_BUDGET, set_boxes
 from mgpo.config import MGPOConfig
 from mgpo.images import decoders
 from mgpo.images.photograph import Photograph
-from mgpo.policies.loading import TINY, load_model, load_processor
+from mgpo.policies.loading import load_model, load_processor
+from mgpo.policies.shipped import TINY
 from mgpo.training.ahead import PicturesAhead
 from mgpo.training.trainer import MGPOTrainer
 

@@ -18,8 +18,9 @@ from mgpo.config import MGPOConfig
 from mgpo.images import imaging
 from mgpo.images.imaging import PixelBudget
 from mgpo.method.boxes import BoxStatus, Grounding
-from mgpo.policies.loading import TINY, load_model, load_processor
+from mgpo.policies.loading import load_model, load_processor
 from mgpo.policies.shared.vision_cache import towers
+from mgpo.policies.shipped import TINY
 from mgpo.training.trainer import MGPOTrainer
 
 ROLLOUTS = 8

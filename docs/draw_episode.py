@@ -1,6 +1,6 @@
 """Draws docs/episode.png: one episode of a trained model on a question of `needle`.
 
-make demo && python docs/draw_episode.py    # or: python docs/draw_episode.py RUN, for any other trained model
+python docs/draw_episode.py [MODEL]    # mgpo-tiny-mgpo by default
 """
 
 import sys
@@ -25,13 +25,14 @@ SPLIT, SEED, INDEX = "test", 0, 8
 USER, MODEL, BOX, INK = "#eef2f7", "#fdf0e1", "#e11d48", "#18181b"
 
 
-def main(model: str) -> None:
+def main(model: str, out: Path = OUT) -> int:
+    """Draw the episode; returns its reward."""
     question, scene = make_question(SPLIT, SEED, INDEX)
     found = GroundedVQA.from_pretrained(model).ask(render(scene), question.question, question.choices)
-    draw(found.episode, question.answer)
+    return draw(found.episode, question.answer, out)
 
 
-def draw(episode: Episode, answer: str) -> None:
+def draw(episode: Episode, answer: str, out: Path) -> int:
     """Four columns in the order in which they happen: what the user shows and the model says, twice."""
     (overview, again), (named, answered) = episode.user_turns, episode.model_turns
     asked, original = episode.question, episode.originals[0]
@@ -49,7 +50,8 @@ def draw(episode: Episode, answer: str) -> None:
     axes[3].text(0.5, 0.2, f"reward {reward}", ha="center", fontsize=17, weight="bold", transform=axes[3].transAxes)
     axes[3].text(0.5, 0.12, f"(right is {answer})", ha="center", fontsize=10, transform=axes[3].transAxes)
     mark(axes[0], box, original.size, shown)
-    figure.savefig(OUT, dpi=110, bbox_inches="tight")
+    figure.savefig(out, dpi=110, bbox_inches="tight")
+    return reward
 
 
 def pixels(size: tuple[int, int]) -> str:
@@ -97,4 +99,4 @@ def mark(
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "runs/demo/mgpo_seed0")
+    main(sys.argv[1] if len(sys.argv) > 1 else "mgpo-tiny-mgpo")

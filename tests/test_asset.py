@@ -79,3 +79,36 @@ def test_our_policy_loads_it_by_name(asset):
 
     policy = LocalPolicy.load("mgpo-tiny")
     assert policy.tokens.image_token_id == policy.model.config.image_token_id
+
+
+class TestTheTrainedTwin:
+    """`mgpo-tiny-mgpo`: the base after its recipe, which `mgpo ask` and `mgpo serve` use where no model is named."""
+
+    FOLDER = ASSET.parent / "mgpo-tiny-mgpo"
+
+    def test_it_is_the_base_but_for_its_language_weights(self):
+        from safetensors.torch import load_file
+
+        base, trained = (load_file(folder / "model.safetensors") for folder in (ASSET, self.FOLDER))
+        assert base.keys() == trained.keys()
+        moved = {name for name in base if not torch.equal(base[name], trained[name])}
+        assert moved and not any("visual" in name for name in moved)  # the recipe freezes the tower
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "processor_config.json"):
+            assert (self.FOLDER / name).read_bytes() == (ASSET / name).read_bytes()
+
+    def test_it_looks_where_the_base_does_not(self):
+        """On 60 questions that neither its training nor its card has seen, its boxes hit at least 30 points more often."""
+        from mgpo.asking.settings import limits_for, load_policy, protocol_for
+        from mgpo.evaluation.evaluate import evaluate
+        from mgpo.method.question import Question
+        from mgpo.policies.loading import trained_with
+        from mgpo.worlds.needle import needle_rows
+
+        hits = {}
+        for name in ("mgpo-tiny", "mgpo-tiny-mgpo"):
+            policy, trained = load_policy(name), trained_with(name)
+            protocol = protocol_for(policy, "mgpo", None, None, None, None, trained)
+            questions = (Question.from_row(row) for row in needle_rows("test", 4242, 60))
+            found = evaluate(policy, questions, protocol, limits_for(trained, None, None), batch_size=60)
+            hits[name] = sum(bool(result.greedy_hit) for result in found) / sum(r.greedy_hit is not None for r in found)
+        assert hits["mgpo-tiny-mgpo"] > hits["mgpo-tiny"] + 0.3

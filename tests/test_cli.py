@@ -1,6 +1,7 @@
 """The command line, as a user calls it."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -127,3 +128,19 @@ def test_a_mistake_is_a_sentence_and_no_traceback(random_tiny, tmp_path, monkeyp
 def test_a_training_without_a_recipe_is_not_begun():
     result = run.invoke(cli.app, ["train"])
     assert result.exit_code != 0 and "--config" in result.output + str(result.exception)
+
+
+def test_without_a_photograph_a_scene_is_drawn_and_asked_about(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run.invoke(cli.app, ["ask", "--json"])
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["image"].startswith("needle/test/77/") and found["letter"] in ("A", "B", "C", "D")
+    assert found["turns"][0]["status"] == "valid" and Path(found["picture"]).is_file()
+    done = run.invoke(cli.app, ["ask", "--save", "mine.png"])
+    assert "right answer" in done.stdout and (tmp_path / "mine.png").is_file()
+
+
+def test_a_shipped_model_says_that_it_does_not_know_photographs(tmp_path):
+    Image.new("RGB", (300, 200)).save(tmp_path / "photo.png")
+    done = run.invoke(cli.app, ["ask", str(tmp_path / "photo.png"), "What is it?"])
+    assert "mgpo-tiny-mgpo knows only drawn signs" in done.stderr and "--model" in done.stderr

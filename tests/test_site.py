@@ -61,6 +61,12 @@ def test_a_link_to_nothing_is_refused():
         SCRIPT["with_site_links"](ROOT / "docs/index.md", "[gone](../src/gone.py)")
 
 
+def test_the_figure_is_what_the_shipped_model_does(tmp_path):
+    """It is drawn from a real episode, whose box is valid and whose answer is right: docs/draw_episode.py."""
+    drawn = runpy.run_path(str(ROOT / "docs/draw_episode.py"))["main"]("mgpo-tiny-mgpo", tmp_path / "episode.png")
+    assert drawn == 1 and (tmp_path / "episode.png").stat().st_size > 20_000
+
+
 class Page(HTMLParser):
     """Counts tables and pictures, and collects the text of paragraphs and where the page asks for something."""
 

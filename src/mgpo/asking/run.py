@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,12 @@ from rich.console import Console
 
 from mgpo.asking.grounded import Answer, GroundedVQA
 from mgpo.asking.picture import draw_episode
+from mgpo.method.question import LETTERS, Question
+from mgpo.worlds.needle import needle_rows
 
 STDIN = "-"
+SCENES = 77
+"""Seed of the scenes that `mgpo ask` draws: no training and no evaluation of this project uses it."""
 
 
 def ask_photographs(
@@ -25,6 +30,30 @@ def ask_photographs(
     sources = [sys.stdin.buffer.read() if image == STDIN else image for image in images]
     vqa = GroundedVQA.from_pretrained(model, **settings)
     return vqa.ask_many([(source, question, choices) for source in ([sources] if together else sources)])
+
+
+def ask_scene(model: str, settings: dict[str, Any], index: int | None = None) -> tuple[Question, Answer]:
+    """Draw a scene of the world `needle` and ask about it: the question, with its right answer, and what the model answered.
+
+    `index` names the scene; without it, it is drawn at random.
+    """
+    index = random.SystemRandom().randrange(10_000) if index is None else index
+    question = Question.from_row(next(needle_rows("test", SCENES, 1, start=index)))
+    vqa = GroundedVQA.from_pretrained(model, **settings)
+    return question, vqa.ask(question.image, question.question, list(question.choices))
+
+
+def print_scene(question: Question, answer: Answer, picture: Path | None, as_json: bool, console: Console) -> None:
+    """Print a question about a drawn scene, the model's answer and the right one; the picture is saved in any case."""
+    picture = picture or Path("runs/ask") / f"{question.id.replace('/', '_')}.png"
+    if not as_json:
+        console.print(question.question, style="bold", markup=False)
+        for letter, choice in zip(LETTERS, question.choices):
+            console.print(f"  {letter}. {choice}", markup=False, highlight=False)
+    print_answer(question.id, answer, picture, as_json, console)
+    if not as_json:
+        right = f"{question.answer}. {question.choices[LETTERS.index(question.answer)]}"
+        console.print(f"[bold]right answer[/bold] {right}", highlight=False)
 
 
 def print_answer(

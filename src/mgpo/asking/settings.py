@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mgpo.method.protocol import Protocol
+from mgpo.policies.shipped import SHIPPED
 from mgpo.policies.turn_loop import Policy, TurnLimits
 
 ENGINES = ("transformers", "vllm")
@@ -24,7 +25,7 @@ def load_policy(
     Raises:
         ValueError: the engine is unknown, what it needs is not installed, or a server decides on thinking.
     """
-    if endpoint and model == "mgpo-tiny":
+    if endpoint and model in SHIPPED:
         raise ValueError("--endpoint needs --model: the name of the model on that server.")
     if endpoint and thinking is not None:
         raise ValueError(

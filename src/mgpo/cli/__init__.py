@@ -23,6 +23,7 @@ from mgpo.cli.arguments import (
     Model,
     Thinking,
 )
+from mgpo.cli.ask import ask
 from mgpo.cli.data import data_app
 from mgpo.cli.experiments import demo, reproduce, sweep_rates
 from mgpo.cli.export import export_app
@@ -34,6 +35,7 @@ from mgpo.errors import ProcessFailed, RunError, Stopped
 from mgpo.method.lenient import Answers
 from mgpo.planning.early import refuse_request, refuse_words, written
 from mgpo.planning.gpus import Gpus
+from mgpo.policies.shipped import TINY_TRAINED
 from mgpo.recipes import find_recipe, names
 from mgpo.runs.quiet import quieten
 
@@ -46,7 +48,6 @@ SEVERAL = (
     "Several GPUs: --accelerate_config multi_gpu [--num_processes 8 ...] splits the questions over processes, and the records are those of "
     "one. Options of accelerate launch may be given beside it (docs/cluster.md)."
 )
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -204,51 +205,6 @@ def compare_command(a: Path, b: Path) -> None:
 
 
 @app.command()
-def ask(
-    asked: Annotated[
-        list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Photographs (- reads standard input).")
-    ],
-    choice: Annotated[list[str] | None, typer.Option(help="A choice. Repeat the option for each choice.")] = None,
-    model: Model = "mgpo-tiny",
-    endpoint: Endpoint = None,
-    engine: Engine = "transformers",
-    protocol: Annotated[str, typer.Option(help="mgpo, adaptive, grpo or direct.")] = "mgpo",
-    max_turns: MaxTurns = None,
-    min_pixels: MinPixels = None,
-    max_pixels: MaxPixels = None,
-    coordinates: BoxForms = None,
-    thinking: Thinking = None,
-    save: Annotated[Path | None, typer.Option(help="Save a picture of the box, the crop and the answer.")] = None,
-    together: Annotated[bool, typer.Option(help="Ask one question about all of 2 to 8 photographs.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
-) -> None:
-    """Ask a question of photographs and see where the model looked."""
-    *images, question = asked
-    if not images or os.path.isfile(question):
-        last = f" The last argument is the question, but {question} is a file." if images else ""
-        raise ValueError(f'mgpo ask needs a photograph and a question: mgpo ask photo.jpg "Which brand is it?".{last}')
-    if together and len(images) < 2:
-        raise ValueError("--together asks one question about 2 to 8 photographs, but one was given.")
-    if save is not None and save.suffix.lower() not in PICTURES:
-        raise ValueError(
-            f"--save {save}: the name of a picture must end in {', '.join(PICTURES[:-1])} or {PICTURES[-1]}."
-        )
-    from mgpo.asking.run import ask_photographs, print_answer
-
-    settings = {"engine": engine, "endpoint": endpoint, "protocol": protocol, "max_turns": max_turns,
-                "min_pixels": min_pixels, "max_pixels": max_pixels, "coordinates": coordinates, "thinking": thinking}  # fmt: skip
-    status = Console(stderr=True).status("asking ...")
-    with status:
-        answers = ask_photographs(images, question, choice or [], model, settings, together)
-    names = [", ".join(images)] if together else images
-    for number, (image, answer) in enumerate(zip(names, answers), 1):
-        picture = save
-        if save is not None and len(names) > 1:
-            picture = save.with_stem(f"{save.stem}_{number}")
-        print_answer(image, answer, picture, as_json, console, named=len(names) > 1)
-
-
-@app.command()
 def view(
     run: Path,
     out: Annotated[Path | None, typer.Option(help="Where to write the page. Default: RUN/view.html.")] = None,
@@ -267,7 +223,7 @@ def view(
 
 @app.command()
 def serve(
-    model: Model = "mgpo-tiny",
+    model: Model = TINY_TRAINED,
     host: Annotated[str, typer.Option(help="A public address needs a key in MGPO_API_KEY.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     name: Annotated[str, typer.Option(help="Name by which clients request the model. Default: its own.")] = "",
@@ -311,6 +267,7 @@ def serve(
     run(ServeRequest(model, settings, host, port, name, limits, page))
 
 
+app.command()(ask)
 app.command()(recipes)
 app.command()(demo)
 app.command("sweep")(sweep_rates)

@@ -11,7 +11,7 @@ from mgpo.cli.settings import help_all
 HelpAll = Annotated[
     bool, typer.Option("--help-all", callback=help_all, is_eager=True, help="Describe every setting, and exit.")
 ]
-Model = Annotated[str, typer.Option(help="mgpo-tiny, a run folder, or a hub id.")]
+Model = Annotated[str, typer.Option(help="mgpo-tiny, mgpo-tiny-mgpo, a run folder, or a hub id.")]
 MinPixels = Annotated[
     int | None,
     typer.Option(help="Enlarge smaller images to this many pixels. Default: as in training, else 256 visual tokens."),

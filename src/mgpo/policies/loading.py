@@ -2,14 +2,13 @@
 
     model, processor = load_model("runs/mine"), load_processor("runs/mine")
 
-`mgpo-tiny` names the checkpoint that the package ships; every other name is a folder or a hub id.
+`mgpo-tiny` and `mgpo-tiny-mgpo` name the checkpoints that the package ships; every other name is a folder or a hub id.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +28,17 @@ from mgpo.images.imaging import PixelBudget
 from mgpo.policies.families import processor_of
 from mgpo.policies.pictures import most_tokens
 from mgpo.policies.processors import build_without_video, video_settings
-
-TINY = "mgpo-tiny"
+from mgpo.policies.shipped import SHIPPED, TINY, folder_of
 
 
 def resolve(name_or_path: str) -> str:
-    """Folder or hub id of a policy; `mgpo-tiny` is the shipped checkpoint.
+    """Folder or hub id of a policy; those in `SHIPPED` come with the package.
 
     Raises:
         FileNotFoundError: the name looks like a folder, but there is no model in it.
     """
-    if name_or_path == TINY:
-        return str(files("mgpo") / "assets" / TINY)
+    if name_or_path in SHIPPED:
+        return folder_of(name_or_path)
     folder = Path(name_or_path)
     if folder.is_dir():
         if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
@@ -148,7 +146,7 @@ def trained_with(name_or_path: str) -> dict[str, Any]:
     """
     if not name_or_path:  # a model that was made in memory
         return {}
-    folder = Path(resolve(name_or_path) if name_or_path == TINY else name_or_path)
+    folder = Path(resolve(name_or_path) if name_or_path in SHIPPED else name_or_path)
     run = folder.parent if folder.name.startswith("checkpoint-") else folder
     file = run / "config.yaml"
     return yaml.safe_load(file.read_text()) or {} if file.is_file() else {}

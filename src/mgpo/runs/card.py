@@ -8,7 +8,8 @@ from typing import Any
 
 from mgpo.files import write_whole
 from mgpo.method.methods import SFT
-from mgpo.policies.loading import TINY, resolve
+from mgpo.policies.loading import resolve
+from mgpo.policies.shipped import SHIPPED
 
 _CARD = """---
 base_model: {base}
@@ -55,7 +56,7 @@ def model_card(name: str, base: str, method: str, rewards: Sequence[str] = ()) -
 def write_card(trainer: Any) -> None:
     """Write the `README.md` of a trainer's run folder."""
     base = trainer.accelerator.unwrap_model(trainer.model).config._name_or_path
-    base = TINY if base == resolve(TINY) else base
+    base = next((shipped for shipped in SHIPPED if base == resolve(shipped)), base)
     folder, method = Path(trainer.args.output_dir), getattr(trainer.args, "method", SFT)
     rewards = getattr(trainer.args, "extra_reward_funcs", ())
     write_whole(folder / "README.md", model_card(trainer.hub_model_id or str(folder), base, method, rewards))

@@ -27,6 +27,7 @@ from mgpo.asking.grounded import Turn  # noqa: E402
 from mgpo.asking.picture import BOX_COLOUR  # noqa: E402
 from mgpo.images.imaging import ImageError, PixelBudget  # noqa: E402
 from mgpo.images.photograph import Photograph  # noqa: E402
+from mgpo.policies.shipped import KNOWS, SHIPPED  # noqa: E402
 from mgpo.serving.app import answer  # noqa: E402
 from mgpo.serving.limits import ApiError  # noqa: E402
 from mgpo.serving.wire import read_question, spoken  # noqa: E402
@@ -139,8 +140,9 @@ def _names_url(body: bytes) -> bool:
 def _build(app: FastAPI, model: str) -> Any:
     kept = (600, 3600)  # seconds: files are checked every ten minutes and deleted after an hour
     with gradio.Blocks(title="mgpo: ask a photograph", analytics_enabled=False, delete_cache=kept) as page:
+        note = f" It {KNOWS}" if model in SHIPPED else ""
         gradio.Markdown(
-            f"# Ask a photograph\n`{model}` names the region it needs, sees it in full detail, and then answers.",
+            f"# Ask a photograph\n`{model}` names the region it needs, sees it in full detail, and then answers.{note}",
             elem_id="heading",
         )
         with gradio.Row(elem_id="layout"):

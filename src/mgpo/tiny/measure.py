@@ -28,8 +28,9 @@ from mgpo.method.grounding import read_grounding
 from mgpo.method.protocol import Method, Protocol
 from mgpo.method.question import Question
 from mgpo.method.rewards import is_correct
-from mgpo.policies.loading import TINY, budget_of
+from mgpo.policies.loading import budget_of
 from mgpo.policies.local import Conversation, LocalPolicy
+from mgpo.policies.shipped import TINY
 from mgpo.policies.turn_loop import GivenFirst, TurnLimits, run_episodes
 from mgpo.tiny.tokenizer import PLAIN_BOX
 from mgpo.worlds.needle import make_question, references
