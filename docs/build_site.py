@@ -54,6 +54,7 @@ def write_pages(pages: Path) -> None:
     """Copy docs/ without its scripts, and the files that it links to."""
     shutil.rmtree(pages, ignore_errors=True)
     pages.mkdir(parents=True)
+    shutil.copy(ROOT / "docs/site.css", pages)
     waiting, written = [*sorted((ROOT / "docs").glob("*.md")), *(ROOT / name for name in ALWAYS)], set()
     while waiting:
         file = waiting.pop()
