@@ -5,7 +5,7 @@ VENV := .venv
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=68719476736
 RUN := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(KEEP_MEMORY) $(VENV)/bin/python
 
-.PHONY: setup demo test test-fast coverage test-slow test-lmms test-verifiers test-vllm test-verl reproduce-tiny sweep-tiny lint clean
+.PHONY: setup demo test test-fast coverage test-slow test-lmms test-verifiers test-vllm test-verl reproduce-tiny sweep-tiny docs lint clean
 
 setup: $(VENV)/.ready
 
@@ -96,6 +96,11 @@ reproduce-tiny: setup
 
 sweep-tiny: setup
 	$(RUN) -m mgpo sweep --out runs/sweep-tiny
+
+# The site of docs/, into build/site/html. It fails at a link, an anchor or a docstring that does not hold.
+docs: setup
+	$(VENV)/bin/python -m pip install -q -c constraints.txt -e ".[docs]"
+	$(VENV)/bin/python docs/build_site.py
 
 lint: setup
 	$(VENV)/bin/python -m ruff check src tests benchmarks examples && $(VENV)/bin/python -m ruff format --check src tests benchmarks examples

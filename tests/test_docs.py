@@ -126,21 +126,21 @@ def run(words):
     assert done.exit_code == 0, (words, done.output[-1500:], done.exception)
 
 
-def test_python_of_the_readme(here):
+def test_python_of_the_api_page(here):
     """Train, save, ask: as written, but for the names in `IN_PYTHON`."""
     import datasets
 
-    (code,) = blocks(ROOT / "README.md", "python")
+    (code,) = blocks(ROOT / "docs/api.md", "python")
     for written, tiny in IN_PYTHON.items():
         assert written in code
         code = code.replace(written, tiny)
     rows = [json.loads(line) for line in Path("my_data.jsonl").read_text().splitlines()]
     names = {"my_dataset": datasets.Dataset.from_list(rows)}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code, "api.md", "exec"), names)
     assert names["found"].turns
 
 
-def test_commands_of_the_readme_and_the_data_page(here):
+def test_commands_of_the_readme_and_of_all_pages(here):
     for out in ("runs/eval/one", "runs/eval/two"):  # what is compared and looked at
         run(["eval", "--tasks", "vstar", "--data", "vstar_bench", "--out", out])
     shutil.copytree("runs/eval/one", "runs/eval/mine")
@@ -165,7 +165,7 @@ def test_every_line_runs_or_says_why_not(page):
     kinds = set(re.findall(r"^```(\w*)\n(?=(?:.|\n)*?^```$)", page.read_text(), re.MULTILINE))
     assert kinds <= known, kinds - known
     if blocks(page, "python"):
-        assert page.name in ("README.md", "serving.md"), "run its Python blocks too"
+        assert page.name in ("api.md", "serving.md"), "run its Python blocks too"
 
 
 def test_rows_and_settings_are_what_they_claim():

@@ -74,7 +74,7 @@ def test_other_data_or_settings_are_refused(request_of, rows, tmp_path):
     asked = request_of(tasks=("vstar",), data={"vstar": str(tmp_path / "data")}, n=4)
     (row,) = run_evaluation(asked, QUIET)
     assert row["n"] == 4 and row["task"] == "vstar" and row["boxes"] == "sampled"
-    convert(iter(rows[::-1]), "jsonl", tmp_path / "data", "test")
+    convert(iter(rows[::-1]), "jsonl", tmp_path / "data", "test", overwrite=True)
     with pytest.raises(ValueError, match="was made from other data"):
         run_evaluation(asked, QUIET)
     with pytest.raises(ValueError, match="pixel_budget: .* -> 7840"):

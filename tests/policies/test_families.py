@@ -57,7 +57,7 @@ def test_without_a_word_the_budget_is_the_paper_s(like_the_hub):
 
 @pytest.mark.parametrize("given", [False, True], ids=["loaded by the trainer", "given as the hub states it"])
 def test_training_without_limits_uses_the_paper_s(like_the_hub, tmp_path, rows, given):
-    """As in the README's Python example; also with a processor that `AutoProcessor` loaded."""
+    """As in the Python example of docs/api.md; also with a processor that `AutoProcessor` loaded."""
     processor = None
     if given:
         processor = load_processor(like_the_hub)

@@ -206,7 +206,7 @@ def test_an_image_in_memory_is_known_by_its_pixels():
 
 
 def test_a_model_trained_from_python_is_asked_as_it_was_trained(random_tiny, tmp_path, rows):
-    """As the README's example: train, save, load. Its folder had no config.yaml, so other limits and turns were used."""
+    """As the example of docs/api.md: train, save, load. Its folder had no config.yaml, so other limits and turns were used."""
     from mgpo.asking.grounded import GroundedVQA
 
     trainer = make_trainer(

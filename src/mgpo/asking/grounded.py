@@ -117,7 +117,8 @@ class GroundedVQA:
             model: `mgpo-tiny`, a run folder, a hub id; with `endpoint`, the model's name on the server.
             engine: see `mgpo.asking.settings.load_policy`.
             endpoint: base URL of an OpenAI-compatible server that generates the turns.
-            min_pixels, max_pixels: pixel budget of every image: smaller ones are enlarged, larger ones are shrunk.
+            min_pixels: pixel budget of every image: smaller ones are enlarged.
+            max_pixels: larger ones are shrunk.
             thinking: whether the chat template lets the model think first (`enable_thinking`).
             coordinates: how the model writes boxes, needed for unknown families only: see `BoxForm.parse`.
         """

@@ -92,7 +92,12 @@ def evaluate(
     """Evaluate a policy on questions; boxes are measured in a sampled first turn.
 
     Args:
-        policy, questions, protocol, limits, batch_size, seed: as in `evaluate_batches`.
+        policy: the policy that answers.
+        questions: they are read in batches; images are opened one batch at a time.
+        protocol: how they are asked.
+        limits: token limits of the turns.
+        batch_size: questions per batch.
+        seed: seed of the sampled turns, see `evaluate_batches`.
         keep_episodes: keep the greedy episodes of the first so many questions in the results.
         on_batch: called with the number of questions of each finished batch, for progress.
 
