@@ -149,9 +149,10 @@ def _evaluate(request: EvaluationRequest, console: Console, team: Processes) -> 
         "controls": [str(control) for control in controls] or None, "engine": request.engine, "endpoint": request.endpoint, "judge": request.judge and f"{request.judge_model} at {request.judge}",
     }  # fmt: skip
     settings |= {k: v for k in ("coordinates", "thinking") if (v := getattr(request, k)) is not None}
+    judge = _judge(request, team)  # refuses a URL that holds a secret, before it is written anywhere
     team.from_main(lambda: begin(request.out, settings))
     team.see(request.out / "settings.json")
-    asker = Asker(policy, protocol, limits, controls, _judge(request, team))
+    asker = Asker(policy, protocol, limits, controls, judge)
     rows = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
