@@ -193,6 +193,13 @@ class MGPOConfig(GRPOConfig):
         if self.max_completion_length is None:
             self.max_completion_length = 0
         super().__post_init__()
+        served = self.steps_per_generation * self.num_iterations
+        if self.rollouts_ahead and served > self.gradient_accumulation_steps:
+            raise ValueError(
+                f"rollouts_ahead overlaps the rollouts of one step with the update of another, but here a batch of rollouts serves "
+                f"{served / self.gradient_accumulation_steps:g} updates (steps_per_generation x num_iterations over "
+                "gradient_accumulation_steps). Set steps_per_generation to gradient_accumulation_steps, or leave rollouts_ahead out."
+            )
 
     def protocol(self, own_budget: PixelBudget, own_form: BoxForm | None) -> Protocol:
         """The turn protocol.

@@ -24,7 +24,9 @@ def test_whole_batches_survive_a_kill_at_any_byte(tmp_path):
 
 
 def test_a_folder_belongs_to_its_settings(tmp_path):
-    begin(tmp_path, {"model": "a", "pair": (1, 2)})
+    begin(tmp_path, {"model": "c"})
+    begin(tmp_path, {"model": "a", "pair": (1, 2)})  # the start before has answered nothing
+    append(tmp_path / "needle.jsonl", RECORDS[:1])
     begin(tmp_path, {"model": "a", "pair": (1, 2)})
     with pytest.raises(ValueError, match="other settings .model: 'a' -> 'b'"):
         begin(tmp_path, {"model": "b", "pair": (1, 2)})

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 import mgpo
-from mgpo.planning.verl_command import CARRIED, KNOWN, LOOP, MEANINGLESS, verl_script
+from mgpo.planning.verl_command import verl_script
+from mgpo.planning.verl_notes import CARRIED, KNOWN, LOOP, MEANINGLESS
 
 RECIPES = Path(mgpo.__file__).parent / "recipes"
 
@@ -43,7 +44,10 @@ def test_the_papers_recipe_is_the_papers_batch_in_verl():
         lines[1:4][0].startswith("# not carried over: vllm_importance_sampling_mode: sequence_mask")
         and lines[2] == "set -e"
     )
-    assert "mgpo data convert data/mme_realworld_train runs/qwen2_5_vl_7b_mgpo/verl --to verl --split train" in lines
+    assert (
+        "mgpo data convert data/mme_realworld_train runs/qwen2_5_vl_7b_mgpo/verl --to verl --split train --overwrite"
+        in lines
+    )
 
 
 def test_what_verl_cannot_do_is_said_and_paths_hold_in_every_process(tmp_path):
@@ -54,7 +58,7 @@ def test_what_verl_cannot_do_is_said_and_paths_hold_in_every_process(tmp_path):
     ):
         assert name in note
     assert given["data.train_files"] == "$PWD/runs/tiny_mgpo/verl/train.parquet"
-    assert "mgpo data convert needle runs/tiny_mgpo/verl --to verl --split train --n 4000 --seed 0" in lines
+    assert "mgpo data convert needle runs/tiny_mgpo/verl --to verl --split train --overwrite --n 4000 --seed 0" in lines
 
 
 @pytest.mark.parametrize(
@@ -86,3 +90,22 @@ def test_recipes_that_verl_cannot_follow_are_refused():
 def test_the_tables_name_settings_that_exist():
     assert not (CARRIED | MEANINGLESS | set(LOOP)) - KNOWN
     assert not CARRIED & MEANINGLESS
+
+
+def test_a_script_that_is_started_again_converts_again_and_checks_the_rows_first(tmp_path):
+    """verl resumes by itself (`resume_mode: auto`), so the script must get there a second time."""
+    (tmp_path / "mine.yaml").write_text(
+        "model_name_or_path: mgpo-tiny\ndataset_name: data/mine\nmax_steps: 10\nwarmup_steps: 0.2\n"
+    )
+    lines = verl_script(tmp_path / "mine.yaml", ["--lr_scheduler_type", "cosine"])
+    check, convert = (
+        next(line for line in lines if line.startswith(f"mgpo data {what}")) for what in ("check", "convert")
+    )
+    assert (
+        lines.index(check) < lines.index(convert) and "--overwrite" in convert and str(tmp_path / "mine.yaml") in check
+    )
+    assert any("lr_warmup_steps=2 " in line for line in lines)  # a share of ten steps
+    assert any(
+        "lr_warmup_steps=0 " in line
+        for line in verl_script(tmp_path / "mine.yaml", ["--lr_scheduler_type", "constant"])
+    )

@@ -66,3 +66,15 @@ def test_a_refusal_carries_the_servers_own_words(plain_server, rows):
 def test_an_unknown_engine_is_refused():
     with pytest.raises(ValueError, match="engine 'x' is unknown"):
         load_policy("mgpo-tiny", "x")
+
+
+def test_mgpo_serve_is_no_endpoint(rows):
+    """It runs the turns itself: an evaluation through it would score its own answers as the model's."""
+    import fastapi
+    from plain_chat import completion
+
+    app = fastapi.FastAPI()
+    app.post("/v1/chat/completions")(lambda: completion("B") | {"mgpo": {"turns": []}})
+    with serving(app) as url, pytest.raises(ValueError, match="is mgpo serve, which runs all turns"):
+        policy = EndpointPolicy(url, "tiny", BUDGET)
+        policy.say([[{"role": "user", "content": "?"}]], 4)

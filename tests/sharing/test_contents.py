@@ -58,7 +58,7 @@ def test_what_is_not_listed_stays(mine):
     ("file", "text"),
     [
         ("config.yaml", "hub_token: hf_abcdefghijklmnopqrstuvwx\n"),
-        ("config.yaml", "vllm_server_base_url: http://me:pa55word@server\n"),
+        ("config.yaml", "run_name: http://me:pa55word@server\n"),
         ("README.md", "key sk-abcdefghijklmnopqrstuvwxyz012345"),
         ("metrics.jsonl", '{"note": "correct-horse"}\n'),
         ("chat_template.jinja", "-----BEGIN OPENSSH PRIVATE KEY-----"),

@@ -92,7 +92,7 @@ def test_an_evaluation_in_between_asks_with_the_weights_of_its_own_step(run, row
 
 
 def test_accumulation_and_several_epochs(run):
-    """A batch of rollouts serves two steps of the optimizer, and six questions are three epochs of nine updates."""
+    """An update of two parts, and six questions that are three epochs of six updates."""
     steps, server = run(**AHEAD | {"max_steps": 6}, gradient_accumulation_steps=2, per_device_train_batch_size=2)
     assert len(steps) == 6 and [turn for turn, *_ in server.asked] == [0, 1] * 6
     assert all(0 <= max(pushes) - number <= 1 for number, pushes in enumerate(updates(server)))
@@ -123,5 +123,7 @@ def test_rollouts_that_became_likelier_are_not_left_out(tmp_path):
 def test_only_with_a_server_and_the_correction(tmp_path):
     with pytest.raises(ValueError, match="vllm_mode: server"):
         settings(tmp_path, rollouts_ahead=True)
+    with pytest.raises(ValueError, match="serves 2 updates"):
+        settings(tmp_path, **AHEAD, steps_per_generation=2)
     with pytest.raises(ValueError, match="vllm_importance_sampling_correction"):
         settings(tmp_path, **AHEAD, vllm_importance_sampling_correction=False)

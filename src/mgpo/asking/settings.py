@@ -26,7 +26,9 @@ def load_policy(
         ValueError: the engine is unknown, what it needs is not installed, or a server decides on thinking.
     """
     if endpoint and model in SHIPPED:
-        raise ValueError("--endpoint needs --model: the name of the model on that server.")
+        raise ValueError(
+            f"--endpoint needs --model: the name of the model on that server, and not {model}, which comes with this package."
+        )
     if endpoint and thinking is not None:
         raise ValueError(
             "The server of an endpoint decides whether its model thinks. Set that there, not with --thinking."

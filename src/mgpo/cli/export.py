@@ -15,7 +15,9 @@ export_app = typer.Typer(no_args_is_help=True, help="Write a recipe as the comma
 def export_verl(context: typer.Context, recipe: Path) -> None:
     """Print a script that trains by a recipe with verl: mgpo export verl RECIPE [--num_gpus 32] [--gpus_per_node 8] [--beta 0 ...]."""
     from mgpo.planning.early import refuse_words, written
+    from mgpo.recipes import find_recipe
 
+    recipe = find_recipe(recipe)
     written(recipe)
     refuse_words(context.args)
     from mgpo.planning.verl_command import verl_script

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 TITLES = {"mgpo": "MGPO", "grpo": "GRPO, box and answer", "direct": "GRPO, answer alone", "sft": "SFT on the answer"}
 _GPUS = re.compile(r"^# (?:GPUs: |Written by: .*--gpus )(\d+)x([\d.]+)", re.MULTILINE)
@@ -19,7 +19,8 @@ def recipes() -> None:
     from mgpo.recipes import FOLDER, names
 
     console = Console(highlight=False)
-    table = Table("recipe", "model", "what it does", "needs", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    recipe = Column("recipe", no_wrap=True, min_width=max(map(len, names())))  # a name that is cut cannot be copied
+    table = Table(recipe, "model", "what it does", "needs", box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in names():
         text = (FOLDER / f"{name}.yaml").read_text()
         held = yaml.safe_load(text)

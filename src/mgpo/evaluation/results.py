@@ -26,13 +26,14 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
     if file.is_file():
         before = json.loads(file.read_text())
         changed = [key for key in settings | before if settings.get(key) != before.get(key)]
-        if changed:
+        if changed and any(folder.rglob("*.jsonl")):  # a start that answered nothing does not claim the folder
             changes = ", ".join(f"{key}: {before.get(key)!r} -> {settings.get(key)!r}" for key in changed[:4])
             raise ValueError(
                 f"{folder} holds results from other settings ({changes}). Choose another --out, or delete the folder."
             )
-    else:
-        write_whole(file, json.dumps(settings, indent=1) + "\n")
+        if not changed:
+            return
+    write_whole(file, json.dumps(settings, indent=1) + "\n")
 
 
 def weights_of(model: Path) -> list[list[Any]]:

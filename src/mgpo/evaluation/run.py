@@ -20,6 +20,7 @@ from mgpo.asking.settings import limits_for, load_policy, protocol_for
 from mgpo.data.loading import count_usable, usable
 from mgpo.data.sources import unread_note
 from mgpo.data.tasks import TASKS, task_of
+from mgpo.errors import RunError
 from mgpo.evaluation.batches import Batches, add_part
 from mgpo.evaluation.controls import Control, chosen_controls, controls_beside
 from mgpo.evaluation.evaluate import Result, adaptive_shares, evaluate_batch, lenient_share, summarise
@@ -268,6 +269,11 @@ def _finish(
         return []
     done.join(appears)
     progress.update(bar, completed=len(done.records))
+    if len(done.records) != total:
+        raise RunError(
+            f"{task}: {len(done.records)} of {total} answers can be seen in {request.out}. It must be a folder that all machines share; "
+            "start the evaluation again to finish it."
+        )
     return done.records
 
 

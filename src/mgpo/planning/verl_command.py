@@ -9,7 +9,6 @@ verl. What verl cannot do as the recipe says is written into the script as comme
 from __future__ import annotations
 
 import shlex
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +18,10 @@ from mgpo.config import DataArguments, MGPOConfig
 from mgpo.images.imaging import PixelBudget
 from mgpo.method.methods import SFT
 from mgpo.planning.validate import model_facts, read_recipe
+from mgpo.planning.verl_notes import LOOP, LOSSES, SCHEDULES, notes_of, schedule_of
 from mgpo.policies.loading import resolve
 
 Pairs = list[tuple[str, Any]]
-LOOP = (
-    "method", "max_turns", "crop_frame", "max_images", "min_box_side", "max_box_aspect", "coordinates",
-    "max_grounding_tokens", "max_answer_tokens", "max_reply_tokens",
-)  # fmt: skip
-"""Settings of the recipe that are the agent loop's under the same name (`mgpo.verl.settings`), beside its pixel budget."""
-CARRIED = {
-    *LOOP, "model_name_or_path", "dtype", "attn_implementation", "dataset_name", "dataset_split", "dataset_seed", "dataset_size",
-    "dataset_test_split", "dataset_test_size", "use_peft", "lora_r", "lora_alpha", "lora_target_modules", "load_in_4bit",
-    "min_pixels", "max_pixels", "output_dir", "bf16", "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type",
-    "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm", "num_generations",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation", "generation_batch_size",
-    "num_iterations", "temperature", "top_p", "top_k", "epsilon", "epsilon_high", "delta", "beta", "loss_type", "scale_rewards",
-    "importance_sampling_level", "freeze_vision_tower", "gradient_checkpointing", "save_steps", "save_total_limit",
-    "eval_strategy", "eval_steps", "seed", "shuffle_dataset", "max_completion_length", "chat_template_kwargs", "report_to",
-    "vllm_gpu_memory_utilization", "vllm_tensor_parallel_size", "vllm_max_model_length",
-    "vllm_importance_sampling_correction", "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max", "optim",
-    "use_bias_correction_kl", "save_strategy",
-}  # fmt: skip
-"""Settings that have a counterpart in verl."""
-MEANINGLESS = {
-    "shared_prefix", "decoded_bytes", "use_cpu", "use_vllm", "vllm_mode", "vllm_enable_sleep_mode", "vllm_call_seconds",
-    "max_logprob_difference", "logging_steps", "disable_tqdm", "trajectories_every", "trajectories_kept",
-    "log_multimodal", "check_images", "on_bad_row", "max_nonfinite_steps", "reward_seconds", "allow_low_precision_weights",
-    "fp16", "tf32", "ds3_gather_for_generation", "dataloader_num_workers",
-}  # fmt: skip
-"""Settings of this project's own trainer and of TRL's, without which verl does the same, or does it in its own way."""
-LOSSES = {
-    "grpo": "seq-mean-token-mean", "bnpo": "token-mean", "dapo": "token-mean", "dr_grpo": "seq-mean-token-sum-norm",
-}  # fmt: skip
-SCHEDULES = {"constant": "constant", "constant_with_warmup": "constant", "cosine": "cosine"}
 NO_DUAL_CLIP = 1_000_000.0
 """verl also bounds the loss of tokens with a negative advantage, at `clip_ratio_c` times the advantage; TRL only with `delta`."""
 
@@ -71,7 +41,7 @@ def verl_script(recipe: Path, overrides: list[str]) -> list[str]:
     if config.method == SFT or data.load_in_4bit:
         what = "supervised fine-tuning" if config.method == SFT else "load_in_4bit"
         raise ValueError(f"{recipe}: verl's main_ppo has no {what}. Train this recipe with mgpo train.")
-    config.learning_rate, notes = float(config.learning_rate), _notes(recipe, others, data, config)
+    config.learning_rate, notes = float(config.learning_rate), notes_of(recipe, others, data, config)
     folder = Path(config.output_dir) / "verl"
     train, test = folder / f"{data.dataset_split}.parquet", folder / f"{data.dataset_test_split}.parquet"
     evaluates = str(config.eval_strategy).rpartition(".")[2].lower() != "no"
@@ -88,10 +58,23 @@ def verl_script(recipe: Path, overrides: list[str]) -> list[str]:
     conversions = [_conversion(data, folder, data.dataset_split, data.dataset_size)]
     if evaluates:
         conversions.append(_conversion(data, folder, data.dataset_test_split, data.dataset_test_size))
+    # verl would end at the first row that the agent loop refuses, hours into the training.
+    checked = [
+        "mgpo",
+        "data",
+        "check",
+        data.dataset_name,
+        "--split",
+        data.dataset_split,
+        "--config",
+        str(recipe.resolve()),
+    ]
+    checks = [] if data.dataset_name == "needle" else [shlex.join(checked)]
     return [
         f"# {recipe} with verl 0.9.1 on {devices} GPU{'s' * (devices > 1)}, written by mgpo export verl (docs/verl.md).",
         *(f"# not carried over: {note}" for note in notes),
         "set -e",
+        *checks,
         *conversions,
         f"cat > {shlex.quote(str(folder / 'agent_loop.yaml'))} <<'END'",
         *yaml.safe_dump([_loop(config, data)], sort_keys=False).splitlines(),
@@ -114,41 +97,6 @@ def _gpus_per_node(overrides: list[str]) -> tuple[int, list[str]]:
     return 8, words
 
 
-def _notes(recipe: Path, overrides: list[str], data: DataArguments, config: MGPOConfig) -> list[str]:
-    """What the recipe asks for and verl does not do, or does in another way."""
-    written = yaml.safe_load(recipe.read_text()) or {}
-    values = vars(config) | {name: written[name] for name in written}
-    flags = [word[2:].replace("-", "_") for word in overrides if word.startswith("--")]
-    names = [name for name in dict.fromkeys([*written, *flags]) if name not in CARRIED | MEANINGLESS | {"num_gpus"}]
-    notes = [f"{name}: {values.get(name)}" for name in names]
-    schedule = _schedule(config)
-    if schedule not in SCHEDULES:
-        notes.append(f"lr_scheduler_type: {schedule}; verl knows constant and cosine, so the learning rate is constant")
-    if config.freeze_vision_tower and not data.use_peft:  # LoRA's modules are those of the language model
-        notes.append(
-            "freeze_vision_tower: true; verl 0.9.1 has a setting of this name, but trains the tower all the same"
-        )
-    if config.loss_type not in LOSSES:
-        notes.append(f"loss_type: {config.loss_type}; it is seq-mean-token-mean, as for grpo")
-    if config.scale_rewards not in (True, False, "group", "none"):
-        notes.append(f"scale_rewards: {config.scale_rewards}; advantages are divided by their group's deviation")
-    if config.importance_sampling_level != "token":
-        notes.append(f"importance_sampling_level: {config.importance_sampling_level}; ratios are those of tokens")
-    if not str(getattr(config.optim, "value", config.optim)).startswith("adamw"):
-        notes.append(f"optim: {config.optim}; it is AdamW")
-    if (
-        config.use_vllm
-        and config.vllm_importance_sampling_correction
-        and config.vllm_importance_sampling_mode[-8:] != "truncate"
-    ):
-        notes.append(
-            f"vllm_importance_sampling_mode: {config.vllm_importance_sampling_mode}; ratios over the bound are truncated to it"
-        )
-    if config.use_bias_correction_kl and config.beta:
-        notes.append("use_bias_correction_kl: true; the KL term is not weighted by the ratio")
-    return notes
-
-
 def _loop(config: MGPOConfig, data: DataArguments) -> dict[str, Any]:
     """The entry of verl's list of agent loops."""
     budget = _budget(config, data)
@@ -163,7 +111,7 @@ def _budget(config: MGPOConfig, data: DataArguments) -> PixelBudget:
 
 
 def _conversion(data: DataArguments, folder: Path, split: str, size: int) -> str:
-    words = ["mgpo", "data", "convert", data.dataset_name, str(folder), "--to", "verl", "--split", split]
+    words = ["mgpo", "data", "convert", data.dataset_name, str(folder), "--to", "verl", "--split", split, "--overwrite"]
     if data.dataset_name == "needle":
         words += ["--n", str(size), "--seed", str(data.dataset_seed)]
     return shlex.join(words)
@@ -232,8 +180,8 @@ def _actor(config: MGPOConfig, data: DataArguments, devices: int) -> Pairs:
         (f"{actor}.grad_clip", config.max_grad_norm),
         (f"{actor}.data_loader_seed", config.seed),
         (f"{actor}.optim.lr", config.learning_rate),
-        (f"{actor}.optim.lr_scheduler_type", SCHEDULES.get(_schedule(config), "constant")),
-        (f"{actor}.optim.lr_warmup_steps", int(config.warmup_steps or 0)),
+        (f"{actor}.optim.lr_scheduler_type", SCHEDULES.get(schedule_of(config), "constant")),
+        (f"{actor}.optim.lr_warmup_steps", _warmup(config)),
         (f"{actor}.optim.weight_decay", config.weight_decay),
         (f"{actor}.optim.betas", [config.adam_beta1, config.adam_beta2]),
         ("actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu", size),
@@ -244,6 +192,14 @@ def _actor(config: MGPOConfig, data: DataArguments, devices: int) -> Pairs:
         most = config.spoken_tokens(config.protocol(facts.budget or PixelBudget(), facts.form))
         pairs.append((f"{actor}.loss_scale_factor", most))
     return pairs
+
+
+def _warmup(config: MGPOConfig) -> int:
+    """Steps of verl's schedule, which counts generations. transformers' `constant` has no warm-up, and below 1 it is a share."""
+    if schedule_of(config) == "constant" or config.max_steps < 1:
+        return 0
+    updates = max(1, config.steps_per_generation * config.num_iterations // config.gradient_accumulation_steps)
+    return round(config.get_warmup_steps(config.max_steps) / updates)
 
 
 def _model(data: DataArguments, config: MGPOConfig) -> Pairs:
@@ -326,10 +282,6 @@ def _reports(config: MGPOConfig) -> list[str]:
     return [name for name in given if name in ("wandb", "tensorboard", "swanlab", "mlflow", "trackio")]
 
 
-def _schedule(config: MGPOConfig) -> str:
-    return str(getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type))
-
-
 def _argument(key: str, value: Any) -> str:
     """An override as the shell reads it. Ray's processes have other working directories, so paths are made absolute there."""
     if isinstance(value, Path) and not value.is_absolute():
@@ -343,10 +295,6 @@ def _value(value: Any) -> str:
         return str(value)
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(map(_value, value)) + "]"
-    text = str(value)
+    text = "null" if value is None else str(value)
     plain = isinstance(value, (int, float)) or all(c.isalnum() or c in "-_./:" for c in text)
     return text if plain else "'" + text.replace("'", "\\'") + "'"
-
-
-KNOWN = {field.name for kind in (DataArguments, MGPOConfig) for field in fields(kind)}
-"""All settings of a recipe; a test checks that the tables above name no others."""

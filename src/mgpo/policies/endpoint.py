@@ -70,6 +70,7 @@ class EndpointPolicy:
         """The model's next turn in each conversation; several requests are sent at once.
 
         Raises:
+            ValueError: the endpoint is `mgpo serve`.
             ConnectionError: the endpoint refused or did not answer in time; the message includes the endpoint's own.
         """
         with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -83,6 +84,11 @@ class EndpointPolicy:
         except self._failure as error:
             reply = getattr(getattr(error, "response", None), "text", "")[:500]
             raise ConnectionError(f"The endpoint {self._client.base_url} failed: {error} {reply}".rstrip()) from error
+        if "mgpo" in (reply.model_extra or {}):
+            raise ValueError(
+                f"The server at {self._client.base_url} is mgpo serve, which runs all turns of a question itself. An endpoint must serve the "
+                "bare model, e.g. vllm serve; to evaluate the model of this server, name its folder as --model without --endpoint."
+            )
         choice = reply.choices[0]
         return Said([], choice.message.content or "", choice.finish_reason == "length")
 

@@ -163,7 +163,7 @@ class Resuming:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        super()._save(output_dir, state_dict and without_tied(self.model, state_dict))
         # Upstream pickles its arguments beside the model; config.yaml holds the same settings.
         (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
 
@@ -298,6 +298,20 @@ class Resuming:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         saved = type(model).from_pretrained(resume_from_checkpoint, dtype="auto", use_safetensors=True)
         model.load_state_dict(saved.state_dict())
+
+
+def without_tied(model: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """Gathered weights without those that are another name of the same weight: gathered, they no longer share memory.
+
+    A model that was never sharded is saved without them, so that the same model is the same file.
+    """
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    twice = {
+        name
+        for name, other in tied.items()
+        if name in state and other in state and torch.equal(state[name], state[other])
+    }
+    return {name: weight for name, weight in state.items() if name not in twice}
 
 
 def _read(file: Path) -> Any:

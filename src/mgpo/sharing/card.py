@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from mgpo.runs.card import model_card
 from mgpo.sharing.results import Evaluation, metadata, table
 
 PICTURE = "episode.jpg"
+_TRAINED_HERE = re.compile(r'(^# |from_pretrained\(")[/~.][^\n"]*(\n|"\))', re.MULTILINE)
+"""A folder of this machine as a card's title or in its code."""
 _RESULTS, _EPISODE, _RECIPE = "## Results", "## An episode", "## How it was trained"
 
 
@@ -43,9 +46,11 @@ def hub_card(
             "```python\nfrom mgpo", "```python\nfrom huggingface_hub import snapshot_download\nfrom mgpo"
         )
     card = ModelCard(text, ignore_metadata_errors=True)
+    base = base or str(card.data.base_model or "")  # a run that was trained from Python names it in its card alone
     if not is_hub_id(base):  # the hub looks for a base model of its own
         card.data.base_model = None
         card.text = card.text.replace(f"`{base}`", f"`{Path(base).name}`")
+    card.text = _TRAINED_HERE.sub(lambda found: f"{found[1]}{hub_id}{found[2]}", card.text)
     if evaluations:
         card.data.model_name, card.data.eval_results = hub_id.split("/")[1], metadata(evaluations)
     parts = [card.text.rstrip()]
@@ -53,7 +58,7 @@ def hub_card(
         parts.append(f"{_RESULTS}\n\n{table(evaluations)}\n\n{_ABOUT_RESULTS}")
     if caption is not None and _EPISODE not in card.text:
         parts.append(f"{_EPISODE}\n\n![A question, where the model looked, and its answer]({PICTURE})\n\n{caption}")
-    if settings and _RECIPE not in card.text:
+    if settings.get("dataset_name") and _RECIPE not in card.text:
         parts.append(f"{_RECIPE}\n\n{_recipe(without_places(settings))}")
     card.text = "\n\n".join(parts) + "\n"
     return str(card)
@@ -71,12 +76,17 @@ def is_hub_id(base: str) -> bool:
 
 
 def without_places(value: Any) -> Any:
-    """Settings in which a path of this machine is its last name: folders tell who trained where."""
-    if isinstance(value, str) and value.startswith(("/", "~/")) and value.count("/") > 1 and "\n" not in value:
+    """Settings in which a path of this machine is its last name: folders tell who trained where, and servers by which network."""
+    if isinstance(value, str) and "\n" not in value and _is_place(value):
         return Path(value).name
     if isinstance(value, dict):
-        return {key: without_places(inner) for key, inner in value.items()}
+        return {key: without_places(inner) for key, inner in value.items() if not str(key).startswith("vllm_server_")}
     return [without_places(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _is_place(value: str) -> bool:
+    absolute = value.startswith(("/", "~/")) and value.count("/") > 1
+    return absolute or value.startswith(("./", "../")) or "/" in value and len(value) < 4096 and Path(value).exists()
 
 
 def _recipe(settings: dict[str, Any]) -> str:

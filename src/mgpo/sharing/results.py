@@ -124,7 +124,10 @@ def _unfit(folder: Path, run: Path, exact: bool) -> str:
     settings, summary = folder / "settings.json", folder / "summary.json"
     if not settings.is_file() or not summary.is_file():
         return "it holds no finished evaluation (settings.json and summary.json). Run its mgpo eval again to finish it."
-    then = json.loads(settings.read_text(encoding="utf-8"))["weights"]
+    held = json.loads(settings.read_text(encoding="utf-8"))
+    then = held.get("weights") if isinstance(held, dict) else None
+    if not isinstance(then, list):
+        return "it holds no evaluation of mgpo eval."
     now = weights_of(run)
     if not exact:
         then, now = [entry[:2] for entry in then], [entry[:2] for entry in now]

@@ -155,7 +155,8 @@ class MGPOTrainer(Resuming, GRPOTrainer):
             batch = self._sampled.batch
         else:
             if self.rollouts_ahead is not None:
-                self.rollouts_ahead.wait()  # an evaluation has weights of its own
+                self.rollouts_ahead.wait()  # an evaluation has weights of its own, and no process may be sampling then
+                self.accelerator.wait_for_everyone()
             batch = open_batch(inputs, self.pictures, self.protocol, self.args.check_images)
         self._episodes = batch.episodes
         with self._pixels(), self.finite.sampling():
