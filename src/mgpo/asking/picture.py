@@ -62,8 +62,9 @@ def _caption(episode: Episode, width: int, reward: float | None) -> list[str]:
         looked += f" in image {grounding.image_number}"
     if grounding is not None and grounding.label:
         looked += f" ({grounding.label})"
-    text = [question.question, f"answer: {boxed(last) or last.strip() or '(none)'}", looked]
+    choices = "  ".join(f"{letter}. {choice}" for letter, choice in zip(string.ascii_uppercase, question.choices))
+    answer = f"answer: {boxed(last) or '(none in a box)'}"
     if reward is not None:
-        choices = "  ".join(f"{letter}. {choice}" for letter, choice in zip(string.ascii_uppercase, question.choices))
-        text = [text[0], choices, f"{text[1]}, right: {question.answer}, reward: {reward:.3g}", looked]
+        answer += f", right: {question.answer}, reward: {reward:.3g}"
+    text = [question.question, choices, answer, looked]
     return [line for part in text if part for line in textwrap.wrap(part, max(20, width // 12))]

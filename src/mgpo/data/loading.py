@@ -179,7 +179,9 @@ def usable(rows: Iterable[dict[str, Any] | BadRow], name: str) -> Iterator[dict[
             good += 1
             yield row
     if bad:
-        raise refused(bad, good, name)
+        raise ValueError(
+            f"{refused(bad, good, name)}\nMend these rows, or remove them from the data: `mgpo data check {name} --list FILE` writes all of them into a file."
+        )
     if not good:
         raise empty(name)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,5 +73,8 @@ def serve(request: ServeRequest) -> None:
     app = build(request)
     import uvicorn
 
+    if request.page:
+        host = f"[{request.host}]" if ":" in request.host else request.host
+        print(f"page: http://{host}:{request.port}", file=sys.stderr)
     patience = int(request.limits.seconds) + 5  # a stream that a client holds open must not keep the server up
     uvicorn.run(app, host=request.host, port=request.port, log_level="info", timeout_graceful_shutdown=patience)
