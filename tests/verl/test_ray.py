@@ -23,8 +23,10 @@ from mgpo.policies.loading import resolve
 from mgpo.policies.tokens import TurnTokens
 
 HERE = Path(__file__).parent
+# A relative path, as `make test-verl` gives, would be another one in a process that starts elsewhere.
+GIVEN = [os.path.abspath(path) for path in filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
 ENVIRONMENT = {
-    "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH")])),
+    "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), *GIVEN]),
     "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_prestart_worker_first_driver": "0",
 }  # fmt: skip
 
