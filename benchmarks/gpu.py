@@ -33,7 +33,7 @@ from trl import GRPOTrainer
 
 from benchmarks.machines import PEAK
 from benchmarks.phases import Seconds, matmul_rate, needed, now
-from benchmarks.workload import ROLLOUTS, Shape, forget_images, make_rows, make_trainer, set_boxes
+from benchmarks.workload import ROLLOUTS, Shape, begin_step, make_rows, make_trainer, set_boxes
 from mgpo.images.imaging import PixelBudget
 from mgpo.policies.loading import load_model
 from mgpo.policies.shipped import TINY
@@ -110,9 +110,7 @@ def trainer_of(case: Case, shared: bool, rows: list, shape: Shape, folder: Path,
 def step(trainer: Any, rows: list, spent: Seconds, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
     """One step: what it took, and its rollouts."""
     device = trainer.model.device
-    torch.manual_seed(seed)
-    trainer._buffered_inputs, trainer._step = None, 0
-    forget_images(trainer)
+    begin_step(trainer, seed)
     spent.clear()
     forget_peak(device)
     with set_boxes(seed):

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.phases import PHASES, Seconds, matmul_rate, needed, now
-from benchmarks.workload import Random, Shape, forget_images, make_rows, make_trainer, set_boxes
+from benchmarks.workload import Random, Shape, begin_step, make_rows, make_trainer, set_boxes
 from mgpo.images.imaging import PixelBudget
 
 FILE = Path(__file__).with_name("measured.json")
@@ -107,9 +107,7 @@ def measure(shape: Shape, steps: int, held_out: bool) -> dict[str, Any]:
         trainer = make_trainer(shape, rows, True, Path(name) / "run")
         spent, seconds, operations, episodes = Seconds(trainer), [], [], []
         for seed in range(steps + 1):
-            torch.manual_seed(seed)
-            trainer._buffered_inputs, trainer._step = None, 0
-            forget_images(trainer)
+            begin_step(trainer, seed)
             spent.clear()
             with set_boxes(seed):
                 start = now()

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from benchmarks import flops
 from benchmarks.flops import Work
-from benchmarks.workload import SHAPES, Shape, forget_images, make_rows, make_trainer, set_boxes
+from benchmarks.workload import SHAPES, Shape, begin_step, make_rows, make_trainer, set_boxes
 
 PHASES = ("prefill", "sampling", "update_forward", "update_backward")
 
@@ -166,9 +166,7 @@ def measure(shape: Shape, repeats: int, threads: int) -> dict[str, Any]:
         trainer = make_trainer(shape, rows, True, Path(name) / "run")
         spent, found, seconds = Seconds(trainer), [], []
         for seed in range(repeats + 1):
-            torch.manual_seed(seed)
-            trainer._buffered_inputs, trainer._step = None, 0
-            forget_images(trainer)
+            begin_step(trainer, seed)
             spent.clear()
             with set_boxes(seed):
                 inputs = trainer._prepare_inputs(rows)

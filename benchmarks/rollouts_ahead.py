@@ -33,8 +33,6 @@ WAYS: dict[str, dict[str, str]] = {
     "taking turns": {},
     "ahead": {"rollouts_ahead": "true"},
     "ahead, sequence_mask": {"rollouts_ahead": "true", "vllm_importance_sampling_mode": "sequence_mask"},
-    "ahead, token_truncate": {"rollouts_ahead": "true", "vllm_importance_sampling_mode": "token_truncate"},
-    "ahead, sequence_truncate": {"rollouts_ahead": "true", "vllm_importance_sampling_mode": "sequence_truncate"},
 }
 """Settings of each way of sampling."""
 

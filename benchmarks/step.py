@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.phases import Seconds, shares, table_of_shares
-from benchmarks.workload import ROLLOUTS, SHAPES, Shape, decodings, forget_images, make_rows, make_trainer, set_boxes
+from benchmarks.workload import ROLLOUTS, SHAPES, Shape, begin_step, decodings, make_rows, make_trainer, set_boxes
 from mgpo.policies.shared.packed import base_of
 from mgpo.training.trainer import MGPOTrainer
 
@@ -79,9 +79,7 @@ class Measured:
 
 def step(trainer: MGPOTrainer, counts: Counts, spent: Seconds, rows: list, seed: int) -> Measured:
     """Rollout and update of one batch."""
-    torch.manual_seed(seed)
-    trainer._buffered_inputs, trainer._step = None, 0
-    forget_images(trainer)
+    begin_step(trainer, seed)
     counts.take()
     spent.clear()
     with set_boxes(seed), decodings() as decoded:

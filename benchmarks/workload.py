@@ -171,6 +171,13 @@ def decodings() -> Any:
         yield decoded
 
 
+def begin_step(trainer: MGPOTrainer, seed: int) -> None:
+    """Let the trainer's next step sample anew, from this seed, as the first step of a training does."""
+    torch.manual_seed(seed)
+    trainer._buffered_inputs, trainer._step = None, 0
+    forget_images(trainer)
+
+
 @torch.no_grad()
 def forget_images(trainer: MGPOTrainer) -> None:
     """Make a frozen tower encode the overviews anew, as it must in training, where the next step has other questions."""

@@ -3,12 +3,11 @@
 from dataclasses import replace
 
 import pytest
-import torch
 
 from benchmarks import phases
 from benchmarks.phases import Seconds, shares, works
 from benchmarks.step import Counts
-from benchmarks.workload import SHAPES, forget_images, make_rows, make_trainer, set_boxes
+from benchmarks.workload import SHAPES, begin_step, make_rows, make_trainer, set_boxes
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tower frozen", "tower trained"])
@@ -20,9 +19,7 @@ def steps(request, tmp_path_factory):
     trainer = make_trainer(shape, rows, True, folder / "run")
     spent, counts, found = Seconds(trainer), Counts(trainer.model), []
     for seed in range(2):
-        torch.manual_seed(seed)
-        trainer._buffered_inputs, trainer._step = None, 0
-        forget_images(trainer)
+        begin_step(trainer, seed)
         spent.clear()
         with set_boxes(seed):
             inputs = trainer._prepare_inputs(rows)

@@ -3,7 +3,6 @@
 import json
 import pickle
 import shutil
-from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -15,7 +14,6 @@ from mgpo.errors import CheckpointError
 from mgpo.runs import folder as run_folder
 from mgpo.runs import resuming
 from mgpo.runs.checkpoints import seal
-from mgpo.runs.resuming import without_tied
 from mgpo.runs.tree import load_tree
 from mgpo.training import run as training
 from mgpo.training.run import parse, train
@@ -342,11 +340,3 @@ def test_a_damaged_file_of_the_right_size_is_a_sentence(runs, random_tiny, rows,
         with pytest.raises(CheckpointError, match=f"{name}.safetensors is damaged"):
             trainer.train(resume_from_checkpoint=str(place))
         file.write_bytes(whole)
-
-
-def test_gathered_weights_are_saved_under_one_name_each():
-    """FSDP gathers a tied weight twice; one that is not equal to its other name is kept."""
-    model = SimpleNamespace(all_tied_weights_keys={"head": "embedding", "other": "embedding"})
-    weights = {"embedding": torch.ones(2), "head": torch.ones(2), "other": torch.zeros(2), "mlp": torch.ones(2)}
-    assert without_tied(model, weights).keys() == {"embedding", "other", "mlp"}
-    assert without_tied(SimpleNamespace(), weights) == weights

@@ -51,7 +51,20 @@ def load_questions(name: str, split: str = "train", **which: Any) -> Any:
     return loaded.questions
 
 
-def load_rows(
+def load_rows(name: str, split: str = "train", **which: Any) -> Loaded:
+    """As `read_all`, with the same arguments, but a dataset without any row that can be read is an error.
+
+    Raises:
+        ValueError: the file as a whole cannot be read, or none of its rows can.
+        FileNotFoundError: the file or folder does not exist.
+    """
+    loaded = read_all(name, split, **which)
+    if not loaded.places:
+        raise refused(loaded.bad, 0, name) if loaded.bad else empty(name)
+    return loaded
+
+
+def read_all(
     name: str,
     split: str = "train",
     seed: int = 0,
@@ -68,25 +81,13 @@ def load_rows(
         seed, size: for `needle`: which questions, and how many.
         megapixels, backgrounds: for `needle`: canvas area and a folder of photographs, if not the split's own.
 
+    Returns:
+        Rows that can be used and rows that cannot; there may be none.
+
     Raises:
-        ValueError: the file as a whole cannot be read, or none of its rows can.
+        ValueError: the file as a whole cannot be read.
         FileNotFoundError: the file or folder does not exist.
     """
-    loaded = read_all(name, split, seed, size, megapixels, backgrounds)
-    if not loaded.places:
-        raise refused(loaded.bad, 0, name) if loaded.bad else empty(name)
-    return loaded
-
-
-def read_all(
-    name: str,
-    split: str = "train",
-    seed: int = 0,
-    size: int = 2000,
-    megapixels: float | None = None,
-    backgrounds: str | None = None,
-) -> Loaded:
-    """As `load_rows`, but a dataset without any row that can be read is no error."""
     if name == "needle":
         questions = load_needle(split, seed, size, backgrounds, look=resized(split, megapixels))
         return Loaded(questions, [f"needle row {number}" for number in range(1, len(questions) + 1)], [])

@@ -198,8 +198,8 @@ def _questions(
     data: DataArguments, config: MGPOConfig, skipped: dict, split: str, size: int, most: int | None = None
 ) -> Any:
     """The questions of a split that this policy can be asked, from its first `most` rows."""
-    more = data.needle_megapixels, data.needle_backgrounds
-    loaded = load_rows(data.dataset_name, split, data.dataset_seed, size, *more)
+    drawn = {"megapixels": data.needle_megapixels, "backgrounds": data.needle_backgrounds}
+    loaded = load_rows(data.dataset_name, split, seed=data.dataset_seed, size=size, **drawn)
     if most is not None and len(loaded.places) > most:
         loaded = dataclasses.replace(
             loaded, questions=loaded.questions.select(range(most)), places=loaded.places[:most]
