@@ -79,7 +79,9 @@ def test_a_library_s_own_handler_is_replaced_and_a_file_s_is_kept(quiet, capsys,
     assert (tmp_path / "log").read_text() == "twice\n" * 2
 
 
-def test_a_program_that_imports_mgpo_keeps_its_handlers():
+def test_a_program_that_imports_mgpo_keeps_its_handlers(monkeypatch):
+    # Another test of this process may have called the command line, which installs `Once`: here nothing has.
+    monkeypatch.setattr(logging.root, "handlers", [])
     logger = logging.getLogger("another_library")
     logger.handlers = [logging.StreamHandler(sys.stderr)]
     take_over()
