@@ -22,8 +22,9 @@ from safetensors.torch import load_file
 from test_killed import untimed
 
 from mgpo.cli.launching import split
+from mgpo.evaluation.request import EvaluationRequest
 from mgpo.evaluation.results import read_records
-from mgpo.evaluation.run import EvaluationRequest, run_evaluation
+from mgpo.evaluation.run import run_evaluation
 from mgpo.runs.checkpoints import last_complete, step_of
 
 HERE = Path(__file__).parent

@@ -23,7 +23,8 @@ from support import WIDE, box, several  # noqa: E402
 
 import mgpo_verifiers  # noqa: E402
 from mgpo.environments.verifiers_env import GroundingData, GroundingHarness, GroundingTask, load_environment  # noqa: E402
-from mgpo.evaluation.run import EvaluationRequest, run_evaluation  # noqa: E402
+from mgpo.evaluation.request import EvaluationRequest  # noqa: E402
+from mgpo.evaluation.run import run_evaluation  # noqa: E402
 from mgpo.images.photograph import Photograph  # noqa: E402
 from mgpo.jsonl import read_jsonl  # noqa: E402
 from mgpo.method.prompts import SHOW_AGAIN, SHOW_CROP  # noqa: E402

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from mgpo.cli import app
 from mgpo.evaluation import batches
+from mgpo.evaluation.request import EvaluationRequest
 from mgpo.evaluation.results import read_records
-from mgpo.evaluation.run import EvaluationRequest, run_evaluation
+from mgpo.evaluation.run import run_evaluation
 from mgpo.method.episode import End
 from mgpo.method.lenient import Answers
 from mgpo.method.protocol import Method
@@ -103,6 +104,29 @@ def test_the_command_line_prints_a_table(random_tiny, tmp_path):
     assert "needle" in done.output and "chance" in done.output and "25.0" in done.output
     both = CliRunner().invoke(app, ["compare", str(tmp_path / "out"), str(tmp_path / "out")])
     assert both.exit_code == 0 and "+0.0" in both.output
+
+
+def test_without_out_the_same_model_on_other_data_takes_another_folder(random_tiny, rows, tmp_path, monkeypatch):
+    """Two files of one name, as in train/questions.jsonl and test/questions.jsonl; then fewer questions of the second."""
+    from mgpo.data.convert import convert
+
+    monkeypatch.chdir(tmp_path)
+    for place, some in (("one", rows[:2]), ("two", rows[2:])):
+        convert(iter(some), "jsonl", tmp_path / place, "test")
+    [file] = [file.name for file in (tmp_path / "one").glob("*.jsonl")]
+    name = random_tiny.name
+    for place, limit, out, said in (
+        ("one", "4", f"{name}-direct-ownpx", "results:"),
+        ("two", "4", f"{name}-direct-ownpx-2", "so these go into"),
+        ("./two", "1", f"{name}-direct-ownpx-2", "summary.json keeps the figures of more questions"),
+    ):
+        args = ["eval", "--model", str(random_tiny), "--tasks", f"{place}/{file}", "--protocol", "direct", "--limit", limit,
+                "--answer-tokens", "4"]  # fmt: skip
+        done = CliRunner().invoke(app, args)
+        assert done.exit_code == 0, done.output
+        assert f"results: runs/eval/{out}\n" in done.output and said in done.output
+    [row] = json.loads((tmp_path / "runs/eval" / out / "summary.json").read_text())
+    assert row["n"] == 4 == len(read_records(tmp_path / "runs/eval" / out / file))
 
 
 def test_a_world_in_vstars_layout_has_the_scores_of_the_world(request_of, tmp_path):

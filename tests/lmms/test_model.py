@@ -14,7 +14,8 @@ from lmms_eval_task import write_task  # noqa: E402
 from PIL import Image  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from mgpo.evaluation.run import EvaluationRequest, run_evaluation  # noqa: E402
+from mgpo.evaluation.request import EvaluationRequest  # noqa: E402
+from mgpo.evaluation.run import run_evaluation  # noqa: E402
 from mgpo.lmms.model import MGPO, _final_answer  # noqa: E402
 from mgpo.method.question import LETTERS  # noqa: E402
 

@@ -7,7 +7,8 @@ from rich.console import Console
 from support import make_rows
 
 from mgpo.data.convert import convert
-from mgpo.evaluation.run import EvaluationRequest, run_evaluation
+from mgpo.evaluation.request import EvaluationRequest
+from mgpo.evaluation.run import run_evaluation
 from mgpo.pages.viewing import write_view
 
 

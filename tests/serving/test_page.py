@@ -116,7 +116,8 @@ def test_a_key_is_asked_for(start, browse):
 def test_the_page_of_a_run_filters_and_shows_where_it_looked(browse, random_tiny, tmp_path):
     from rich.console import Console
 
-    from mgpo.evaluation.run import EvaluationRequest, run_evaluation
+    from mgpo.evaluation.request import EvaluationRequest
+    from mgpo.evaluation.run import run_evaluation
     from mgpo.pages.viewing import write_view
 
     request = EvaluationRequest("mgpo-tiny", ("needle",), tmp_path / "out", n=8, batch_size=8)

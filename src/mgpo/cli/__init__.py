@@ -162,25 +162,28 @@ def evaluate_command(
     judge: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint that judges open answers.")] = None,
     judge_model: Annotated[str, typer.Option(help="Name of the judge's model.")] = "",
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the results. A stopped evaluation resumes from it.")
+        Path | None,
+        typer.Option(
+            help="Folder for the results. A stopped evaluation resumes from it. Default: one in runs/eval for each model and settings.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Evaluate a policy: accuracy, valid boxes, hits, crop-only accuracy. Run it again to resume where it stopped."""
-    from mgpo.evaluation.run import EvaluationRequest, run_evaluation
+    from mgpo.evaluation.request import EvaluationRequest
+    from mgpo.evaluation.run import run_evaluation
 
-    if out is None:
-        out = Path("runs/eval") / f"{Path(model).name}-{protocol or 'as-trained'}-{max_pixels or 'own'}px"
+    beside = out is None
+    out = out or Path("runs/eval") / f"{Path(model).name}-{protocol or 'as-trained'}-{max_pixels or 'own'}px"
     names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
     request = EvaluationRequest(
         model=model, tasks=names, out=out, data=_data_by_task(names, data or []), split=split, seed=seed, n=n,
         protocol=protocol, max_turns=max_turns, min_pixels=min_pixels, max_pixels=max_pixels, coordinates=coordinates, thinking=thinking, grounding_tokens=grounding_tokens,
         answer_tokens=answer_tokens, batch_size=batch_size, sampled=sampled, megapixels=megapixels,
         backgrounds=backgrounds, pictures=pictures, engine=engine, endpoint=endpoint, judge=judge, judge_model=judge_model,
-        controls=tuple(name.strip() for name in controls.split(",") if name.strip()), answers=answers,
+        controls=tuple(name.strip() for name in controls.split(",") if name.strip()), answers=answers, beside=beside,
     )  # fmt: skip
     run_evaluation(request, console)
-    if os.environ.get("RANK", "0") == "0":
-        console.print(f"results: {out}", markup=False, soft_wrap=True)
 
 
 def _data_by_task(tasks: tuple[str, ...], data: list[str]) -> dict[str, str]:

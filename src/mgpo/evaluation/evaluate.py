@@ -195,6 +195,7 @@ def summarise(results: list[Result], protocol: Protocol, **named: Any) -> dict[s
         "ci95": list(wilson(right, n)),
         "valid_box_rate": _share([result.valid_box for result in results]),
         "hit_rate": _share([result.hit for result in results]),
+        "hit_n": sum(result.hit is not None for result in results),
         "hit_given_valid": _share([result.hit for result in results if result.valid_box]),
         "greedy_valid_box_rate": _share([result.greedy_valid_box for result in results]),
         "greedy_hit_given_valid": _share([result.greedy_hit for result in results if result.greedy_valid_box]),

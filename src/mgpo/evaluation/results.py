@@ -15,25 +15,62 @@ from typing import Any
 from mgpo.files import write_whole
 
 
-def begin(folder: Path, settings: dict[str, Any]) -> None:
+def claim(folder: Path, settings: dict[str, Any], beside: bool = False) -> tuple[Path, str]:
     """Claim a folder for these settings, or resume an evaluation with the same settings.
 
+    Evaluations of different tasks share a folder if all else is equal: `data` says where each task's questions come from.
+
+    Args:
+        folder: the folder.
+        settings: what is evaluated, and how.
+        beside: if the folder holds results under other settings, take the first of `folder-2`, `folder-3`, ... that does not.
+
+    Returns:
+        The folder that is claimed, and a sentence if it is newly claimed instead of `folder`, else an empty text.
+
     Raises:
-        ValueError: the folder holds results under other settings; the message names the first of them.
+        ValueError: the folder holds results under other settings, and `beside` is false; the message names the first of them.
     """
-    file = folder / "settings.json"
     settings = json.loads(json.dumps(settings))
-    if file.is_file():
-        before = json.loads(file.read_text())
-        changed = [key for key in settings | before if settings.get(key) != before.get(key)]
-        if changed and any(folder.rglob("*.jsonl")):  # a start that answered nothing does not claim the folder
-            changes = ", ".join(f"{key}: {before.get(key)!r} -> {settings.get(key)!r}" for key in changed[:4])
-            raise ValueError(
-                f"{folder} holds results from other settings ({changes}). Choose another --out, or delete the folder."
-            )
-        if not changed:
-            return
-    write_whole(file, json.dumps(settings, indent=1) + "\n")
+    why, place = _differences(folder, settings), folder
+    if why and not beside:
+        raise ValueError(
+            f"{folder} holds results from other settings ({why}). Choose another --out, or delete the folder."
+        )
+    number = 1
+    while _differences(place, settings):
+        number += 1
+        place = folder.with_name(f"{folder.name}-{number}")
+    file = place / "settings.json"
+    is_new = not _holds_results(place)
+    data = {} if is_new else json.loads(file.read_text()).get("data") or {}
+    write_whole(file, json.dumps(settings | {"data": data | settings["data"]}, indent=1) + "\n")
+    taken = f"{folder} holds results from other settings ({why}), so these go into {place}"
+    return place, taken if why and is_new else ""
+
+
+def _differences(folder: Path, settings: dict[str, Any]) -> str:
+    """How the settings of the results in a folder differ; empty if they do not, or if it holds none."""
+    file = folder / "settings.json"
+    if not file.is_file() or not any(
+        folder.rglob("*.jsonl")
+    ):  # a start that answered nothing does not claim the folder
+        return ""
+    before = json.loads(file.read_text())
+    changed = []
+    for key in settings | before:
+        then, now = before.get(key), settings.get(key)
+        if key == "data":  # a task that only one of them has is no difference
+            shared = (then or {}).keys() & (now or {}).keys()
+            then, now = ({task: place[task] for task in sorted(shared)} for place in (then or {}, now or {}))
+        if then != now:
+            changed.append("the model's weights" if key == "weights" else f"{key}: {then!r} -> {now!r}")
+    return ", ".join(changed[:4])
+
+
+def _holds_results(folder: Path) -> bool:
+    """Whether an evaluation has answered anything there: a start that answered nothing does not claim the folder."""
+    return (folder / "settings.json").is_file() and any(folder.rglob("*.jsonl"))
 
 
 def weights_of(model: Path) -> list[list[Any]]:
@@ -89,9 +126,25 @@ def read_records(file: Path) -> list[dict[str, Any]]:
     return records
 
 
-def add_summary(folder: Path, row: dict[str, Any]) -> None:
-    """Put a task's row into `summary.json`, replacing an earlier one of the task."""
+def add_summary(folder: Path, row: dict[str, Any], results: str) -> bool:
+    """Put a task's row into `summary.json`, replacing an earlier one of the task.
+
+    Args:
+        folder: the folder of the evaluation.
+        row: the task's row.
+        results: name of the task's results file.
+
+    Returns:
+        Whether it is there. An earlier row over more questions, whose results are all in the file, is kept instead.
+    """
     file = folder / "summary.json"
     rows = json.loads(file.read_text()) if file.is_file() else []
-    rows = [other for other in rows if other["task"] != row["task"]] + [row]
+    earlier = [
+        other for other in rows if Path(other["task"]).stem == Path(row["task"]).stem
+    ]  # however its path is written
+    answered = (folder / results).read_bytes().count(b"\n")
+    if any(row["n"] < other["n"] <= answered for other in earlier):
+        return False
+    rows = [other for other in rows if other not in earlier] + [row]
     write_whole(file, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    return True

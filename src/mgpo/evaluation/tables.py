@@ -37,6 +37,8 @@ def result_tables(rows: list[dict[str, Any]], model: str) -> Group:
         categories = row["by_category"] if len(row["by_category"]) > 1 else {}
         for name, share in (categories | row["figures"]).items():
             parts.add_row(Text(row["task"], "dim"), Text(name), _percent(share))
+    table.caption = _of_how_many(rows)
+    table.caption_justify = "left"
     controlled = [controls_table(row["task"], row["controls"]) for row in rows if row.get("controls")]
     return Group(table, *controlled, *([parts] if parts.row_count else []))
 
@@ -59,6 +61,13 @@ def controls_table(task: str, controls: dict[str, Any]) -> Table:
             str(found["harmed"]), f"{found['p']:.1g}",
         )  # fmt: skip
     return table
+
+
+def _of_how_many(rows: list[dict[str, Any]]) -> str | None:
+    """Of how many questions hits and IoU are shares, where that is not n."""
+    fewer = [row for row in rows if 0 < row["hit_n"] < row["n"]]
+    told = ", ".join(f"{row['hit_n']} of {row['n']}" + (f" in {row['task']}" if len(rows) > 1 else "") for row in fewer)
+    return f"hit, IoU: of the questions with gold boxes ({told})" if fewer else None
 
 
 def _percent(value: float | None) -> str:

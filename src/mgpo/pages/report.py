@@ -26,7 +26,7 @@ from mgpo.pages.thumbnails import IMAGE_BYTES, data_uri, thumbnail
 
 RATES = {
     "valid_box_rate": ("Valid box", "share of questions whose first box can be cropped"),
-    "hit_rate": ("Hit", "share of questions whose box holds the centre of a gold box"),
+    "hit_rate": ("Hit", "share of questions with gold boxes whose box holds the centre of one"),
     "hit_given_valid": ("Hit, if valid", "the same, among the valid boxes only"),
     "greedy_hit_given_valid": ("Hit, if valid, greedy", "the same, when the first turn is decoded greedily"),
     "iou": ("IoU", "mean overlap of the box with a gold box, 0 without a valid box"),
