@@ -44,7 +44,12 @@ def test_the_list_has_a_line_for_each_with_what_it_sets():
         held = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
         assert held["model_name_or_path"].rpartition("/")[2] in line
         assert ("LoRA" in line) == bool(held.get("use_peft")) and ("4-bit" in line) == bool(held.get("load_in_4bit"))
-        assert line.rstrip().endswith("CPU" if held.get("use_cpu") else "GB"), line
+        assert line.rstrip().endswith("none" if held.get("use_cpu") else "GB"), line
+
+
+def test_in_a_terminal_of_80_columns_a_recipe_takes_a_line():
+    lines = CliRunner().invoke(app, ["recipes"], env={"COLUMNS": "80"}).output.split("\n\n")[0].splitlines()
+    assert len(lines) <= 1 + len(names()) + 1  # the longest takes two
 
 
 def test_every_budget_is_a_whole_number_of_tokens_of_its_family():

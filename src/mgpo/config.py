@@ -152,7 +152,10 @@ class MGPOConfig(GRPOConfig):
         default=5, metadata={"help": "Stop after this many consecutive steps with non-finite numbers."}
     )
     trajectories_every: int = field(
-        default=20, metadata={"help": "Save rollouts, and report pictures of some, every N steps; 0: never."}
+        default=20,
+        metadata={
+            "help": "Save rollouts, and report pictures of some, in the first step, every N steps after it and in the last; 0: never."
+        },
     )
     trajectories_kept: int = field(default=8, metadata={"help": "Number of rollouts to save each time."})
     log_multimodal: bool = field(default=False, metadata={"help": "Gather all images of a batch for TRL's log."})

@@ -176,7 +176,7 @@ def test_the_command_line(tmp_path, photograph):
     write(tmp_path, [ASKED | {"image": photograph}, ASKED | {"image": "gone.jpg"}])
     out, run = tmp_path / "runs/page.html", CliRunner().invoke
     made = run(app, ["data", "look", str(tmp_path), "--out", str(out), "--no-browser"])
-    assert made.exit_code == 0 and f"1 of 1 rows: {out}" in made.output and "1 rows cannot be used" in made.output
+    assert made.exit_code == 0 and f"1 of 1 usable rows: {out}" in made.output and "1 row cannot be used" in made.output
     assert "end in .html" in str(
         run(app, ["data", "look", str(tmp_path), "--out", str(tmp_path / "train.jsonl")]).exception
     )

@@ -89,6 +89,18 @@ def test_evaluations_are_those_of_these_weights(mine):
         contents_of(mine, NAME, [mine])
 
 
+def test_an_evaluation_that_was_made_twice_is_shared_once(mine):
+    again = mine.parent / "eval/once_more"
+    shutil.copytree(mine.parent / "eval/fresh", again)
+    rows = json.loads((again / "summary.json").read_text())
+    (again / "summary.json").write_text(json.dumps([row | {"seconds_per_question": 9} for row in rows]))
+    shared = contents_of(mine, NAME)
+    assert "results/fresh.json" in paths(shared) and "results/once_more.json" not in paths(shared)
+    assert any("once_more is left out: it holds the same figures as" in note for note in shared.notes)
+    (again / "summary.json").write_text(json.dumps([row | {"n": 3} for row in rows]))
+    assert "results/once_more.json" in paths(contents_of(mine, NAME))
+
+
 def test_a_task_of_ones_own_is_shared_by_name_only(mine):
     summary = mine.parent / "eval/fresh/summary.json"
     (row,) = json.loads(summary.read_text())

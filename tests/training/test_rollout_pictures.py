@@ -66,12 +66,12 @@ def test_each_tracker_gets_the_rollouts_that_are_saved_with_their_rewards(traine
     # the first rollout of each question: right with a wide box, wrong with a tall one
     for library in (wandb._wandb, trackio._trackio):
         (logged,) = library.logged
-        assert set(logged) == {"rollouts/1", "rollouts/2", "train/global_step"} and logged["train/global_step"] == 3
+        assert set(logged) == {"rollouts/1", "rollouts/2", "train/global_step"} and logged["train/global_step"] == 4
         first, second = logged["rollouts/1"], logged["rollouts/2"]
         assert first.caption.endswith("(reward 1)") and second.caption.endswith("(reward 0)")
         assert rows[0]["question"] in first.caption
     array, step, order = tensorboard.tb_writer.images["rollouts/1"]
-    assert (step, order, array.dtype) == (3, "HWC", np.uint8) and array.shape[2] == 3
+    assert (step, order, array.dtype) == (4, "HWC", np.uint8) and array.shape[2] == 3
     assert np.array_equal(array, np.asarray(first.picture))
     assert (array == BOX_COLOUR).all(2).sum() > 100, "the predicted box is drawn"
 

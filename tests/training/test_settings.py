@@ -103,12 +103,21 @@ def test_a_run_leaves_metrics_and_trajectories(random_tiny, tmp_path, rows, monk
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2]
     assert all({"reward", "grad_norm", "grounding/valid_share", "turns/1_truncated"} <= line.keys() for line in steps)
-    for step in (0, 1):
+    for step in (1, 2):
         saved = (tmp_path / "trajectories" / f"step_{step:06d}.jsonl").read_text().splitlines()
         row = json.loads(saved[0])
         assert len(saved) == 1 and row["turns"][0]["status"] == "valid" and row["end"] == "answered"
         assert (tmp_path / "trajectories" / row["overview"]).is_file()
         assert (tmp_path / "trajectories" / row["turns"][0]["shown"]).is_file()
+
+
+def test_rollouts_of_the_first_every_nth_and_the_last_step_are_saved(random_tiny, tmp_path, rows, monkeypatch):
+    Script(MIXED).install(monkeypatch)
+    make_trainer(random_tiny, tmp_path, rows, max_steps=6, trajectories_every=2, trajectories_kept=1).train()
+    saved = [int(file.stem.removeprefix("step_")) for file in sorted((tmp_path / "trajectories").glob("*.jsonl"))]
+    assert saved == [1, 3, 5, 6]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert set(saved) <= {line["step"] for line in lines if "loss" in line}
 
 
 def test_evaluation_of_the_trainer_logs_and_leaves_no_gradient(random_tiny, tmp_path, rows, monkeypatch):

@@ -205,7 +205,10 @@ def compare_command(a: Path, b: Path) -> None:
     """Compare two evaluations of the same questions: paired difference, bootstrap interval, McNemar's p."""
     from mgpo.evaluation.comparing import compare, comparison_table
 
-    console.print(comparison_table(compare(a, b), str(a), str(b)))
+    found = compare(a, b)
+    for name, folder in (("A", a), ("B", b)):
+        console.print(f"{name}: {folder}", markup=False, soft_wrap=True)
+    console.print(comparison_table(found))
 
 
 @app.command()

@@ -147,10 +147,10 @@ def data_look(
     shown = write_data_page(
         loaded, f"{path}, {split}", out, n, row or (), lambda rows: with_bar(rows, len(rows), terminal, "drawing")
     )
-    _say(f"{shown} of {len(loaded.places)} rows: {out}")
+    _say(f"{shown} of {len(loaded.places)} {'usable ' if loaded.bad else ''}rows: {out}")
     if loaded.bad:
         _say(
-            f"{len(loaded.bad)} rows cannot be used; the page lists them, and mgpo data check finds those with damaged images too."
+            f"{len(loaded.bad)} row{'s' * (len(loaded.bad) != 1)} cannot be used; the page lists them, and mgpo data check finds those with damaged images too."
         )
     if browser:
         webbrowser.open(out.resolve().as_uri())

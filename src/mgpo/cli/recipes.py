@@ -20,11 +20,16 @@ def recipes() -> None:
 
     console = Console(highlight=False)
     recipe = Column("recipe", no_wrap=True, min_width=max(map(len, names())))  # a name that is cut cannot be copied
-    table = Table(recipe, "model", "what it does", "needs", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    narrow = console.width < 110  # without the model, which the recipe's name tells too, lines are whole
+    model = [] if narrow else ["model"]
+    table = Table(
+        recipe, *model, "what it does", "GPUs", box=None, padding=(0, 1 if narrow else 2, 0, 0), header_style="bold"
+    )
     for name in names():
         text = (FOLDER / f"{name}.yaml").read_text()
         held = yaml.safe_load(text)
-        table.add_row(name, held["model_name_or_path"].rpartition("/")[2], _what(held), _needs(text, held))
+        model = [] if narrow else [held["model_name_or_path"].rpartition("/")[2]]
+        table.add_row(name, *model, _what(held), _needs(text, held))
     console.print(table)
     console.print("\nmgpo validate NAME says what a recipe needs; mgpo recipe writes one that fits your GPUs.")
 
@@ -49,6 +54,6 @@ def _what(held: dict[str, Any]) -> str:
 
 def _needs(text: str, held: dict[str, Any]) -> str:
     if held.get("use_cpu"):
-        return "CPU"
+        return "none"
     found = _GPUS.search(text)
-    return f"{found[1]} GPU{'s' if found[1] != '1' else ''} of {found[2]} GB" if found else ""
+    return f"{found[1]} x {found[2]} GB" if found else ""

@@ -110,7 +110,7 @@ def _count(found: Found, row: _Row, where: str) -> None:
             found.looks[content] = (found.files[content], size[0] / size[1], look)
     if outside := beyond(question, [size for size, _, _ in seen]):
         found.beyond.append((where, outside))
-    found.categories[question.category or "none"] += 1
+    found.categories[question.category or "without one"] += 1
     found.choices[len(question.choices)] += 1
     found.answers[question.answer if question.choices else "open"] += 1
     found.with_boxes += bool(question.gold_boxes_px_original)
@@ -161,7 +161,8 @@ def show(found: Found, name: str, console: Console, most: int = 20) -> None:
         letters = ", ".join(f"{answer} {count}" for answer, count in sorted(found.answers.items()))
         table.add_row("answers", Text(letters))
         table.add_row("choices", ", ".join(f"{count} with {n or 'none'}" for n, count in sorted(found.choices.items())))
-        table.add_row("categories", Text(", ".join(f"{c} {n}" for c, n in found.categories.most_common(12))))
+        if set(found.categories) != {"without one"}:
+            table.add_row("categories", Text(", ".join(f"{c} {n}" for c, n in found.categories.most_common(12))))
         table.add_row("gold boxes", f"in {found.with_boxes} rows")
         table.add_row("images", f"{len(found.files)} distinct")
         if len(found.shown) > 1 or 1 not in found.shown:

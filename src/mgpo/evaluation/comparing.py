@@ -114,11 +114,13 @@ def drawn_together(record: dict) -> tuple:
     return record["question"], images, tuple(sorted(record["choices"]))
 
 
-def comparison_table(found: list[Comparison], a: str, b: str) -> Table:
+def comparison_table(found: list[Comparison]) -> Table:
     """The comparisons as a table, in percent and percentage points."""
-    table = Table(title=f"paired on the same questions, in percent (A: {a}, B: {b})", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("task", overflow="fold")
-    for head in ("n", "A", "B", "B - A", "95 %", "only A", "only B", "McNemar p"):
+    table = Table(
+        title="paired on the same questions, in percent", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
+    table.add_column("task", overflow="fold", min_width=8)
+    for head in ("n", "A", "B", "B - A", "95 %", "only\nA", "only\nB", "McNemar\np"):
         table.add_column(head, justify="right", no_wrap=True)
     for row in found:
         low, high = (100 * x for x in row.interval)

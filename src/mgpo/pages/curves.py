@@ -68,7 +68,7 @@ def curves_png(runs: Runs, columns: int, dark: bool) -> bytes:
     """PNG with one panel per metric that any run logged."""
     from matplotlib.figure import Figure  # slow to import, and without pyplot there is no global state and no window
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     keys = [key for key in CURVES if any(key in series for series in runs.values())]
     lines = -(-len(keys) // columns)
@@ -92,6 +92,7 @@ def curves_png(runs: Runs, columns: int, dark: bool) -> bytes:
         axes.grid(color=faint, linewidth=0.7)
         axes.tick_params(colors=ink, labelsize=8.5, length=0)
         axes.spines[:].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
         axes.set_xlabel("step", fontsize=8.5, color=ink)
     handles = [Line2D([], [], color=c, linestyle=dash, linewidth=2.2, label=name) for name, (c, dash) in styles.items()]
     figure.legend(handles=handles, loc="outside upper left", ncols=columns, frameon=False, labelcolor=ink, fontsize=9.5)

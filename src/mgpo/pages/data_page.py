@@ -111,16 +111,16 @@ def _spread(rows: int, most: int) -> list[int]:
 
 
 def _about(loaded: Loaded, cards: Sequence[dict[str, Any]]) -> dict[str, str]:
-    kinds = Counter(card["category"] for card in cards)
+    kinds = Counter(card["category"] or "without one" for card in cards)
+    categories = ", ".join(f"{name} {count}" for name, count in kinds.most_common(8))
+    categories += f" and {len(kinds) - 8} more" if len(kinds) > 8 else ""
     letters = Counter(letter for card in cards for letter in card["right"])
     return {
         "rows": f"{len(loaded.places):,}" + (f", and {len(loaded.bad):,} that cannot be used" if loaded.bad else ""),
         "shown here": f"{len(cards):,}",
         "with gold boxes": f"{sum(bool(card['boxes']) for card in cards):,} of those shown",
-        "categories": ", ".join(f"{name} {count}" for name, count in kinds.most_common(8))
-        + (f" and {len(kinds) - 8} more" if len(kinds) > 8 else ""),
         "answers": ", ".join(f"{letter} {letters[letter]}" for letter in sorted(letters)) or "open",
-    }
+    } | ({"categories": categories} if any(card["category"] for card in cards) else {})
 
 
 def _card(question: Question, where: str, share: int) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def _card(question: Question, where: str, share: int) -> dict[str, Any]:
         "choices": [(letter, shortened(text, CHOICE)) for letter, text in zip(LETTERS, question.choices)],
         "right": right,
         "answer": shortened(question.answer, TEXT),
-        "category": shortened(question.category or "none", CHOICE),
+        "category": shortened(question.category, CHOICE),
         "boxes": len(question.gold_boxes_px_original),
         "pictures": pictures,
         "remarks": remarks,

@@ -138,7 +138,7 @@ def _panel(row: dict, caption: str, folder: Path) -> dict:
         "folder": folder,
         "question": str(row["question"]),
         "choices": [str(choice) for choice in row.get("choices") or []],
-        "category": str(row.get("category") or "none"),
+        "category": str(row.get("category") or ""),
         "correct": bool(row["correct"]),
         "size": (width, height),
         "number": f"Image {looked_at} of {len(sizes)}" if len(sizes) > 1 else "Overview",

@@ -1,7 +1,7 @@
 """Saves rollouts to disk, one JSON line per episode with thumbnails beside it, for reports and for reading.
 
-step_000020.jsonl
-images/step_000020_0_overview.jpg, images/step_000020_0_turn1.jpg
+step_000021.jsonl
+images/step_000021_0_overview.jpg, images/step_000021_0_turn1.jpg
 """
 
 from __future__ import annotations

@@ -59,8 +59,12 @@ def evaluations_of(run: Path, hub_id: str, named: Sequence[Path] = ()) -> tuple[
             continue
         if why := _unfit(folder, run, exact=True):
             notes.append(f"{folder} is left out: {why}")
+            continue
+        read = _read(folder, hub_id)
+        if same := next((place for place, other in found.items() if _figures(other) == _figures(read)), None):
+            notes.append(f"{folder} is left out: it holds the same figures as {same}.")
         else:
-            found[folder.resolve()] = _read(folder, hub_id)
+            found[folder.resolve()] = read
     names = [evaluation.name for evaluation in found.values()]
     for name in names:
         if names.count(name) > 1:
@@ -140,6 +144,11 @@ def _unfit(folder: Path, run: Path, exact: bool) -> str:
 def _read(folder: Path, hub_id: str) -> Evaluation:
     rows = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     return Evaluation(folder.name, tuple(row | {"model": hub_id, "task": Path(row["task"]).name} for row in rows))
+
+
+def _figures(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """All figures but the time: of an evaluation that was made twice they are the same."""
+    return [{key: value for key, value in row.items() if key != "seconds_per_question"} for row in evaluation.rows]
 
 
 def _percent(share: float | None) -> str:

@@ -28,7 +28,7 @@ def report_pictures(callbacks: Sequence[Any], episodes: Sequence[Episode], rewar
         callbacks: the trainer's; transformers has made one for each entry of `report_to`.
         episodes: finished ones.
         rewards: their rewards; NaN where a reward function gave none.
-        step: the number of updates made before they were sampled.
+        step: the step that learns from them, as in the metrics.
     """
     trackers = [one for one in callbacks if isinstance(one, (TensorBoardCallback, TrackioCallback, WandbCallback))]
     if not trackers:

@@ -335,10 +335,14 @@ class MGPOTrainer(Resuming, GRPOTrainer):
             keep_settings(Path(output_dir), asked)
 
     def _save_trajectories(self) -> None:
-        every, mode = self.args.trajectories_every, "train" if self.model.training else "eval"
-        if mode == "train" and every and self.state.global_step % every == 0 and self.accelerator.is_main_process:
-            chosen = self._episodes[:: self.num_generations][: self.args.trajectories_kept]
-            folder = Path(self.args.output_dir) / "trajectories"
-            save_trajectories(chosen, folder / f"step_{self.state.global_step:06d}.jsonl", self.state.global_step)
-            rewards = self._rewards[:: self.num_generations]
-            report_pictures(self.callback_handler.callbacks, chosen, rewards, self.state.global_step)
+        """Save rollouts of the first step, of every N-th after it and of the last, under the number by which its metrics are logged."""
+        every, before = self.args.trajectories_every, self.state.global_step
+        if not (every and self.model.training and self.accelerator.is_main_process):
+            return
+        updates = self.args.steps_per_generation * self.num_iterations // self.args.gradient_accumulation_steps
+        if before % every and before + max(1, updates) < self.state.max_steps:
+            return
+        chosen = self._episodes[:: self.num_generations][: self.args.trajectories_kept]
+        file = Path(self.args.output_dir) / "trajectories" / f"step_{before + 1:06d}.jsonl"
+        save_trajectories(chosen, file, before + 1)
+        report_pictures(self.callback_handler.callbacks, chosen, self._rewards[:: self.num_generations], before + 1)
