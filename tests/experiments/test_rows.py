@@ -5,7 +5,7 @@ import pytest
 from mgpo.evaluation.evaluate import Result
 from mgpo.experiments import rows as rows_module
 from mgpo.experiments.plan import METHODS, TITLES, Plan
-from mgpo.experiments.rows import BASES, ceiling, entrants
+from mgpo.experiments.rows import BASES, ceiling, entrants, in_words
 from mgpo.experiments.validation import best_step, by_kind
 
 
@@ -58,3 +58,29 @@ def test_what_the_overview_allows_and_accuracy_by_kind():
     assert ceiling(found) == pytest.approx((1 + 0.25 + 0.25) / 3)
     assert by_kind(found) == {"overview_accuracy": 1.0, "fine_print_accuracy": 0.5}
     assert by_kind(found[:1])["fine_print_accuracy"] is None
+
+
+def test_the_result_is_told_in_words_whoever_is_better():
+    def row(method, accuracy, seed, black=None, split="test"):
+        controls = {"black_crop": black and {"accuracy": black}}
+        return {
+            "method": method,
+            "split": split,
+            "seed": seed,
+            "n": 1000,
+            "accuracy": accuracy,
+            "chance": 0.25,
+            "controls": controls,
+        }
+
+    rows = [row("base", 0.6, 0), row("base", 0.5, 1), row("MGPO", 0.4, 0, 0.3), row("MGPO", 0.42, 1, 0.32)]
+    rows += [
+        row(TITLES["grpo"], 0.34, 0),
+        row(f"{TITLES['grpo']}, end", 0.2, 0),
+        row("MGPO", 0.99, 0, 0.99, "ood_small"),
+    ]
+    assert in_words(rows) == (
+        "Right answers to 1,000 questions of test (mean of 2 seeds): MGPO 41 %; the untrained base 55 %; GRPO, box and answer 34 %; "
+        "guessing 25 %. Where MGPO names a valid box but is shown a black crop: 31 %."
+    )
+    assert "black" not in in_words([row("base", 0.6, 0), row("MGPO", 0.4, 0)])

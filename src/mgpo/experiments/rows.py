@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from mgpo.evaluation.controls import Control, controls_beside
@@ -100,3 +101,26 @@ def rows_of(plan: Plan, split: str, seed: int) -> list[dict[str, Any]]:
 def ceiling(results: list[Any]) -> float:
     """Expected accuracy of a model that answers all overview questions, and guesses the fine print."""
     return sum(1.0 if r.category.startswith("overview/") else r.chance for r in results) / len(results)
+
+
+def in_words(rows: list[dict[str, Any]]) -> str:
+    """The result on `CONTROLLED` in sentences: MGPO beside the other models, and without its crop.
+
+    Args:
+        rows: of `rows_of`, of all seeds; accuracies are means over them.
+    """
+    here = [row for row in rows if row["split"] == CONTROLLED]
+    accuracies: dict[str, list[float]] = {}
+    for row in here:
+        accuracies.setdefault(row["method"], []).append(row["accuracy"])
+    percent = {name: f"{100 * fmean(found):.0f} %" for name, found in accuracies.items()}
+    rivals = [f"{name} {percent[name]}" for name in TITLES.values() if name in percent and name != TITLES["mgpo"]]
+    told = "; ".join([f"the untrained base {percent['base']}", *rivals, f"guessing {100 * here[0]['chance']:.0f} %"])
+    seeds = len({row["seed"] for row in here})
+    asked = f"{here[0]['n']:,} questions of {CONTROLLED}" + (f" (mean of {seeds} seeds)" if seeds > 1 else "")
+    sentences = [f"Right answers to {asked}: MGPO {percent[TITLES['mgpo']]}; {told}."]
+    black = [row["controls"]["black_crop"] for row in here if row["method"] == TITLES["mgpo"]]
+    if all(black):
+        share = f"{100 * fmean(control['accuracy'] for control in black):.0f} %"
+        sentences.append(f"Where MGPO names a valid box but is shown a black crop: {share}.")
+    return " ".join(sentences)

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from mgpo.experiments.plan import TITLES, Plan
-from mgpo.experiments.rows import rows_of
+from mgpo.experiments.rows import in_words, rows_of
 from mgpo.experiments.trainings import train_all
 from mgpo.experiments.validation import PREFIX, best_step, validate_run
 from mgpo.files import write_whole
@@ -61,6 +61,7 @@ def run_experiment(plan: Plan) -> Path:
     write_whole(results, json.dumps(rows, indent=1) + "\n")
     print_results(rows, console)
     print_controls(rows, console)
+    console.print(in_words(rows), highlight=False)
     report = _report(plan, rows, validations, time.time() - started)
     console.print(f"results: {results}\nreport:  {report}")
     return report
@@ -134,6 +135,7 @@ def _report(plan: Plan, rows: list[dict[str, Any]], validations: dict, seconds: 
     machine = describe_environment()
     seed = plan.seeds[0]
     about = {
+        "result": in_words(rows),
         "experiment": "mgpo-tiny, trained on the needle world by MGPO (two turns) and by its baselines from the same base",
         "training": f"{plan.steps} steps of 16 questions for each method (8 rollouts per question, except for SFT); "
         f"seeds: {', '.join(map(str, plan.seeds))}",
