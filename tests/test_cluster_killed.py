@@ -28,10 +28,8 @@ RUNS = {
     "fsdp2 lora": AS_LORA,
     "fsdp2 sharded lora": (*SHARDED_STATE, *AS_LORA),
 }
-ZERO_3 = pytest.param(
-    "zero3",
-    marks=pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed"),
-)
+needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+ZERO = [pytest.param(name, marks=needs_deepspeed) for name in ("zero2", "zero3")]
 LAST = "checkpoint-8"
 
 
@@ -60,7 +58,7 @@ def to_the_end(*run):
     return said
 
 
-@pytest.fixture(scope="module", params=[*RUNS, ZERO_3])
+@pytest.fixture(scope="module", params=[*RUNS, *ZERO])
 def whole(request, random_tiny, questions, tmp_path_factory):
     """A kind of run, and the folder of one that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole") / "run"

@@ -207,6 +207,13 @@ def test_the_best_model_is_loaded_at_the_end(random_tiny, rows, tmp_path):
     now = trainer.model.state_dict()
     assert not [name for name in kept if not torch.equal(kept[name], now[name])]
     assert [name for name in kept if not torch.equal(kept[name], last[name])]
+    again = make_trainer(
+        random_tiny, tmp_path, rows, max_steps=4, eval_dataset=datasets.Dataset.from_list(rows[:2]), save_total_limit=2,
+        **more, **best,
+    )  # fmt: skip
+    again.take_finished(str(tmp_path / "checkpoint-4"))  # as `mgpo train` does with a run that has made all steps
+    now = again.model.state_dict()
+    assert not [name for name in kept if not torch.equal(kept[name], now[name])]
 
 
 def test_weights_alone_cannot_be_resumed_from(random_tiny, rows, tmp_path):

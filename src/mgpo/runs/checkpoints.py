@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 from mgpo.errors import CheckpointError
@@ -18,6 +19,14 @@ from mgpo.files import flush, write_whole
 
 MANIFEST = "manifest.json"
 ASIDE = ".saving"
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "adapter_model.safetensors")
+INDEX, ADAPTER = "model.safetensors.index.json", "adapter_config.json"
+MODEL = (
+    *WEIGHTS, INDEX, ADAPTER, "config.json", "generation_config.json", "chat_template.jinja", "chat_template.json",
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
+)  # fmt: skip
+"""Names of the files by which a model is loaded; a checkpoint has others beside them."""
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -110,6 +119,11 @@ def cannot_write(run: Path, step: int, error: Exception) -> CheckpointError:
         f"The checkpoint of step {step} could not be written to {run}{free}: {error}. {kept} when it is started again with "
         "room and rights to write there."
     )
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a run folder or checkpoint by which its model is loaded."""
+    return [file for file in sorted(folder.iterdir()) if file.is_file() and any(fnmatch(file.name, n) for n in MODEL)]
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -31,11 +31,21 @@ from trl.trainer.utils import RepeatSampler
 from mgpo.errors import CheckpointError
 from mgpo.jsonl import read_jsonl
 from mgpo.runs.card import write_card
-from mgpo.runs.checkpoints import ASIDE, cannot_write, flaw, is_about_the_disk, move_into_place, replace_files, seal
+from mgpo.runs.checkpoints import (
+    ASIDE,
+    cannot_write,
+    flaw,
+    is_about_the_disk,
+    model_files,
+    move_into_place,
+    replace_files,
+    seal,
+)
 from mgpo.runs.display import RunDisplay
 from mgpo.runs.in_progress import begun, restore
+from mgpo.runs.sampler import EpochSampler
 from mgpo.runs.stopping import stopping_on_sigterm
-from mgpo.runs.tree import load_tree, save_tree
+from mgpo.runs.tree import load_tree, save_tree, without_tied
 
 STATE = "optimizer.safetensors"
 REFERENCE = "reference.safetensors"
@@ -51,6 +61,8 @@ class Resuming:
     """Why the run ended early: SIGTERM, or a launcher that has ended; None if it did not."""
     display: RunDisplay | None = None
     """What prints the progress of the run."""
+    _finished: Path | None = None
+    """The checkpoint whose model is the run's, where it is not loaded."""
     _written_aside = False
     _epoch_sampler: Any = None
 
@@ -152,7 +164,12 @@ class Resuming:
             return super().save_model(output_dir, True)
         folder = Path(output_dir or self.args.output_dir)
         aside = folder / ASIDE / "model"
-        if self.is_fsdp_enabled and "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+        if self._finished is not None:
+            if self.args.should_save:
+                aside.mkdir(parents=True, exist_ok=True)
+                for file in model_files(self._finished):
+                    shutil.copy2(file, aside)
+        elif self.is_fsdp_enabled and "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type):
             self._save(str(aside), self.accelerator.get_state_dict(self.model))  # upstream would write no model
         else:
             super().save_model(str(aside), True)
@@ -254,14 +271,29 @@ class Resuming:
         if self.is_world_process_zero():
             write_card(self)
 
-    def log_end(self, checkpoint: str) -> None:
+    def take_finished(self, checkpoint: str) -> None:
+        """Take the model of a run that has made all its steps, and write what its log lacks, as the end of training does.
+
+        Args:
+            checkpoint: its last one.
+        """
+        self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        self.state.is_world_process_zero = self.is_world_process_zero()
+        self._log_end(checkpoint)
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        if self.is_deepspeed_enabled:  # it splits and gathers weights only where it trains
+            self._finished = Path(best or checkpoint)
+            return
+        self._load_from_checkpoint(checkpoint)
+        if best:
+            self._load_best_model()
+
+    def _log_end(self, checkpoint: str) -> None:
         """Write the last line of a run's log, if the run was killed between its last checkpoint and that line."""
         rows, _ = read_jsonl(Path(self.args.output_dir) / "metrics.jsonl")
         if not self.accelerator.is_main_process or any("train_loss" in row for row in rows):
             return
         self.model.train()  # TRL logs the metrics of the mode that the model is in
-        self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-        self.state.is_world_process_zero = self.is_world_process_zero()
         if self._process_file(checkpoint).is_file():
             restore(self, load_tree(self._process_file(checkpoint))["begun"])
             self._total_loss_scalar += self._tr_loss.item()
@@ -300,20 +332,6 @@ class Resuming:
         model.load_state_dict(saved.state_dict())
 
 
-def without_tied(model: Any, state: dict[str, Any]) -> dict[str, Any]:
-    """Gathered weights without those that are another name of the same weight: gathered, they no longer share memory.
-
-    A model that was never sharded is saved without them, so that the same model is the same file.
-    """
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
-    twice = {
-        name
-        for name, other in tied.items()
-        if name in state and other in state and torch.equal(state[name], state[other])
-    }
-    return {name: weight for name, weight in state.items() if name not in twice}
-
-
 def _read(file: Path) -> Any:
     try:
         return load_tree(file)
@@ -321,12 +339,3 @@ def _read(file: Path) -> Any:
         raise CheckpointError(
             f"{file} is damaged ({error}). Delete {file.parent}, and the run resumes from the checkpoint before it."
         ) from error
-
-
-class EpochSampler(RepeatSampler):
-    """TRL's sampler, with an order that depends on the seed and the epoch alone."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader before each epoch."""
-        if self.shuffle:
-            self.generator.manual_seed((self.seed or 0) + epoch)

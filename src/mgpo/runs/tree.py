@@ -66,3 +66,17 @@ def _tree(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return {key: _tree(one, tensors) for key, one in inner}
     made = [_tree(one, tensors) for one in inner]
     return made if kind == "list" else tuple(made)
+
+
+def without_tied(model: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """Gathered weights without those that are another name of the same weight: gathered, they no longer share memory.
+
+    A model that was never sharded is saved without them, so that the same model is the same file.
+    """
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    twice = {
+        name
+        for name, other in tied.items()
+        if name in state and other in state and torch.equal(state[name], state[other])
+    }
+    return {name: weight for name, weight in state.items() if name not in twice}

@@ -17,16 +17,10 @@ from huggingface_hub import get_token
 
 from mgpo.images.imaging import open_image
 from mgpo.policies.loading import trained_with
+from mgpo.runs.checkpoints import ADAPTER, INDEX, WEIGHTS, model_files
 from mgpo.sharing.card import PICTURE, hub_card, without_places
 from mgpo.sharing.results import evaluations_of
 
-WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "adapter_model.safetensors")
-INDEX, ADAPTER = "model.safetensors.index.json", "adapter_config.json"
-MODEL = (
-    *WEIGHTS, INDEX, ADAPTER, "config.json", "generation_config.json", "chat_template.jinja", "chat_template.json",
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
-)  # fmt: skip
 RECORDS = ("environment.json", "metrics.jsonl")
 UNSCANNED = ("*.safetensors", "tokenizer*", "vocab.json", "merges.txt", "*.jpg")
 """Weights, vocabularies and pictures are not searched for secrets: any short word may occur in them."""
@@ -118,7 +112,7 @@ def as_jpeg(image: Any) -> bytes:
 
 
 def _model_files(run: Path) -> list[Path]:
-    files = [file for file in sorted(run.iterdir()) if file.is_file() and any(fnmatch(file.name, n) for n in MODEL)]
+    files = model_files(run)
     names = {file.name for file in files}
     if not any(fnmatch(name, weights) for name in names for weights in WEIGHTS):
         raise ValueError(f"{run} holds no model (no model.safetensors). Name a finished run, or a checkpoint.")

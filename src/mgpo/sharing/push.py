@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mgpo.errors import RunError
+from mgpo.runs.checkpoints import WEIGHTS
 from mgpo.runs.folder import only_one
-from mgpo.sharing.contents import WEIGHTS, Contents, Picture, as_jpeg, contents_of, picture_of_file
+from mgpo.sharing.contents import Contents, Picture, as_jpeg, contents_of, picture_of_file
 
 SEED = 1
 """Seed of the `needle` question whose episode is drawn."""

@@ -136,10 +136,7 @@ def _train(data: DataArguments, config: MGPOConfig, folder: Path, resume: bool) 
         trainer.refuse_unfit(last)
     if last and is_finished(Path(last), config):
         print(f"{last} has made all steps already: nothing to train.")
-        trainer._load_from_checkpoint(last)
-        trainer.log_end(last)
-        if config.load_best_model_at_end:
-            trainer._load_best_model()
+        trainer.take_finished(last)
     else:
         trainer.train(resume_from_checkpoint=last)
     if trainer.stopped:
