@@ -169,3 +169,23 @@ def test_answers_without_a_box_are_read_if_asked_for_beside_the_strict_score(req
     says = f"\\boxed{{{'B'}}}"
     (boxed,) = run_evaluation(replace(asked, answers=Answers.LENIENT, out=tmp_path / "boxed"), QUIET)
     assert boxed["accuracy"] == boxed["lenient_accuracy"] == expected and boxed["unboxed"] == 0
+
+
+def test_the_table_says_of_how_many_questions_a_share_is_and_what_was_cut_off(request_of, rows, tmp_path):
+    from mgpo.data.convert import convert
+
+    some = [row | {"category": "x" if place else "y"} for place, row in enumerate(rows)]
+    some[0] |= {"gold_boxes": [[0, 0, 4, 4]]}
+    for row in some[1:]:
+        row.pop("gold_boxes", None)
+    convert(iter(some), "jsonl", tmp_path / "data", "test")
+    [file] = (tmp_path / "data").glob("*.jsonl")
+    shown = Console(record=True, width=80, file=io.StringIO())
+    asked = request_of(tasks=(str(file),), n=6, sampled=False, protocol="direct", answer_tokens=1)
+    [row] = run_evaluation(replace(asked, protocol="mgpo", grounding_tokens=1), shown)
+    text = " ".join(shown.export_text().split())
+    assert row["hit_n"] == 1 and "hit and IoU are of the 1 question with gold boxes" in text
+    assert row["cut_off_answers"] == row["cut_off_grounding"] == 6
+    assert "6 last turns were cut off at their token limit, which --answer-tokens raises" in text
+    assert "6 earlier turns were cut off at their token limit, which --grounding-tokens raises" in text
+    assert row["by_category_n"] == {"y": 1, "x": 5} and " x 5 " in text

@@ -211,6 +211,7 @@ def summarise(results: list[Result], protocol: Protocol, **named: Any) -> dict[s
             category or "none": _share([r.correct for r in results if r.category == category])
             for category in sorted({result.category for result in results})
         },
+        "by_category_n": dict(Counter(result.category or "none" for result in results)),
     }
 
 

@@ -26,6 +26,7 @@ from mgpo.evaluation.processes import Processes, appears, processes
 from mgpo.evaluation.request import WORLD, EvaluationRequest, batches_of, file_of, refuse_other_data, total_of
 from mgpo.evaluation.results import add_summary, claim, weights_of
 from mgpo.evaluation.tables import result_tables
+from mgpo.method.episode import End
 from mgpo.method.lenient import Answers
 from mgpo.method.protocol import Method, Protocol
 from mgpo.method.question import Question
@@ -220,6 +221,8 @@ def _summary(request: EvaluationRequest, task: str, records: list, protocol: Pro
     if request.answers is Answers.LENIENT:
         row |= lenient_share(records)
     row["controls"] = controls_beside(records)
+    row["cut_off_answers"] = sum(record["end"] == End.TRUNCATED for record in records)
+    row["cut_off_grounding"] = sum(turn["truncated"] for record in records for turn in record["turns"][:-1])
     row["judged"] = sum("judged" in record for record in records)
     row["seconds_per_question"] = sum(record["seconds"] for record in records) / len(records)
     return row

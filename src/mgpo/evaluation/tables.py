@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -16,31 +17,54 @@ def result_tables(rows: list[dict[str, Any]], model: str) -> Group:
     protocol = ", ".join(sorted({row["protocol"] for row in rows}))
     title = f"{model}, {protocol}, {budgets} pixels per image, in percent"
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    heads = ("accuracy", "95 %", "chance", "same\nletter", "valid\nbox", "hit", "IoU", "crop\narea", "crop\nalone")
     table.add_column("task", overflow="fold", min_width=8)
-    lenient = any("lenient_accuracy" in row for row in rows)
-    extra = ("read\nleniently", "no\nbox") if lenient else ()
-    shown = slice(None, -2) if lenient else slice(None)  # what fits into 80 columns; summary.json has all
-    for head in ("n", *heads[:2], *extra, *heads[2:][shown]):
+    for head in (
+        "n",
+        "accuracy",
+        "95 %",
+        "chance",
+        "same\nletter",
+        "valid\nbox",
+        "hit",
+        "IoU",
+        "crop\narea",
+        "crop\nalone",
+    ):
         table.add_column(head, justify="right", no_wrap=True)
-    parts = Table("task", "part", Column("accuracy", justify="right"), box=SIMPLE_HEAD, pad_edge=False)
+    parts = Table(
+        "task", "part", *(Column(head, justify="right") for head in ("n", "accuracy")), box=SIMPLE_HEAD, pad_edge=False
+    )
     for row in rows:
-        low, high = row["ci95"]
-        cells = [row["accuracy"], None, row["chance"], row["majority"], row["valid_box_rate"], row["hit_rate"], row["iou"],
-                 row["crop_area"], row["crop_only_accuracy"]]  # fmt: skip
-        texts = [_percent(cell) for cell in cells]
-        texts[1] = f"{100 * low:.0f}-{100 * high:.0f}"
-        texts = texts[shown]
-        if lenient:
-            texts[2:2] = [_percent(row.get("lenient_accuracy")), str(row.get("unboxed", "-"))]
+        shares = ("chance", "majority", "valid_box_rate", "hit_rate", "iou", "crop_area", "crop_only_accuracy")
+        texts = [_percent(row["accuracy"]), _interval(row["ci95"]), *(_percent(row[share]) for share in shares)]
         table.add_row(Text(row["task"], "bold"), str(row["n"]), *texts)
         categories = row["by_category"] if len(row["by_category"]) > 1 else {}
         for name, share in (categories | row["figures"]).items():
-            parts.add_row(Text(row["task"], "dim"), Text(name), _percent(share))
-    table.caption = _of_how_many(rows)
-    table.caption_justify = "left"
+            n = str(row["by_category_n"][name]) if name in categories else ""
+            parts.add_row(Text(row["task"], "dim"), Text(name), n, _percent(share))
+    table.caption, table.caption_justify = "\n".join(_remarks(rows)), "left"
     controlled = [controls_table(row["task"], row["controls"]) for row in rows if row.get("controls")]
-    return Group(table, *controlled, *([parts] if parts.row_count else []))
+    read = [lenient_table(rows)] if any("lenient_accuracy" in row for row in rows) else []
+    return Group(table, *read, *controlled, *([parts] if parts.row_count else []))
+
+
+def lenient_table(rows: list[dict[str, Any]]) -> Table:
+    """The accuracy as rewarded beside that of answers which are read without a box around them, a row per task."""
+    title = "the same answers, read strictly and leniently, in percent"
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("task", overflow="fold", min_width=8)
+    for head in ("n", "without \\boxed{}", "strictly", "95 %", "leniently", "95 %"):
+        table.add_column(Text(head), justify="right", no_wrap=True)
+    for row in rows:
+        if "lenient_accuracy" in row:
+            read = [
+                _percent(row["accuracy"]),
+                _interval(row["ci95"]),
+                _percent(row["lenient_accuracy"]),
+                _interval(row["lenient_ci95"]),
+            ]
+            table.add_row(Text(row["task"], "bold"), str(row["n"]), _percent(row["unboxed"] / row["n"]), *read)
+    return table
 
 
 def controls_table(task: str, controls: dict[str, Any]) -> Table:
@@ -63,11 +87,21 @@ def controls_table(task: str, controls: dict[str, Any]) -> Table:
     return table
 
 
-def _of_how_many(rows: list[dict[str, Any]]) -> str | None:
-    """Of how many questions hits and IoU are shares, where that is not n."""
-    fewer = [row for row in rows if 0 < row["hit_n"] < row["n"]]
-    told = ", ".join(f"{row['hit_n']} of {row['n']}" + (f" in {row['task']}" if len(rows) > 1 else "") for row in fewer)
-    return f"hit, IoU: of the questions with gold boxes ({told})" if fewer else None
+def _remarks(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """What one should know to read the table: shares that are not of n, and answers that were cut off."""
+    for row in rows:
+        where = f"{row['task']}: " if len(rows) > 1 else ""
+        if 0 < row["hit_n"] < row["n"]:
+            yield f"{where}hit and IoU are of the {row['hit_n']} question{'s' * (row['hit_n'] > 1)} with gold boxes"
+        for turns, option in (("answers", "--answer-tokens"), ("grounding", "--grounding-tokens")):
+            if cut := row[f"cut_off_{turns}"]:
+                which = "last" if turns == "answers" else "earlier"
+                cut_off = "turns were" if cut > 1 else "turn was"
+                yield f"{where}{cut} {which} {cut_off} cut off at their token limit, which {option} raises"
+
+
+def _interval(ends: list[float]) -> str:
+    return f"{100 * ends[0]:.0f}-{100 * ends[1]:.0f}"
 
 
 def _percent(value: float | None) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 METHODS = ("base", "sft", "grpo", "mgpo")
 """Rows of these names come in this order; all others follow in the order in which they are given."""
 OOD_MEAN = "OOD mean"
+N_OF = {"accuracy": "n", "hit_rate": "hit_n", "iou": "hit_n"}
+"""Which entry of a row says of how many questions a metric is the share; of others no row says it."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def results_table(results: list[dict], metric: str = "accuracy") -> ResultsTable
     chance = {r["split"]: r["chance"] for r in results if r.get("chance") is not None}
     if ood and all(split in chance for split in ood):
         chance[OOD_MEAN] = fmean(chance[split] for split in ood)
-    sizes = {split: sorted({r["n"] for r in results if r["split"] == split and r.get("n")}) for split in splits}
+    n = N_OF.get(metric, "")
+    sizes = {split: sorted({r[n] for r in results if r["split"] == split and r.get(n)}) for split in splits}
     return ResultsTable([*splits, OOD_MEAN] if ood else splits, rows, chance, sizes)
 
 
