@@ -17,7 +17,7 @@ SHORT = ["--use_cpu", "true", "--bf16", "false"]
         ("max_steps: 3.0", "max_steps must be a whole number, not 3.0."),
         ("max_steps: true", "max_steps must be a whole number, not True."),
         ("max_pixels: 1.0e+6", "max_pixels must be a whole number, not 1000000.0."),
-        ("max_steps:", "max_steps must be a whole number, not None."),
+        ("max_steps:", "max_steps must be a whole number, not null."),
         ("temperature: [1]", "temperature must be a number, not [1]."),
         ("use_peft: perhaps", "use_peft must be true or false, not 'perhaps'."),
         ("bf16: 1", "bf16 must be true or false, not 1."),

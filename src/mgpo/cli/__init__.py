@@ -130,8 +130,13 @@ def evaluate_command(
         ),
     ] = None,
     answers: Annotated[
-        Answers, typer.Option(help="lenient: also show the accuracy if answers without a box are read.")
-    ] = Answers.STRICT,
+        str,
+        typer.Option(
+            metavar="[strict|lenient]",
+            autocompletion=lambda: list(Answers),
+            help="lenient: also show the accuracy if answers without a box are read.",
+        ),
+    ] = "strict",
     protocol: Annotated[
         str | None, typer.Option(help="mgpo, grpo, direct or adaptive. Default: as in training.")
     ] = None,
@@ -166,6 +171,7 @@ def evaluate_command(
     ] = None,
 ) -> None:
     """Evaluate a policy: accuracy, valid boxes, hits, crop-only accuracy. Run it again to resume where it stopped."""
+    reading = Answers(answers)
     from mgpo.evaluation.run import EvaluationRequest, run_evaluation
 
     if out is None:
@@ -176,7 +182,7 @@ def evaluate_command(
         protocol=protocol, max_turns=max_turns, min_pixels=min_pixels, max_pixels=max_pixels, coordinates=coordinates, thinking=thinking, grounding_tokens=grounding_tokens,
         answer_tokens=answer_tokens, batch_size=batch_size, sampled=sampled, megapixels=megapixels,
         backgrounds=backgrounds, pictures=pictures, engine=engine, endpoint=endpoint, judge=judge, judge_model=judge_model,
-        controls=tuple(name.strip() for name in controls.split(",") if name.strip()), answers=answers,
+        controls=tuple(name.strip() for name in controls.split(",") if name.strip()), answers=reading,
     )  # fmt: skip
     run_evaluation(request, console)
     if os.environ.get("RANK", "0") == "0":
