@@ -122,7 +122,7 @@ class GroundedVQA:
             thinking: whether the chat template lets the model think first (`enable_thinking`).
             coordinates: how the model writes boxes, needed for unknown families only: see `BoxForm.parse`.
         """
-        from mgpo.policies.loading import trained_with
+        from mgpo.policies.names import trained_with
 
         policy, trained = load_policy(model, engine, endpoint, thinking), trained_with(model)
         return cls(

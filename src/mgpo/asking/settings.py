@@ -62,7 +62,7 @@ def protocol_for(
     Args:
         policy: the policy that will be asked; its images will be within the protocol's budget.
         method, max_turns, min_pixels, max_pixels, coordinates: the settings that are given.
-        trained: see `mgpo.policies.loading.trained_with`.
+        trained: see `mgpo.policies.names.trained_with`.
 
     Raises:
         ValueError: it is not known how the policy writes boxes.

@@ -32,7 +32,7 @@ from mgpo.images.identity import images_digest
 from mgpo.method.lenient import Answers
 from mgpo.method.protocol import Method, Protocol
 from mgpo.method.question import Question
-from mgpo.policies.loading import trained_with
+from mgpo.policies.names import trained_with
 from mgpo.policies.turn_loop import TurnLimits
 from mgpo.runs.folder import only_one
 from mgpo.runs.trajectories import with_pictures

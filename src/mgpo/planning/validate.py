@@ -25,7 +25,8 @@ from mgpo.method.protocol import Protocol
 from mgpo.planning.memory import memory_lines
 from mgpo.planning.sizes import known_size
 from mgpo.policies.families import family_of_name, form_of
-from mgpo.policies.loading import budget_of, load_processor, resolve
+from mgpo.policies.loading import budget_of, load_processor
+from mgpo.policies.names import resolve
 from mgpo.training.run import enough_questions, parse
 
 QWEN2_5_VL_CONTEXT = 128_000
