@@ -30,11 +30,11 @@ from mgpo.cli.export import export_app
 from mgpo.cli.launching import asked, launch
 from mgpo.cli.options import able_to_complete, options
 from mgpo.cli.recipes import recipes
-from mgpo.cli.settings import SettingsCommand
+from mgpo.cli.settings import SettingsCommand, refuse_words
 from mgpo.cli.sharing import push
 from mgpo.errors import ProcessFailed, RunError, Stopped
 from mgpo.method.lenient import Answers
-from mgpo.planning.early import refuse_request, refuse_words, written
+from mgpo.planning.early import refuse_request
 from mgpo.planning.gpus import Gpus
 from mgpo.policies.shipped import TINY_TRAINED
 from mgpo.recipes import find_recipe, names
@@ -84,8 +84,7 @@ def validate(
 ) -> None:
     """Check a recipe for a number of GPUs without running it: mgpo validate RECIPE [--num_gpus 8] [--max_steps 10 ...]."""
     file = find_recipe(recipe)
-    written(file)
-    refuse_words(context.args)
+    refuse_words(["--config", str(file), *context.args], "num_gpus")
     from mgpo.planning.validate import validate_recipe
 
     for line in validate_recipe(file, context.args):
