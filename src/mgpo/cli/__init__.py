@@ -32,7 +32,7 @@ from mgpo.cli.options import able_to_complete, options
 from mgpo.cli.recipes import recipes
 from mgpo.cli.settings import SettingsCommand, refuse_words
 from mgpo.cli.sharing import push
-from mgpo.errors import ProcessFailed, RunError, Stopped
+from mgpo.errors import OF_USERS, ProcessFailed, Stopped
 from mgpo.method.lenient import Answers
 from mgpo.planning.early import refuse_request
 from mgpo.planning.gpus import Gpus
@@ -301,7 +301,7 @@ def main() -> None:
     except ProcessFailed as failed:
         _say(str(failed))
         sys.exit(failed.status)
-    except (ValueError, OSError, RunError) as error:
+    except OF_USERS as error:
         _say(str(error))
         sys.exit(2)
     except Stopped as stopped:
