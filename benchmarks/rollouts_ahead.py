@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mgpo.jsonl import read_jsonl
-from mgpo.policies.loading import resolve
+from mgpo.policies.names import resolve
 from mgpo.training.run import parse, train
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "tiny_mgpo.yaml"

@@ -10,10 +10,10 @@ The server is asked for one chat completion per turn, so any OpenAI-compatible o
 import argparse
 from itertools import islice
 
-from mgpo import evaluate
 from mgpo.asking.settings import load_policy, protocol_for
 from mgpo.data.loading import load_questions
-from mgpo.evaluation.evaluate import wilson
+from mgpo.errors import run_script
+from mgpo.evaluation.evaluate import evaluate_batches, lenient_share, wilson
 from mgpo.method.question import Question
 
 
@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--min_pixels", type=int, help="enlarge smaller images to this; as the server does, if it does")
     parser.add_argument("--max_pixels", type=int, help="shrink larger images to this; no more than the server takes")
     parser.add_argument("--n", type=int, help="most questions to ask; default: all")
+    parser.add_argument("--answers", default="strict", choices=["strict", "lenient"], help="also read unboxed answers")
     given = parser.parse_args()
 
     policy = load_policy(given.model, endpoint=given.url)
@@ -35,13 +36,18 @@ def main() -> None:
     right = {}
     for method in ("mgpo", "direct"):
         protocol = protocol_for(policy, method, None, given.min_pixels, given.max_pixels, given.coordinates)
-        results = evaluate(policy, questions, protocol)
-        right[method] = [result.correct for result in results]
-        low, high = wilson(sum(right[method]), len(results))
-        print(f"{method:7} {sum(right[method])} of {len(results)} right (95 % interval {low:.0%} to {high:.0%})")
+        records = [result.record() for batch in evaluate_batches(policy, questions, protocol) for result in batch]
+        right[method] = [record["correct"] for record in records]
+        low, high = wilson(sum(right[method]), len(records))
+        print(f"{method:7} {sum(right[method])} of {len(records)} right (95 % interval {low:.0%} to {high:.0%})")
+        if given.answers == "lenient":
+            read = lenient_share(records)
+            print(
+                f"  {read['lenient_accuracy']:.0%} if answers without a box are read, too; {read['unboxed']} have none"
+            )
     pairs = list(zip(right["mgpo"], right["direct"]))
     print(f"the look gained {pairs.count((True, False))} answers and lost {pairs.count((False, True))}")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -13,17 +13,19 @@ from pathlib import Path
 
 from mgpo import MGPOConfig, MGPOTrainer
 from mgpo.data.loading import load_questions
+from mgpo.errors import run_script
 from mgpo.method.question import LETTERS
 
 
 def as_row(line: dict[str, str], photos: Path) -> dict[str, object]:
     """A line of the table as a row; with choices, the answer becomes the letter of the right one."""
+    if any(line.get(name) is None for name in ("image", "question", "choices", "answer")):
+        raise ValueError(f"The table needs the columns image, question, choices and answer, but a line is {line}.")
     choices = [choice.strip() for choice in line["choices"].split("|") if choice.strip()]
     answer = line["answer"].strip()
     if choices and answer not in choices:
         raise ValueError(f"{line['image']}: the answer {answer!r} is not one of the choices {choices}.")
-    answer = LETTERS[choices.index(answer)] if choices else answer
-    image = str((photos / line["image"]).resolve())
+    image, answer = str((photos / line["image"]).resolve()), LETTERS[choices.index(answer)] if choices else answer
     return {"image": image, "question": line["question"], "choices": choices, "answer": answer}
 
 
@@ -54,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

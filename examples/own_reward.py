@@ -11,6 +11,7 @@ from typing import Any
 
 from mgpo import MGPOConfig, MGPOTrainer
 from mgpo.data.loading import load_questions
+from mgpo.errors import run_script
 
 LONG = 200
 """Characters from which an answer is worth nothing."""
@@ -55,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

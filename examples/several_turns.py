@@ -10,6 +10,7 @@ import argparse
 
 from mgpo import GroundedVQA, MGPOConfig, MGPOTrainer
 from mgpo.data.loading import load_questions
+from mgpo.errors import run_script
 
 
 def main() -> None:
@@ -52,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from mgpo import GroundedVQA, MGPOConfig, MGPOTrainer
 from mgpo.data.loading import load_questions
+from mgpo.errors import run_script
 
 LANGUAGE_MODEL = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
@@ -52,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -11,6 +11,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from mgpo.data.loading import load_questions
 from mgpo.environments.trl_tools import zoom_dataset, zoom_factory, zoom_protocol, zoom_settings
+from mgpo.errors import run_script
 from mgpo.method.rewards import accuracy_reward
 from mgpo.policies.loading import load_processor
 from mgpo.policies.turn_loop import TurnLimits
@@ -30,14 +31,13 @@ def main() -> None:
     parser.add_argument("--use_cpu", action="store_true")
     given = parser.parse_args()
 
-    processor = load_processor(given.model)
+    processor, questions = load_processor(given.model), load_questions(given.data)
     protocol = zoom_protocol(given.model, processor, max_turns=2)
     settings = GRPOConfig(
         given.out,
         per_device_train_batch_size=given.batch,
         num_generations=given.rollouts,
         max_steps=given.steps,
-        learning_rate=1e-6,
         logging_steps=1,
         report_to="none",
         use_cpu=given.use_cpu,
@@ -45,9 +45,9 @@ def main() -> None:
     )
     trainer = GRPOTrainer(
         given.model,
-        reward_funcs=accuracy_reward,
-        args=settings,
-        train_dataset=zoom_dataset(load_questions(given.data)),
+        accuracy_reward,
+        settings,
+        train_dataset=zoom_dataset(questions),
         processing_class=processor,
         environment_factory=zoom_factory(protocol),
     )
@@ -56,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

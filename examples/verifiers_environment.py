@@ -12,6 +12,7 @@ import asyncio
 import verifiers.v1 as vf
 
 from mgpo.environments.verifiers_env import load_environment
+from mgpo.errors import run_script
 
 
 async def run(env: vf.Env, context: vf.ModelContext, rollouts: int, at_once: int) -> list[vf.Episode]:
@@ -42,8 +43,10 @@ def main() -> None:
         failed = f"  failed: {trace.last_error.message}" if not trace.ok and trace.last_error else ""
         print(f"{trace.task.data.id}  {trace.reward:.0f}  {trace.last_reply!r}{failed}")
     scores = [trace.reward for episode in episodes if episode.ok for trace in episode.traces]
-    print(f"{len(scores)} of {len(episodes)} rollouts ended, mean score {sum(scores) / max(1, len(scores)):.3f}")
+    if not scores:
+        raise ConnectionError(f"No rollout ended. Does a server run at {given.url}?")
+    print(f"{len(scores)} of {len(episodes)} rollouts ended, mean score {sum(scores) / len(scores):.3f}")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

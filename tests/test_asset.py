@@ -101,7 +101,7 @@ class TestTheTrainedTwin:
         from mgpo.asking.settings import limits_for, load_policy, protocol_for
         from mgpo.evaluation.evaluate import evaluate
         from mgpo.method.question import Question
-        from mgpo.policies.loading import trained_with
+        from mgpo.policies.names import trained_with
         from mgpo.worlds.needle import needle_rows
 
         hits = {}

@@ -1,6 +1,8 @@
 """The command line, as a user calls it."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,53 @@ def test_a_mistake_is_a_sentence_and_no_traceback(random_tiny, tmp_path, monkeyp
     told = capsys.readouterr()
     assert stop.value.code == 2
     assert sentence in " ".join(told.err.split()) and "Traceback" not in told.err
+
+
+QUICK = {
+    "train --nonsense 1": "unknown setting 'nonsense'.",
+    "train --config tiny_mgpo --max_stepps 3": "Did you mean 'max_steps'?",
+    "train --config mine.yaml": "mine.yaml: unknown setting 'lerning_rate'. Did you mean 'learning_rate'?",
+    "train --config missing.yaml": "The recipe missing.yaml does not exist",
+    "validate tiny_mgpo --nonsense 1": "unknown setting 'nonsense'.",
+    "export verl tiny_mgpo --nonsense 1": "unknown setting 'nonsense'.",
+    "eval --model runs/nowhere": "The model folder runs/nowhere does not exist.",
+    "eval --tasks vstarr": "Did you mean 'vstar'?",
+    "eval --tasks vstar --data nowhere.tsv": "nowhere.tsv does not exist.",
+    "eval --answers boxed": "answers 'boxed' is unknown. Choose one of: strict, lenient.",
+    "eval --engine fast": "engine 'fast' is unknown.",
+    "eval --controls blur": "--controls: 'blur' is unknown.",
+    "eval --protocol magic": "protocol 'magic' is unknown.",
+    "eval --endpoint http://127.0.0.1:9/v1": "--endpoint needs --model",
+    "ask missing.jpg What?": "Image 'missing.jpg' does not exist.",
+    "ask photo.png What? --model runs/nowhere": "The model folder runs/nowhere does not exist.",
+    "ask photo.png What? --protocol magic": "protocol 'magic' is unknown.",
+    "serve --port 0 --engine fast": "engine 'fast' is unknown.",
+}
+"""Mistakes, and what is said of them before a library is imported that takes seconds."""
+
+
+def test_mistakes_are_said_before_torch_and_trl_are_imported(tmp_path):
+    Image.new("RGB", (300, 200)).save(tmp_path / "photo.png")
+    (tmp_path / "mine.yaml").write_text("lerning_rate: 1\n")
+    code = """
+import json, sys
+for name in ("torch", "transformers", "trl", "datasets"):
+    sys.modules[name] = None
+from mgpo.cli import main
+for line in json.load(sys.stdin):
+    sys.argv = ["mgpo", *line.split()]
+    try:
+        main()
+    except SystemExit as stop:
+        print("status", stop.code, file=sys.stderr, flush=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, input=json.dumps(list(QUICK)), capture_output=True, text=True
+    )
+    told = [" ".join(part.split()) for part in done.stderr.split("status 2")]
+    assert len(told) == len(QUICK) + 1 and not told[-1], done.stderr
+    for line, said in zip(QUICK, told):
+        assert QUICK[line] in said and said.count("mgpo:") == 1, line
 
 
 def test_a_training_without_a_recipe_is_not_begun():

@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 import mgpo
 from mgpo.cli import app
 from mgpo.cli.launching import split
+from mgpo.cli.settings import refuse_words
 from mgpo.config import DataArguments, MGPOConfig
-from mgpo.training.run import refuse_unknown_settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -115,7 +115,7 @@ def parse(words):
         for_launcher, words = split(words, parser)
         parser.parse_args([*for_launcher, "--module", "mgpo"])
         if words[0] == "train":
-            refuse_unknown_settings(words[1:])
+            refuse_words(words[1:])
     typer.main.get_command(app).make_context("mgpo", list(words))
     command = typer.main.get_command(app).commands[words[0]]
     command.make_context(words[0], list(words[1:]))

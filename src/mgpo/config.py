@@ -11,6 +11,7 @@ from trl import GRPOConfig
 from mgpo.images.imaging import PixelBudget
 from mgpo.images.photograph import DECODED_BYTES
 from mgpo.method.boxes import BoxForm
+from mgpo.method.groups import refuse_small_groups, refuse_split_evaluation, refuse_split_groups
 from mgpo.method.methods import refuse_unknown_method
 from mgpo.method.protocol import CropFrame, Protocol
 from mgpo.method.question import MAX_IMAGES, Question
@@ -195,7 +196,15 @@ class MGPOConfig(GRPOConfig):
             self.vllm_importance_sampling_mode = "token_truncate" if self.rollouts_ahead else "sequence_mask"
         if self.max_completion_length is None:
             self.max_completion_length = 0
-        super().__post_init__()
+        given = copy.copy(self)  # TRL fills in what is left out
+        refuse_small_groups(self)
+        try:
+            super().__post_init__()
+        except ValueError:
+            if "distributed_state" in vars(self):  # the number of processes is known
+                refuse_split_groups(given, self.world_size)
+                refuse_split_evaluation(given, self.world_size)
+            raise
         served = self.steps_per_generation * self.num_iterations
         if self.rollouts_ahead and served > self.gradient_accumulation_steps:
             raise ValueError(

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import signal
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -42,3 +43,16 @@ class Stopped(Exception):
     def __init__(self, message: str, by: int = signal.SIGTERM) -> None:
         super().__init__(message)
         self.by = by
+
+
+OF_USERS = (ValueError, OSError, RunError)
+"""What wrong settings, wrong data, missing files and servers that do not answer raise."""
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's main function; an error of `OF_USERS` ends it with its sentence and status 2, as it ends a command of mgpo."""
+    try:
+        main()
+    except OF_USERS as error:
+        print(f"{sys.argv[0]}: {error}", file=sys.stderr)
+        sys.exit(2)

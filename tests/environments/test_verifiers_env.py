@@ -244,3 +244,13 @@ def test_the_example_runs_as_it_is(rows, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "q0  1  'It is \\\\boxed{A}'" and out[2].startswith("q1  0")
     assert out[-1] == "4 of 4 rollouts ended, mean score 0.500"
+
+
+def test_the_example_asks_whether_a_server_runs(rows, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    example = Path(__file__).parents[2] / "examples/verifiers_environment.py"
+    words = ["tiny", str(tmp_path / "mine.jsonl"), "--url", "http://127.0.0.1:9/v1", "--coordinates", "absolute"]
+    monkeypatch.setattr(sys, "argv", [example.name, *words])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(example), run_name="__main__")
+    assert stop.value.code == 2 and "Does a server run at http://127.0.0.1:9/v1?" in capsys.readouterr().err

@@ -101,7 +101,8 @@ def test_rollouts_that_are_no_whole_groups_are_refused(recipe):
     path = recipe(per_device_train_batch_size=3, gradient_accumulation_steps=4)
     message = refused(path)
     assert "3 per_device_train_batch_size x 4 gradient_accumulation_steps x 1 device = 12 rollouts" in message
-    assert "num_generations=8" in message
+    assert "num_generations=8" in message and "--num_gpus" in message
+    assert "Set per_device_train_batch_size to 2 or 4, or num_generations to 6." in message
     assert "= 3 questions x 8" in "\n".join(validate_recipe(path, ["--num_gpus", "2"]))
 
 

@@ -1,5 +1,7 @@
 """The two turns through an OpenAI-compatible server: the same answers as in this process."""
 
+import socket
+
 import pytest
 
 pytest.importorskip("openai")
@@ -57,10 +59,24 @@ def test_a_refusal_carries_the_servers_own_words(plain_server, rows):
     vqa = GroundedVQA(EndpointPolicy(url, "other", BUDGET), Protocol(budget=BUDGET))
     with pytest.raises(ConnectionError, match="no such model"):
         vqa.ask(rows[0]["image"], "?")
-    with pytest.raises(ConnectionError, match="127.0.0.1:9"):
+
+
+def test_a_server_that_does_not_run_is_named_and_asked_about(rows):
+    with pytest.raises(ConnectionError) as none:
         GroundedVQA(EndpointPolicy("http://127.0.0.1:9/v1", "x", BUDGET), Protocol(budget=BUDGET)).ask(
             rows[0]["image"], "?"
         )
+    told = str(none.value)
+    assert told.startswith("The endpoint http://127.0.0.1:9/v1/ cannot be reached (")
+    assert "refused" in told and "Does a server run at this address?" in told
+
+
+def test_a_server_that_is_too_slow_is_not_taken_for_one_that_does_not_run():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        policy = EndpointPolicy(f"http://127.0.0.1:{silent.getsockname()[1]}/v1", "x", BUDGET)
+        policy._client = policy._client.with_options(timeout=0.2, max_retries=0)
+        with pytest.raises(ConnectionError, match=r"127.0.0.1:\d+/v1/ did not answer within 0.2 seconds"):
+            policy.say([[{"role": "user", "content": "?"}]], 4)
 
 
 def test_an_unknown_engine_is_refused():

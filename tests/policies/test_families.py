@@ -14,8 +14,9 @@ from mgpo.images.imaging import PixelBudget
 from mgpo.method.boxes import BoxForm, Coordinates
 from mgpo.method.protocol import Protocol
 from mgpo.policies.families import FAMILIES, form_of, form_of_name
-from mgpo.policies.loading import budget_of, has_torchvision, load_processor, trained_with
+from mgpo.policies.loading import budget_of, has_torchvision, load_processor
 from mgpo.policies.local import LocalPolicy
+from mgpo.policies.names import trained_with
 from mgpo.policies.processors import video_settings
 from mgpo.training.trainer import MGPOTrainer
 

@@ -16,8 +16,8 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 from mgpo.jsonl import read_jsonl
 from mgpo.method.episode import UserTurn
-from mgpo.policies.loading import resolve
 from mgpo.policies.local import LocalPolicy
+from mgpo.policies.names import resolve
 from mgpo.policies.vllm_engine import VLLMEngine, banned_words
 from mgpo.tiny.views import BUDGET
 from mgpo.worlds.needle import needle_rows

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import huggingface_hub
 import pytest
 import yaml
 from huggingface_hub import ModelCard, constants
@@ -14,7 +15,7 @@ from local_hub import TOKEN, call
 from PIL import Image
 
 from mgpo.asking.grounded import GroundedVQA
-from mgpo.policies import loading
+from mgpo.policies import names
 from mgpo.worlds.needle import needle_rows
 
 NAME = "me/model"
@@ -89,8 +90,8 @@ def test_what_was_pushed_is_asked_by_its_name_as_it_was_trained(run, hub, tmp_pa
 def test_a_settings_file_of_another_project_is_not_read_as_a_runs(text, tmp_path, monkeypatch):
     file = tmp_path / "config.yaml"
     file.write_text(text)
-    monkeypatch.setattr(loading, "hf_hub_download", lambda *_: str(file))
-    assert loading.trained_with("someone/model") == {}
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_: str(file))
+    assert names.trained_with("someone/model") == {}
 
 
 def test_the_card_has_results_one_episode_and_the_recipe(run, hub):

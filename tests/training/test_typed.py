@@ -1,8 +1,11 @@
 """A setting of the wrong type is one sentence with its name, in a recipe and on the command line."""
 
+import dataclasses
+
 import pytest
 import yaml
 
+from mgpo.config import DataArguments, MGPOConfig
 from mgpo.recipes import names
 from mgpo.training.run import parse, plain_settings
 
@@ -17,7 +20,7 @@ SHORT = ["--use_cpu", "true", "--bf16", "false"]
         ("max_steps: 3.0", "max_steps must be a whole number, not 3.0."),
         ("max_steps: true", "max_steps must be a whole number, not True."),
         ("max_pixels: 1.0e+6", "max_pixels must be a whole number, not 1000000.0."),
-        ("max_steps:", "max_steps must be a whole number, not None."),
+        ("max_steps:", "max_steps must be a whole number, not null."),
         ("temperature: [1]", "temperature must be a number, not [1]."),
         ("use_peft: perhaps", "use_peft must be true or false, not 'perhaps'."),
         ("bf16: 1", "bf16 must be true or false, not 1."),
@@ -78,3 +81,16 @@ def test_a_shipped_recipe_and_what_a_run_writes_of_it(tmp_path, name):
     file.write_text(yaml.safe_dump(plain_settings(data, config)))
     again = parse(["--config", str(file)])
     assert plain_settings(*again) == plain_settings(data, config)
+
+
+def test_null_is_taken_or_refused_by_name_for_every_setting(tmp_path):
+    """The types decide; where TRL's type allows null and its code does not, a check of ours does."""
+    file, refusals = tmp_path / "mine.yaml", 0
+    for name in [field.name for way in (DataArguments, MGPOConfig) for field in dataclasses.fields(way) if field.init]:
+        file.write_text(f"{name}: null\n")
+        try:
+            parse(["--config", str(file), *(SHORT if name != "output_dir" else ["--use_cpu"])])
+        except ValueError as error:
+            assert name in str(error)
+            refusals += 1
+    assert refusals > 100

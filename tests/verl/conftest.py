@@ -26,7 +26,7 @@ def with_video(folder, out):
     """A copy of a checkpoint folder that verl can load: it builds the video half of a processor too."""
     import shutil
 
-    from mgpo.policies.loading import resolve
+    from mgpo.policies.names import resolve
 
     shutil.copytree(folder, out)
     shutil.copy(f"{resolve('mgpo-tiny')}/video_preprocessor_config.json", out)

@@ -19,7 +19,7 @@ from worker import batch_of, config_of, make_worker, unpadded
 
 import mgpo
 from mgpo.planning.verl_command import verl_script
-from mgpo.policies.loading import resolve
+from mgpo.policies.names import resolve
 from mgpo.policies.tokens import TurnTokens
 
 HERE = Path(__file__).parent

@@ -20,7 +20,7 @@ from mgpo.asking.settings import limits_for, load_policy, protocol_for
 from mgpo.images.imaging import DEFAULT_MAX_IMAGE_PIXELS
 from mgpo.images.photograph import Photograph
 from mgpo.method.episode import Episode
-from mgpo.method.protocol import Protocol
+from mgpo.method.protocol import Protocol, method_named
 from mgpo.method.question import LETTERS, Question
 from mgpo.method.rewards import boxed, chosen_letter
 from mgpo.policies.turn_loop import Policy, TurnLimits, run_episodes
@@ -122,8 +122,10 @@ class GroundedVQA:
             thinking: whether the chat template lets the model think first (`enable_thinking`).
             coordinates: how the model writes boxes, needed for unknown families only: see `BoxForm.parse`.
         """
-        from mgpo.policies.loading import trained_with
+        from mgpo.policies.names import trained_with
 
+        if protocol is not None:
+            method_named(protocol)  # before the model is loaded
         policy, trained = load_policy(model, engine, endpoint, thinking), trained_with(model)
         return cls(
             policy,

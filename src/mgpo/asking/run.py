@@ -12,6 +12,7 @@ from rich.console import Console
 
 from mgpo.asking.grounded import Answer, GroundedVQA
 from mgpo.asking.picture import draw_episode
+from mgpo.images.photograph import Photograph
 from mgpo.method.question import LETTERS, Question
 from mgpo.worlds.needle import needle_rows
 
@@ -27,7 +28,8 @@ def ask_photographs(
 
     A photograph named `-` is read from standard input.
     """
-    sources = [sys.stdin.buffer.read() if image == STDIN else image for image in images]
+    # Their headers are read before the model is loaded, which takes much longer.
+    sources = [Photograph(sys.stdin.buffer.read() if image == STDIN else image) for image in images]
     vqa = GroundedVQA.from_pretrained(model, **settings)
     return vqa.ask_many([(source, question, choices) for source in ([sources] if together else sources)])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mgpo.method.protocol import Protocol
+from mgpo.policies.names import resolve
 from mgpo.policies.shipped import SHIPPED
 from mgpo.policies.turn_loop import Policy, TurnLimits
 
@@ -24,6 +25,28 @@ def load_policy(
 
     Raises:
         ValueError: the engine is unknown, what it needs is not installed, or a server decides on thinking.
+        FileNotFoundError: as in `refuse_unknown_policy`.
+    """
+    refuse_unknown_policy(model, engine, endpoint, thinking)
+    if endpoint:
+        from mgpo.policies.endpoint import EndpointPolicy
+
+        return EndpointPolicy(endpoint, model)
+    if engine == "vllm":
+        from mgpo.policies.vllm_policy import VLLMPolicy
+
+        return VLLMPolicy(model, thinking)
+    from mgpo.policies.local import LocalPolicy
+
+    return LocalPolicy.load(model, thinking=thinking)
+
+
+def refuse_unknown_policy(model: str, engine: str, endpoint: str | None, thinking: bool | None) -> None:
+    """Refuse arguments of `load_policy` that name no policy. It imports nothing that takes long.
+
+    Raises:
+        ValueError: as there.
+        FileNotFoundError: the model is neither a folder with a checkpoint nor a hub id.
     """
     if endpoint and model in SHIPPED:
         raise ValueError(
@@ -33,19 +56,10 @@ def load_policy(
         raise ValueError(
             "The server of an endpoint decides whether its model thinks. Set that there, not with --thinking."
         )
-    if endpoint:
-        from mgpo.policies.endpoint import EndpointPolicy
-
-        return EndpointPolicy(endpoint, model)
-    if engine not in ENGINES:
+    if not endpoint and engine not in ENGINES:
         raise ValueError(f"engine {engine!r} is unknown. Choose one of: {', '.join(ENGINES)}.")
-    if engine == "vllm":
-        from mgpo.policies.vllm_policy import VLLMPolicy
-
-        return VLLMPolicy(model, thinking)
-    from mgpo.policies.local import LocalPolicy
-
-    return LocalPolicy.load(model, thinking=thinking)
+    if not endpoint:
+        resolve(model)
 
 
 def protocol_for(
@@ -62,7 +76,7 @@ def protocol_for(
     Args:
         policy: the policy that will be asked; its images will be within the protocol's budget.
         method, max_turns, min_pixels, max_pixels, coordinates: the settings that are given.
-        trained: see `mgpo.policies.loading.trained_with`.
+        trained: see `mgpo.policies.names.trained_with`.
 
     Raises:
         ValueError: it is not known how the policy writes boxes.

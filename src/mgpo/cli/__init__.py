@@ -30,11 +30,11 @@ from mgpo.cli.export import export_app
 from mgpo.cli.launching import asked, launch
 from mgpo.cli.options import able_to_complete, options
 from mgpo.cli.recipes import recipes
-from mgpo.cli.settings import SettingsCommand
+from mgpo.cli.settings import SettingsCommand, refuse_words
 from mgpo.cli.sharing import push
-from mgpo.errors import ProcessFailed, RunError, Stopped
+from mgpo.errors import OF_USERS, ProcessFailed, Stopped
 from mgpo.method.lenient import Answers
-from mgpo.planning.early import refuse_request, refuse_words, written
+from mgpo.planning.early import refuse_request
 from mgpo.planning.gpus import Gpus
 from mgpo.policies.shipped import TINY_TRAINED
 from mgpo.recipes import find_recipe, names
@@ -84,8 +84,7 @@ def validate(
 ) -> None:
     """Check a recipe for a number of GPUs without running it: mgpo validate RECIPE [--num_gpus 8] [--max_steps 10 ...]."""
     file = find_recipe(recipe)
-    written(file)
-    refuse_words(context.args)
+    refuse_words(["--config", str(file), *context.args], "num_gpus")
     from mgpo.planning.validate import validate_recipe
 
     for line in validate_recipe(file, context.args):
@@ -130,8 +129,13 @@ def evaluate_command(
         ),
     ] = None,
     answers: Annotated[
-        Answers, typer.Option(help="lenient: also show the accuracy if answers without a box are read.")
-    ] = Answers.STRICT,
+        str,
+        typer.Option(
+            metavar="[strict|lenient]",
+            autocompletion=lambda: list(Answers),
+            help="lenient: also show the accuracy if answers without a box are read.",
+        ),
+    ] = "strict",
     protocol: Annotated[
         str | None, typer.Option(help="mgpo, grpo, direct or adaptive. Default: as in training.")
     ] = None,
@@ -170,6 +174,7 @@ def evaluate_command(
     ] = None,
 ) -> None:
     """Evaluate a policy: accuracy, valid boxes, hits, crop-only accuracy. Run it again to resume where it stopped."""
+    reading = Answers(answers)
     from mgpo.evaluation.request import EvaluationRequest
     from mgpo.evaluation.run import run_evaluation
 
@@ -181,7 +186,7 @@ def evaluate_command(
         protocol=protocol, max_turns=max_turns, min_pixels=min_pixels, max_pixels=max_pixels, coordinates=coordinates, thinking=thinking, grounding_tokens=grounding_tokens,
         answer_tokens=answer_tokens, batch_size=batch_size, sampled=sampled, megapixels=megapixels,
         backgrounds=backgrounds, pictures=pictures, engine=engine, endpoint=endpoint, judge=judge, judge_model=judge_model,
-        controls=tuple(name.strip() for name in controls.split(",") if name.strip()), answers=answers, beside=beside,
+        controls=tuple(name.strip() for name in controls.split(",") if name.strip()), answers=reading, beside=beside,
     )  # fmt: skip
     run_evaluation(request, console)
 
@@ -302,7 +307,7 @@ def main() -> None:
     except ProcessFailed as failed:
         _say(str(failed))
         sys.exit(failed.status)
-    except (ValueError, OSError, RunError) as error:
+    except OF_USERS as error:
         _say(str(error))
         sys.exit(2)
     except Stopped as stopped:

@@ -160,8 +160,8 @@ def _of_recipe(config: Path | None, path: str | None, split: str | None) -> tupl
     """What a row must pass (None without a recipe), the data's name, and its split."""
     if config is None:
         return None, str(path), split or "train"
-    from mgpo.planning.early import written
     from mgpo.planning.validate import read_recipe
+    from mgpo.recipes import written
 
     written(config)
     _, data, settings = read_recipe(config, [])

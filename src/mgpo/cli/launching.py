@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from mgpo.cli.settings import refuse_words
 from mgpo.errors import ProcessFailed, Stopped, suggestion
 
 FLAG = "--accelerate_config"
@@ -59,9 +60,7 @@ def launch(words: Sequence[str]) -> None:
     parser = launch_command_parser()
     for_launcher, for_command = split(words, parser)
     if words[0] == "train":
-        from mgpo.training.run import refuse_unknown_settings
-
-        refuse_unknown_settings(for_command[1:])
+        refuse_words(for_command[1:])
     request = parser.parse_args([*for_launcher, "--module", "mgpo", *for_command])
     os.environ.setdefault(WAIT, str(LONGEST_STEP))
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,8 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
-from mgpo.recipes import names
+from mgpo.planning import early
+from mgpo.recipes import names, refuse_unknown_settings
 
 FILE = Path(__file__).parents[1] / "assets" / "settings.json"
 LIBRARIES = ("trl", "transformers")
@@ -89,6 +90,20 @@ def settings() -> list[dict[str, str]]:
     held = shipped()
     same = held["versions"] == {name: version(name) for name in LIBRARIES}
     return held["settings"] if same else described()
+
+
+def refuse_words(words: Sequence[str], *others: str) -> None:
+    """Refuse a command line with an unknown setting, method or recipe, without importing TRL where the shipped file holds.
+
+    Args:
+        words: settings, and `--config`; their values are checked later, by TRL's parser.
+        others: names of further options of the command.
+
+    Raises:
+        ValueError: the message names the setting that was probably meant.
+    """
+    early.refuse_words(words)
+    refuse_unknown_settings(words, {one["name"] for one in settings()} | set(others))
 
 
 class SettingsCommand(TyperCommand):

@@ -19,7 +19,7 @@ from typing import Any
 from mgpo.data.reading import BadRow, RawRow
 from mgpo.data.repeats import Repeats
 from mgpo.data.schemas import PICTURE_COLUMNS
-from mgpo.data.sources import files_of, question_row, read_questions, refuse_typo, undecoded
+from mgpo.data.sources import fetched_dataset, files_of, question_row, read_questions, refuse_typo, undecoded
 from mgpo.worlds.needle import load_needle, resized
 
 LISTED = 5
@@ -99,7 +99,9 @@ def read_all(
         return _mapped(_parquet(files, name), name, files[0].parent)
     if not files and not path.exists() and path.suffix == "" and not name.startswith((".", "/", "~")):
         refuse_typo(name)
-        return _mapped(datasets.load_dataset(name, split=split), name, Path())
+        with fetched_dataset(name):
+            data = datasets.load_dataset(name, split=split)
+        return _mapped(data, name, Path())
     rows: list[dict[str, Any]] = []
     bad: list[BadRow] = []
     repeats = Repeats()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mgpo.data.reading import SUFFIXES, BadRow, RawRow, count_rows, read_rows
 from mgpo.data.schemas import OWN, PICTURE_COLUMNS, schema_of
 from mgpo.data.texts import lettered
 from mgpo.errors import suggestion
+from mgpo.hub import fetched
 from mgpo.method.question import Question
 
 VSTAR_FOLDERS = ("direct_attributes", "relative_position")
@@ -295,9 +297,15 @@ def refuse_typo(name: str) -> None:
 def _hub_rows(name: str, split: str, config: str | None) -> Iterator[RawRow]:
     import datasets
 
-    data = undecoded(datasets.load_dataset(name, config, split=split, streaming=True))
-    for number, row in enumerate(data, 1):
-        yield RawRow(row, f"{name} {split} row {number}", Path())
+    with fetched_dataset(name):
+        data = undecoded(datasets.load_dataset(name, config, split=split, streaming=True))
+        for number, row in enumerate(data, 1):
+            yield RawRow(row, f"{name} {split} row {number}", Path())
+
+
+def fetched_dataset(name: str) -> AbstractContextManager[None]:
+    """Inside, this dataset of the hub is read; see `mgpo.hub.fetched`."""
+    return fetched(name, "dataset", "name FOLDER as the dataset")
 
 
 def undecoded(data: Any) -> Any:

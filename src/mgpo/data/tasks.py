@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -11,6 +12,7 @@ from typing import Any
 from mgpo.data.reading import SUFFIXES, BadRow
 from mgpo.data.sources import read_questions, unread_columns
 from mgpo.errors import suggestion
+from mgpo.hub import fetched
 from mgpo.method.boxes import iou
 
 Records = list[dict[str, Any]]
@@ -46,11 +48,19 @@ class Task:
             data: a file or folder in one of the layouts; the hub's dataset if None.
             split: a split other than the task's own.
         """
-        return read_questions(self._place(data), split or self.split, self.config, self.layouts)
+        with self._fetched(data):
+            yield from read_questions(self._place(data), split or self.split, self.config, self.layouts)
 
     def unread(self, data: str | None, split: str | None = None) -> list[str]:
         """Columns of its data that nothing reads. Arguments as in `rows`."""
-        return unread_columns(self._place(data), split or self.split, self.config, self.layouts)
+        with self._fetched(data):
+            return unread_columns(self._place(data), split or self.split, self.config, self.layouts)
+
+    def _fetched(self, data: str | None) -> AbstractContextManager[None]:
+        if data or self.name == self.hub:
+            return nullcontext()
+        use = f"give it by --data FOLDER, or by --data {self.name}=FOLDER beside other tasks"
+        return fetched(self.hub, "dataset", use, f"The data of {self.name} ({self.hub} on the hub)")
 
     def _place(self, data: str | None) -> str:
         if data is None and self.files:

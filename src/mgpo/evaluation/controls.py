@@ -34,7 +34,6 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from mgpo.evaluation.comparing import bootstrap_interval, drawn_together, mcnemar
@@ -65,6 +64,13 @@ class Control(StrEnum):
     CROP_ONLY = "crop_only"
 
 
+def refuse_unknown_controls(names: Sequence[str]) -> None:
+    """Refuse a name that is no control's; it is said before a model is loaded."""
+    unknown = [name for name in names if name not in list(Control)]
+    if unknown:
+        raise ValueError(f"--controls: {unknown[0]!r} is unknown. Choose among {', '.join(Control)}.")
+
+
 def chosen_controls(names: Sequence[str], protocol: Protocol, policy: Policy) -> list[Control]:
     """Controls by name.
 
@@ -72,9 +78,7 @@ def chosen_controls(names: Sequence[str], protocol: Protocol, policy: Policy) ->
         ValueError: a name is unknown, the protocol shows no region that could be controlled, or the policy cannot
             continue a turn that was begun for it.
     """
-    unknown = [name for name in names if name not in list(Control)]
-    if unknown:
-        raise ValueError(f"--controls: {unknown[0]!r} is unknown. Choose among {', '.join(Control)}.")
+    refuse_unknown_controls(names)
     if names and not protocol.looks_again:
         raise ValueError(
             f"--controls needs a protocol in which the model looks again (mgpo or adaptive), not {protocol.method}."
@@ -123,6 +127,8 @@ def _first_turns(
 def _resampled(policy: Policy, done: Sequence[Episode], limits: TurnLimits, seed: int) -> list[Said | None]:
     """First turns, each sampled until its box is valid; the last try if none was."""
     key = f"{seed}\n{done[0].question.id}\n{done[0].question.question}" if done else ""
+    import torch
+
     torch.manual_seed(_number(key) % 2**63)
     found: list[Said | None] = [None] * len(done)
     waiting = list(range(len(done)))

@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import torch
-
 from mgpo.evaluation.controls import Control, run_control
 from mgpo.images.identity import images_digest
 from mgpo.images.photograph import Photograph
@@ -159,6 +157,8 @@ def evaluate_batch(
 
     Other arguments and the results are as in `evaluate_batches`.
     """
+    import torch  # here, since it takes seconds; before the pictures, which it resizes if it is there (`mgpo.images.resizing`)
+
     start = time.perf_counter()
     greedy = [Episode(question, tuple(map(Photograph, question.images)), protocol) for question in batch]
     heard = run_episodes(policy, greedy, limits)

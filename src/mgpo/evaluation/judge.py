@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mgpo.method.prompts import neutral
-from mgpo.policies.client import openai_client
+from mgpo.policies.client import failed, openai_client
 
 KEY = "MGPO_JUDGE_KEY"
 SECONDS = 30.0
@@ -75,7 +75,7 @@ class Judge:
                 model=self.model, messages=[{"role": "user", "content": text}], temperature=0, max_tokens=16
             )
         except self._failure as error:
-            raise ConnectionError(f"The judge at {self._client.base_url} failed: {error}") from error
+            raise failed("The judge at", self._client, error) from error
         said = reply.choices[0].message.content or ""
         words = re.findall(r"[a-z]+", said.casefold())
         if not words or words[0] not in ("yes", "no"):

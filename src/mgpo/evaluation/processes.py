@@ -16,9 +16,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-import torch.distributed as dist
-
 from mgpo.errors import RunError
 
 T = TypeVar("T")
@@ -53,6 +50,8 @@ class Processes:
         """
         made: list[Any] = [make() if self.is_main else None]
         if self.count > 1:
+            import torch.distributed as dist
+
             with _partners_alive():
                 dist.broadcast_object_list(made, src=0)
         return made[0]
@@ -64,6 +63,8 @@ class Processes:
             RunError: one of them has ended instead.
         """
         if self.count > 1:
+            import torch.distributed as dist
+
             with _partners_alive():
                 dist.barrier()
 
@@ -103,6 +104,9 @@ def processes() -> Iterator[Processes]:
     if count == 1 or local < 0:
         yield Processes()
         return
+    import torch
+    import torch.distributed as dist
+
     if torch.cuda.is_available():
         if local >= torch.cuda.device_count():
             raise ValueError(

@@ -14,12 +14,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mgpo.asking.settings import limits_for, load_policy, protocol_for
+from mgpo.asking.settings import limits_for, load_policy, protocol_for, refuse_unknown_policy
 from mgpo.data.sources import unread_note
 from mgpo.data.tasks import task_of
 from mgpo.errors import RunError
 from mgpo.evaluation.batches import Batches, add_part
-from mgpo.evaluation.controls import Control, chosen_controls, controls_beside
+from mgpo.evaluation.controls import Control, chosen_controls, controls_beside, refuse_unknown_controls
 from mgpo.evaluation.evaluate import Result, adaptive_shares, evaluate_batch, lenient_share, summarise
 from mgpo.evaluation.judge import Judge
 from mgpo.evaluation.processes import Processes, appears, processes
@@ -28,9 +28,9 @@ from mgpo.evaluation.results import add_summary, claim, weights_of
 from mgpo.evaluation.tables import result_tables
 from mgpo.method.episode import End
 from mgpo.method.lenient import Answers
-from mgpo.method.protocol import Method, Protocol
+from mgpo.method.protocol import Method, Protocol, method_named
 from mgpo.method.question import Question
-from mgpo.policies.loading import trained_with
+from mgpo.policies.names import trained_with
 from mgpo.policies.turn_loop import TurnLimits
 from mgpo.runs.folder import only_one
 from mgpo.runs.trajectories import with_pictures
@@ -52,6 +52,10 @@ def run_evaluation(request: EvaluationRequest, console: Console) -> list[dict[st
             raise ValueError(
                 f"{task} and another task would both be saved as {name}. Evaluate them one by one, each with its own --out."
             )
+    refuse_unknown_policy(request.model, request.engine, request.endpoint, request.thinking)
+    refuse_unknown_controls(request.controls)
+    if request.protocol is not None:
+        method_named(request.protocol)
     with processes() as team:
         if team.count > 1 and request.engine == "vllm" and not request.endpoint:
             raise ValueError(

@@ -18,8 +18,8 @@ def asked_as(model: str, run: Path | None = None, method: str | None = None) -> 
         method: asks in this method's words instead of the run's.
     """
     from mgpo.asking.settings import limits_for, protocol_for
-    from mgpo.policies.loading import trained_with
     from mgpo.policies.local import LocalPolicy
+    from mgpo.policies.names import trained_with
 
     policy = LocalPolicy.load(model, dtype="float32")
     trained = trained_with(str(run)) if run else LIMITS | {"method": method}

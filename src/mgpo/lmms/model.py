@@ -23,8 +23,8 @@ from mgpo.data.texts import options_in
 from mgpo.method.episode import Episode
 from mgpo.method.question import LETTERS, MAX_IMAGES, Question
 from mgpo.method.rewards import boxed, chosen_letter
-from mgpo.policies.loading import trained_with
 from mgpo.policies.local import LocalPolicy
+from mgpo.policies.names import trained_with
 from mgpo.policies.turn_loop import run_episodes
 
 

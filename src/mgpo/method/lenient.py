@@ -43,6 +43,10 @@ class Answers(StrEnum):
     STRICT = "strict"
     LENIENT = "lenient"
 
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        raise ValueError(f"answers {value!r} is unknown. Choose one of: {', '.join(cls)}.")
+
 
 def lenient_letter(text: str, choices: Sequence[str]) -> str | None:
     """The letter of the choice that a reply names, in a box or without one; None if it names none, or several."""

@@ -39,6 +39,17 @@ class CropFrame(StrEnum):
     """Always the overview."""
 
 
+def method_named(name: str) -> Method:
+    """The method of a training or an evaluation; a model that was trained by `sft` answers directly.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if name not in (*Method, "sft"):
+        raise ValueError(f"protocol {name!r} is unknown. Choose one of: {', '.join(Method)}.")
+    return Method.DIRECT if name == "sft" else Method(name)
+
+
 @dataclass(frozen=True)
 class Protocol:
     """Settings of the turn protocol.
@@ -83,9 +94,7 @@ class Protocol:
             ValueError: the method asks for boxes, and neither the settings nor the family say how they are written.
         """
         way, usual = settings.get("method", "mgpo"), BoxRules()
-        if way not in (*Method, "sft"):
-            raise ValueError(f"protocol {way!r} is unknown. Choose one of: {', '.join(Method)}.")
-        method = Method.DIRECT if way == "sft" else Method(way)
+        method = method_named(way)
         written = settings.get("coordinates", "auto")
         form = own_form if written == "auto" else BoxForm.parse(written, own_form)
         if form is None and method is not Method.DIRECT:

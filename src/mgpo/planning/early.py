@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from mgpo.errors import suggestion
 from mgpo.method.methods import refuse_unknown_method
 from mgpo.planning.sizes import SIZES, Size, known_size
-from mgpo.recipes import find_recipe
+from mgpo.recipes import written
 
 
 def size_to_train(model: str, method: str) -> Size:
@@ -44,24 +41,6 @@ def refuse_request(model: str, method: str, out: Path) -> None:
         raise ValueError(f"--model {model} has no owner. Did you mean Qwen/{model}?")
     if out.exists():
         raise ValueError(f"{out} exists already. Name another file with --out.")
-
-
-def written(recipe: Path) -> dict[str, Any]:
-    """The settings that a recipe's file holds, unchecked but for the method.
-
-    Raises:
-        ValueError: it does not exist, is no YAML mapping, or its method is unknown.
-    """
-    recipe = find_recipe(recipe)
-    try:
-        found = yaml.safe_load(recipe.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{recipe} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{recipe} must contain a YAML mapping: settings and their values, such as max_steps: 300.")
-    if isinstance(found.get("method"), str):
-        refuse_unknown_method(found["method"])
-    return found
 
 
 def refuse_words(words: Sequence[str]) -> None:

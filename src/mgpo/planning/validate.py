@@ -19,12 +19,14 @@ from mgpo.config import DataArguments, MGPOConfig
 from mgpo.data.loading import load_rows, refused
 from mgpo.images.imaging import PixelBudget
 from mgpo.method.boxes import BoxForm
+from mgpo.method.groups import refuse_small_groups, refuse_split_groups
 from mgpo.method.methods import SFT
 from mgpo.method.protocol import Protocol
 from mgpo.planning.memory import memory_lines
 from mgpo.planning.sizes import known_size
 from mgpo.policies.families import family_of_name, form_of
-from mgpo.policies.loading import budget_of, load_processor, resolve
+from mgpo.policies.loading import budget_of, load_processor
+from mgpo.policies.names import resolve
 from mgpo.training.run import enough_questions, parse
 
 QWEN2_5_VL_CONTEXT = 128_000
@@ -134,28 +136,15 @@ def _config_on(devices: int) -> type[MGPOConfig]:
         world_size = property(lambda self: devices)
 
         def __post_init__(self) -> None:
-            _check_groups(self, devices)
+            refuse_small_groups(self)
+            try:
+                refuse_split_groups(self, devices, "device")
+            except ValueError as error:
+                raise ValueError(f"{error} (--num_gpus sets the number of devices of this check.)") from error
             self.use_cpu, self.tf32 = True, None
             super().__post_init__()
 
     return ConfigOn
-
-
-def _check_groups(config: MGPOConfig, devices: int) -> None:
-    """Rollouts of one generation must be whole groups of `num_generations`."""
-    size, group = config.per_device_train_batch_size, config.num_generations
-    steps = config.steps_per_generation or config.gradient_accumulation_steps
-    if group < 2:
-        raise ValueError(
-            f"num_generations={group} is too small: an advantage compares at least 2 rollouts of a question."
-        )
-    if config.generation_batch_size is None and size * steps * devices % group:
-        name = "steps_per_generation" if config.steps_per_generation else "gradient_accumulation_steps"
-        raise ValueError(
-            f"A generation of {size} per_device_train_batch_size x {steps} {name} x {_count(devices, 'device')} = "
-            f"{size * steps * devices} rollouts cannot be split into groups of num_generations={group}. Make the "
-            f"product a multiple of {group} (--num_gpus sets the number of devices of this check)."
-        )
 
 
 def _batch_lines(config: MGPOConfig, devices: int) -> list[str]:

@@ -19,7 +19,7 @@ from mgpo.images.imaging import PixelBudget
 from mgpo.method.methods import SFT
 from mgpo.planning.validate import model_facts, read_recipe
 from mgpo.planning.verl_notes import LOOP, LOSSES, SCHEDULES, notes_of, schedule_of
-from mgpo.policies.loading import resolve
+from mgpo.policies.names import resolve
 
 Pairs = list[tuple[str, Any]]
 NO_DUAL_CLIP = 1_000_000.0

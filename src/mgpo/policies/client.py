@@ -35,3 +35,25 @@ def openai_client(endpoint: str, key_variable: str, seconds: float) -> Any:
     return openai.OpenAI(
         base_url=endpoint, api_key=os.environ.get(key_variable, "none"), timeout=seconds, max_retries=2
     )
+
+
+def failed(who: str, client: Any, error: Exception) -> ConnectionError:
+    """The error of a call that failed, as one sentence with the server's address and its own words.
+
+    Args:
+        who: what the server is, e.g. "The endpoint".
+        client: what `openai_client` has made.
+        error: an `openai.OpenAIError`.
+    """
+    import openai
+
+    address = client.base_url
+    if isinstance(error, openai.APITimeoutError):
+        return ConnectionError(f"{who} {address} did not answer within {client.timeout:g} seconds.")
+    if isinstance(error, openai.APIConnectionError):
+        return ConnectionError(
+            f"{who} {address} cannot be reached ({error.__cause__ or error}). Does a server run at this address? One is started "
+            "by vllm serve MODEL, for example; its address ends in /v1."
+        )
+    reply = getattr(getattr(error, "response", None), "text", "")[:500]
+    return ConnectionError(f"{who} {address} failed: {error} {reply}".rstrip())

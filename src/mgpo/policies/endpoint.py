@@ -16,7 +16,7 @@ from PIL import Image
 
 from mgpo.images.imaging import PixelBudget
 from mgpo.method.episode import UserTurn
-from mgpo.policies.client import openai_client
+from mgpo.policies.client import failed, openai_client
 from mgpo.policies.families import family_of_name
 from mgpo.policies.turn_loop import Said
 
@@ -82,8 +82,7 @@ class EndpointPolicy:
                 model=self.model, messages=conversation, max_tokens=limit, temperature=temperature
             )
         except self._failure as error:
-            reply = getattr(getattr(error, "response", None), "text", "")[:500]
-            raise ConnectionError(f"The endpoint {self._client.base_url} failed: {error} {reply}".rstrip()) from error
+            raise failed("The endpoint", self._client, error) from error
         if "mgpo" in (reply.model_extra or {}):
             raise ValueError(
                 f"The server at {self._client.base_url} is mgpo serve, which runs all turns of a question itself. An endpoint must serve the "

@@ -2,7 +2,7 @@
 
     model, processor = load_model("runs/mine"), load_processor("runs/mine")
 
-`mgpo-tiny` and `mgpo-tiny-mgpo` name the checkpoints that the package ships; every other name is a folder or a hub id.
+`mgpo.policies.names` says what a name may be.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from huggingface_hub import hf_hub_download
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -27,30 +25,9 @@ from transformers.utils import logging
 
 from mgpo.images.imaging import PixelBudget
 from mgpo.policies.families import processor_of
+from mgpo.policies.names import fetched_model, resolve, trained_with
 from mgpo.policies.pictures import most_tokens
 from mgpo.policies.processors import build_without_video, video_settings
-from mgpo.policies.shipped import SHIPPED, TINY, folder_of
-
-
-def resolve(name_or_path: str) -> str:
-    """Folder or hub id of a policy; those in `SHIPPED` come with the package.
-
-    Raises:
-        FileNotFoundError: the name looks like a folder, but there is no model in it.
-    """
-    if name_or_path in SHIPPED:
-        return folder_of(name_or_path)
-    folder = Path(name_or_path)
-    if folder.is_dir():
-        if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-            raise FileNotFoundError(
-                f"{name_or_path} holds no model (no config.json). Name a finished run or a checkpoint."
-            )
-    elif not may_be_hub_id(name_or_path):
-        raise FileNotFoundError(
-            f"The model folder {name_or_path} does not exist. Name an existing folder, a hub id (owner/name) or {TINY}."
-        )
-    return name_or_path
 
 
 def has_torchvision() -> bool:
@@ -79,7 +56,8 @@ def load_processor(name_or_path: str, budget: PixelBudget | None = None) -> Any:
         if not (Path(path) / "tokenizer_config.json").is_file():
             path = base
     config = path if (Path(path) / "config.json").is_file() else base
-    processor = _whole_processor(path, config) or _processor_without_video(path, config)
+    with fetched_model(base):
+        processor = _whole_processor(path, config) or _processor_without_video(path, config)
     if not hasattr(processor.image_processor, "merge_size") and most_tokens(processor) is None:
         raise ValueError(
             f"The processor of {name_or_path} ({type(processor).__name__}) does not cut an image into one grid of patches, so "
@@ -133,9 +111,10 @@ def load_model(name_or_path: str, dtype: str | torch.dtype = "auto", device: str
     path = resolve(name_or_path)
     adapter = Path(path) / "adapter_config.json"
     base = resolve(json.loads(adapter.read_text())["base_model_name_or_path"]) if adapter.is_file() else path
-    model: Any = AutoModelForImageTextToText.from_pretrained(
-        base, dtype=dtype, use_safetensors=True, trust_remote_code=False
-    )
+    with fetched_model(base):
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            base, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
     if adapter.is_file():
         from peft import PeftModel
 
@@ -146,43 +125,6 @@ def load_model(name_or_path: str, dtype: str | torch.dtype = "auto", device: str
         model = PeftModel.from_pretrained(model, path, use_safetensors=True).merge_and_unload()
     placed: PreTrainedModel = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     return placed
-
-
-def trained_with(name_or_path: str) -> dict[str, Any]:
-    """Settings of the run that trained a model; empty if they are not known.
-
-    They are read from the `config.yaml` beside the model, in the run folder above a checkpoint, or on the hub.
-    """
-    if not name_or_path:  # a model that was made in memory
-        return {}
-    folder = Path(resolve(name_or_path) if name_or_path in SHIPPED else name_or_path)
-    if not folder.exists() and may_be_hub_id(name_or_path):
-        return _trained_with_on_the_hub(name_or_path)
-    run = folder.parent if folder.name.startswith("checkpoint-") else folder
-    file = run / "config.yaml"
-    return yaml.safe_load(file.read_text()) or {} if file.is_file() else {}
-
-
-def may_be_hub_id(name: str) -> bool:
-    """Whether a name that is no folder has the form owner/name."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~", "runs/"))
-
-
-def _trained_with_on_the_hub(hub_id: str) -> dict[str, Any]:
-    """Settings that `mgpo push` uploaded with a model; empty for other models, and for names that the hub does not know."""
-    try:
-        text = Path(hf_hub_download(hub_id, "config.yaml")).read_text(encoding="utf-8")
-        settings = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    # Other projects have files of this name, too.
-    return settings if isinstance(settings, dict) and "max_grounding_tokens" in settings else {}
-
-
-def template_kwargs_of(name_or_path: str, thinking: bool | None = None) -> dict[str, Any]:
-    """Variables of a policy's chat template: those of its training run, with `enable_thinking` where that is given."""
-    own = trained_with(name_or_path).get("chat_template_kwargs") or {}
-    return own if thinking is None else own | {"enable_thinking": thinking}
 
 
 def own_budget(name_or_path: str, processor: Any) -> PixelBudget:
@@ -227,7 +169,7 @@ def _counted(images: Any) -> int:
 
 def model_type_of(model: Any) -> str:
     """Model type of a loaded model, a folder or a hub id."""
-    by_name = isinstance(model, str)
-    config = AutoConfig.from_pretrained(resolve(model), trust_remote_code=False) if by_name else model.config
-    model_type: str = config.model_type
-    return model_type
+    if not isinstance(model, str):
+        return str(model.config.model_type)
+    with fetched_model(model):
+        return str(AutoConfig.from_pretrained(resolve(model), trust_remote_code=False).model_type)

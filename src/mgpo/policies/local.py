@@ -14,7 +14,8 @@ from mgpo.images.imaging import PixelBudget
 from mgpo.method.boxes import BoxForm
 from mgpo.method.episode import UserTurn
 from mgpo.policies.families import form_of
-from mgpo.policies.loading import budget_of, load_model, load_processor, set_budget, template_kwargs_of
+from mgpo.policies.loading import budget_of, load_model, load_processor, set_budget
+from mgpo.policies.names import template_kwargs_of
 from mgpo.policies.shared.models import use_packed_attention
 from mgpo.policies.shared.sampler import SharedSampler
 from mgpo.policies.shared.vision_cache import remember_towers

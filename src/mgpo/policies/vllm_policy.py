@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import AutoConfig
-
 from mgpo.images.imaging import PixelBudget
 from mgpo.method.boxes import BoxForm
 from mgpo.policies.families import form_of
-from mgpo.policies.loading import budget_of, load_processor, resolve, set_budget, template_kwargs_of
+from mgpo.policies.loading import budget_of, load_processor, model_type_of, set_budget
 from mgpo.policies.local import Conversation, TokenPolicy
+from mgpo.policies.names import resolve, template_kwargs_of
 from mgpo.policies.tokens import TurnTokens
 from mgpo.policies.turn_loop import Said
 from mgpo.policies.vllm_engine import IMAGES_PER_PROMPT, banned_words, check_prompts, one_placeholder
@@ -38,7 +37,7 @@ class VLLMPolicy(TokenPolicy):
         self._vllm = vllm
         self.processor = load_processor(model)
         self.tokens = TurnTokens(self.processor, template_kwargs_of(model, thinking))
-        self.box_form: BoxForm | None = form_of(AutoConfig.from_pretrained(path, trust_remote_code=False).model_type)
+        self.box_form: BoxForm | None = form_of(model_type_of(model))
         pictures = {"image": IMAGES_PER_PROMPT, "video": 0}
         self.llm = vllm.LLM(model=path, load_format="safetensors", limit_mm_per_prompt=pictures, **settings)
 

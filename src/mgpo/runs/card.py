@@ -8,7 +8,7 @@ from typing import Any
 
 from mgpo.files import write_whole
 from mgpo.method.methods import SFT
-from mgpo.policies.loading import resolve
+from mgpo.policies.names import resolve
 from mgpo.policies.shipped import SHIPPED
 
 _CARD = """---

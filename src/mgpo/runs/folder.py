@@ -13,15 +13,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 import yaml
 
-from mgpo.config import MGPOConfig
 from mgpo.files import write_whole
 from mgpo.runs.checkpoints import last_complete
 from mgpo.runs.environment import describe_environment
+
+if TYPE_CHECKING:  # it imports TRL, which takes seconds
+    from mgpo.config import MGPOConfig
 
 MAY_CHANGE = re.compile(
     r"output_dir|max_steps|num_train_epochs|(logging|save|eval|log|report|trajectories|disable|run|hub|push|dataset_test|dataloader)_.*"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mgpo.asking.grounded import GroundedVQA
+from mgpo.asking.settings import refuse_unknown_policy
 from mgpo.serving.limits import Limits, is_loopback
 
 KEY = "MGPO_API_KEY"
@@ -51,6 +52,8 @@ def build(request: ServeRequest) -> Any:
             f"Binding to {request.host} lets other machines connect: set a key in the environment variable {KEY}, or bind to "
             "127.0.0.1."
         )
+    ways = {"engine": "transformers", "endpoint": None, "thinking": None} | request.settings
+    refuse_unknown_policy(request.model, ways["engine"], ways["endpoint"], ways["thinking"])
     try:
         from mgpo.serving.app import create_app
         from mgpo.serving.page import mount_page

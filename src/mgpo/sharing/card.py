@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
-from mgpo.policies.loading import may_be_hub_id
+from mgpo.policies.names import may_be_hub_id
 from mgpo.runs.card import model_card
 from mgpo.sharing.results import Evaluation, metadata, table
 

@@ -16,7 +16,7 @@ import yaml
 from huggingface_hub import get_token
 
 from mgpo.images.imaging import open_image
-from mgpo.policies.loading import trained_with
+from mgpo.policies.names import trained_with
 from mgpo.runs.checkpoints import ADAPTER, INDEX, WEIGHTS, model_files
 from mgpo.sharing.card import PICTURE, hub_card, without_places
 from mgpo.sharing.results import evaluations_of

@@ -157,7 +157,7 @@ def _explained(hub_id: str) -> Iterator[None]:
 
 def _drawn(run: Path) -> Picture | None:
     """An episode about a scene of `needle`: the first fine-print question of the test split, right or wrong."""
-    from mgpo.policies.loading import trained_with
+    from mgpo.policies.names import trained_with
 
     if trained_with(str(run)).get("dataset_name") != "needle":
         return None

@@ -15,7 +15,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate.utils import gather_object
 
 from mgpo.config import DataArguments, MGPOConfig
@@ -23,13 +22,13 @@ from mgpo.data.admitting import Admission, admitted, write_listing
 from mgpo.data.loading import load_rows
 from mgpo.data.reading import BadRow
 from mgpo.data.sources import files_of, unread_columns, unread_note
-from mgpo.errors import Stopped, suggestion
+from mgpo.errors import Stopped
 from mgpo.files import write_whole
 from mgpo.method.methods import SFT
 from mgpo.policies.families import form_of
 from mgpo.policies.loading import budget_of, load_processor, model_type_of
 from mgpo.policies.tokens import TurnTokens
-from mgpo.recipes import find_recipe
+from mgpo.recipes import refuse_unknown_settings, words_apart
 from mgpo.runs.checkpoints import step_of
 from mgpo.runs.folder import (
     is_finished,
@@ -59,42 +58,9 @@ def parse(argv: list[str], config_class: type[MGPOConfig] = MGPOConfig) -> tuple
     Raises:
         ValueError: a key is unknown; the message names the one that was probably meant.
     """
-    argv = _apart(argv)
-    refuse_unknown_settings(argv)
-    data, config = parse_typed((DataArguments, config_class), argv)
+    refuse_unknown_settings(argv, {f.name for way in WAYS for f in dataclasses.fields(way) if f.init})
+    data, config = parse_typed((DataArguments, config_class), words_apart(argv))
     return data, config
-
-
-def refuse_unknown_settings(argv: list[str]) -> None:
-    """Refuse a command line, or a recipe that it names, with a setting that does not exist; see `parse`."""
-    known = {f.name for way in WAYS for f in dataclasses.fields(way) if f.init} | {"env"}
-    argv = _apart(argv)
-    for flag, value in zip(argv, argv[1:] + [""]):
-        if flag == "--config":
-            try:
-                written = yaml.safe_load(Path(value).read_text()) or {}
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise ValueError(f"{value} cannot be read: {error}") from error
-            if not isinstance(written, dict):
-                raise ValueError(
-                    f"{value} must contain a YAML mapping: settings and their values, such as max_steps: 300."
-                )
-            _refuse_unknown(written, known, value)
-        elif flag.startswith("--"):
-            _refuse_unknown([flag[2:].split("=")[0].replace("-", "_")], known, "the command line")
-
-
-def _apart(argv: list[str]) -> list[str]:
-    """The command line with `--config=NAME` as two words, which TRL's parser needs, and with the recipe's file for its name."""
-    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
-    return [str(find_recipe(word)) if before == "--config" else word for before, word in zip(["", *words], words)]
-
-
-def _refuse_unknown(keys: Any, known: set[str], where: str) -> None:
-    for key in keys:
-        bare = key.removeprefix("no_")
-        if key not in known and bare not in known:
-            raise ValueError(f"{where}: unknown setting {key!r}.{suggestion(key, known)}")
 
 
 def train(data: DataArguments, config: MGPOConfig, resume: bool = True) -> Path:

@@ -16,7 +16,8 @@ from mgpo.method.prompts import neutral, opening_text
 from mgpo.method.protocol import Protocol
 from mgpo.method.question import Question
 from mgpo.policies.families import form_of
-from mgpo.policies.loading import budget_of, load_processor, model_type_of, resolve, set_budget
+from mgpo.policies.loading import budget_of, load_processor, model_type_of, set_budget
+from mgpo.policies.names import resolve
 from mgpo.policies.shared.ranks import calls_of
 from mgpo.policies.shared.vision_cache import remember_towers
 from mgpo.policies.tokens import TurnTokens

@@ -32,7 +32,8 @@ from mgpo.method.episode import Episode
 from mgpo.method.metrics import episode_metrics
 from mgpo.method.rewards import accuracy_reward
 from mgpo.policies.families import form_of
-from mgpo.policies.loading import load_processor, model_type_of, own_budget, resolve, set_budget
+from mgpo.policies.loading import load_processor, model_type_of, own_budget, set_budget
+from mgpo.policies.names import resolve
 from mgpo.policies.pictures import Tiles
 from mgpo.policies.pixel_memory import pixels_once
 from mgpo.policies.tokens import TurnTokens

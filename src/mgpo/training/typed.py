@@ -77,7 +77,7 @@ def _is(value: Any, kind: Any) -> bool:
 def _told(name: str, given: Any, hint: Any, action: argparse.Action | None) -> str:
     if given is _NOTHING:
         return f"{name} has no value: write --{name} VALUE."
-    sentence = f"{name} must be {_words(hint, action)}, not {given!r}."
+    sentence = f"{name} must be {_words(hint, action)}, not {'null' if given is None else repr(given)}."
     if isinstance(given, bool) and action is not None and action.choices is not None:
         sentence += (
             f' YAML reads no and yes as false and true: write {name}: "{"yes" if given else "no"}", with quotes.'

@@ -1,0 +1,53 @@
+"""What a model, a dataset or a benchmark that cannot be fetched from the Hugging Face hub ends in: one sentence.
+
+The libraries' own messages name neither the model nor what to do, and each library has its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def fetched(hub_id: str, kind: str, use: str, what: str = "") -> Iterator[None]:
+    """Inside, something is fetched from the hub unless this machine has it already.
+
+    Args:
+        hub_id: its name, owner/name.
+        kind: model or dataset.
+        use: what to do with a folder that it was downloaded to: "name FOLDER as the model".
+        what: what it is; "The model owner/name" if empty.
+
+    Raises:
+        ConnectionError: it is not on this machine, and the hub cannot be reached. What the hub itself answers, e.g. that it
+            has nothing of this name, is raised unchanged: it says so.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = _why_unreached(error)
+        if reason is None:
+            raise
+        repo_type = "" if kind == "model" else f" --repo-type {kind}"
+        raise ConnectionError(
+            f"{what or f'The {kind} {hub_id}'} is not on this machine, or not all of it, and {reason}. Where there is a "
+            f"connection, download it by: hf download {hub_id}{repo_type} --local-dir FOLDER. Then {use}."
+        ) from error
+
+
+def _why_unreached(error: OSError) -> str | None:
+    """Why the hub was not reached; None if it was."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    said_so = any(isinstance(one, (ConnectionError, LocalEntryNotFoundError)) for one in chain)
+    # A download that was broken off ends in errors of many kinds, but not in those of the system, which have numbers.
+    if constants.HF_HUB_OFFLINE and (said_so or error.errno is None):
+        return "HF_HUB_OFFLINE keeps it from being fetched" + ("" if said_so else f" ({str(error).splitlines()[0]})")
+    return f"{constants.ENDPOINT} cannot be reached" if said_so else None
