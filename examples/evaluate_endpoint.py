@@ -31,8 +31,8 @@ def main() -> None:
     parser.add_argument("--answers", default="strict", choices=["strict", "lenient"], help="also read unboxed answers")
     given = parser.parse_args()
 
-    policy = load_policy(given.model, endpoint=given.url)
     questions = [Question.from_row(row) for row in islice(load_questions(given.data, given.split), given.n)]
+    policy = load_policy(given.model, endpoint=given.url)
     right = {}
     for method in ("mgpo", "direct"):
         protocol = protocol_for(policy, method, None, given.min_pixels, given.max_pixels, given.coordinates)

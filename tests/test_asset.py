@@ -109,6 +109,6 @@ class TestTheTrainedTwin:
             policy, trained = load_policy(name), trained_with(name)
             protocol = protocol_for(policy, "mgpo", None, None, None, None, trained)
             questions = (Question.from_row(row) for row in needle_rows("test", 4242, 60))
-            found = evaluate(policy, questions, protocol, limits_for(trained, None, None), batch_size=60)
+            found = evaluate(policy, questions, protocol, limits_for(trained, protocol), batch_size=60)
             hits[name] = sum(bool(result.greedy_hit) for result in found) / sum(r.greedy_hit is not None for r in found)
         assert hits["mgpo-tiny-mgpo"] > hits["mgpo-tiny"] + 0.3

@@ -141,7 +141,7 @@ QUICK = {
     "eval --engine fast": "engine 'fast' is unknown.",
     "eval --controls blur": "--controls: 'blur' is unknown.",
     "eval --protocol magic": "protocol 'magic' is unknown.",
-    "eval --endpoint http://127.0.0.1:9/v1": "--endpoint needs --model",
+    "eval --endpoint localhost:8000/v1": "'localhost:8000/v1' is no address of a server. Write it like http://localhost:8000/v1.",
     "ask missing.jpg What?": "Image 'missing.jpg' does not exist.",
     "ask photo.png What? --model runs/nowhere": "The model folder runs/nowhere does not exist.",
     "ask photo.png What? --protocol magic": "protocol 'magic' is unknown.",

@@ -60,6 +60,16 @@ def test_other_settings_can_take_a_numbered_folder_which_they_find_again(tmp_pat
     assert note.endswith(f"other settings (the model's weights), so these go into {tmp_path / 'it-4'}")
 
 
+def test_a_server_that_has_moved_goes_on_and_another_way_of_running_does_not(tmp_path):
+    claim(tmp_path, settings_of(endpoint="http://a/v1"))
+    append(tmp_path / "needle.jsonl", RECORDS[:1])
+    place, note = claim(tmp_path, settings_of(endpoint="http://b/v1"))
+    assert place == tmp_path and "from http://a/v1, and goes on with http://b/v1" in note
+    assert claim(tmp_path, settings_of(endpoint="http://b/v1")) == (tmp_path, "")
+    with pytest.raises(ValueError, match="endpoint: 'http://b/v1' -> None"):
+        claim(tmp_path, settings_of(endpoint=None))
+
+
 def test_a_summary_holds_one_row_per_task(tmp_path):
     append(tmp_path / "x.jsonl", RECORDS)
     for row in ({"task": "a", "n": 1}, {"task": "b", "n": 2}, {"task": "a", "n": 3}):

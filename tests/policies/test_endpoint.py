@@ -1,17 +1,23 @@
 """The two turns through an OpenAI-compatible server: the same answers as in this process."""
 
+import base64
+import io
 import socket
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("openai")
 pytest.importorskip("fastapi")
-from plain_chat import chat_app, serving  # noqa: E402
+import fastapi  # noqa: E402
+from plain_chat import chat_app, completion, serving  # noqa: E402
 
 from mgpo.asking.grounded import GroundedVQA  # noqa: E402
-from mgpo.asking.settings import load_policy  # noqa: E402
+from mgpo.asking.settings import load_policy, protocol_for  # noqa: E402
+from mgpo.method.episode import UserTurn  # noqa: E402
 from mgpo.method.protocol import Protocol  # noqa: E402
-from mgpo.policies.endpoint import EndpointPolicy  # noqa: E402
+from mgpo.policies.client import Refused  # noqa: E402
+from mgpo.policies.endpoint import EndpointPolicy, user_message  # noqa: E402
 from mgpo.policies.local import LocalPolicy  # noqa: E402
 from mgpo.policies.turn_loop import TurnLimits  # noqa: E402
 from mgpo.tiny.views import BUDGET  # noqa: E402
@@ -86,11 +92,123 @@ def test_an_unknown_engine_is_refused():
 
 def test_mgpo_serve_is_no_endpoint(rows):
     """It runs the turns itself: an evaluation through it would score its own answers as the model's."""
-    import fastapi
-    from plain_chat import completion
-
     app = fastapi.FastAPI()
     app.post("/v1/chat/completions")(lambda: completion("B") | {"mgpo": {"turns": []}})
     with serving(app) as url, pytest.raises(ValueError, match="is mgpo serve, which runs all turns"):
         policy = EndpointPolicy(url, "tiny", BUDGET)
         policy.say([[{"role": "user", "content": "?"}]], 4)
+
+
+def answering(models=(), complete=None, status=200):
+    """An application that lists models and answers chat completions as it is told."""
+    app = fastapi.FastAPI()
+    if models is not None:
+        listed = {
+            "object": "list",
+            "data": [{"id": m, "object": "model", "created": 0, "owned_by": "x"} for m in models],
+        }
+        app.get("/v1/models")(lambda: fastapi.responses.JSONResponse(listed, status))
+    if complete is not None:
+
+        @app.post("/v1/chat/completions")
+        def chat(body: dict):
+            return complete(body)
+
+    return app
+
+
+def pixels_of(body):
+    """Pixels of the first image in a request."""
+    part = next(p for p in body["messages"][0]["content"] if "image_url" in p)
+    with Image.open(io.BytesIO(base64.b64decode(part["image_url"]["url"].split(",")[1]))) as image:
+        return image.width * image.height
+
+
+def counted(least, most, unit=784):
+    """Chat completions of a server that brings images to its own limits and counts their tokens."""
+
+    def complete(body):
+        shown = min(max(pixels_of(body), least), most)
+        return completion("x") | {
+            "usage": {"prompt_tokens": 9 + shown // unit, "completion_tokens": 1, "total_tokens": 0}
+        }
+
+    return complete
+
+
+@pytest.mark.parametrize(
+    ("models", "status", "message"),
+    [
+        (["a", "b"], 200, r"does not list tiny\. Name one of its models by --model: a, b\."),
+        ([], 401, "refused access .*no key, since there is none in the environment variable MGPO_ENDPOINT_KEY"),
+    ],
+)
+def test_a_model_that_is_not_served_and_a_missing_key_are_said_before_any_question(models, status, message):
+    with serving(answering(models, None, status)) as url, pytest.raises((ValueError, ConnectionError), match=message):
+        load_policy("tiny", endpoint=url)
+
+
+def test_a_server_that_lists_no_models_is_asked_all_the_same():
+    for models in (None, [], ["tiny"]):
+        with serving(answering(models)) as url:
+            assert load_policy("tiny", endpoint=url).model == "tiny"
+
+
+@pytest.mark.parametrize("limits", [(1, 28_224), (1, 600_000), (500_000, 5_000_000), (1, 900_000)])
+@pytest.mark.parametrize("model", ["tiny", "Qwen2.5-VL-7B"])
+def test_a_server_that_resizes_images_is_refused_where_boxes_are_pixels_of_them(limits, model):
+    """Its limits lie within those of the protocol, 200,704 to 1,003,520 pixels; of a known family a tenth less is seen too."""
+    with serving(answering([model], counted(*limits))) as url:
+        policy = load_policy(model, endpoint=url)
+        with pytest.raises(
+            ValueError, match="resizes images: .*--min-pixels and --max-pixels.*read in the wrong place"
+        ):
+            protocol_for(policy, coordinates="absolute")
+        with pytest.warns(UserWarning, match="resizes images"):
+            protocol_for(policy, coordinates="relative_1000")
+        with pytest.warns(UserWarning, match="resizes images"):
+            protocol_for(policy, "direct")
+
+
+@pytest.mark.parametrize("unit", [784, 1024])
+def test_a_server_that_leaves_images_as_they_are_is_not_refused(unit, recwarn):
+    with serving(answering(["tiny"], counted(1, 10**8, unit))) as url:
+        policy = load_policy("tiny", endpoint=url)
+        for least, most in ((None, None), (15_680, 28_224), (784 * 4, 784 * 5), (50_000, 12_000_000)):
+            protocol_for(policy, None, None, least, most, "absolute")
+    assert not [one for one in recwarn if issubclass(one.category, UserWarning)]
+
+
+def test_the_limits_of_the_server_itself_are_taken(random_tiny):
+    """As the message advises: `mgpo-tiny` is served with its own budget."""
+    with serving(answering(["tiny"], counted(15_680, 28_224))) as url:
+        policy = load_policy("tiny", endpoint=url)
+        assert protocol_for(policy, None, None, 15_680, 28_224, "absolute").budget == BUDGET
+
+
+def test_a_refused_request_stops_or_is_an_empty_turn(rows):
+    """A server that takes no image above a size, as one whose context is short: of six questions it refuses some."""
+    sizes = []
+
+    def complete(body):
+        sizes.append(pixels_of(body))
+        if len(sizes) == 2:
+            raise fastapi.HTTPException(400, "This model's maximum context length is 2048 tokens.")
+        return completion("x")
+
+    with serving(answering(["tiny"], complete)) as url:
+        asked = [[user_message(UserTurn("?", (Image.new("RGB", (56, 56)),)))] for _ in range(3)]
+        with pytest.raises(
+            Refused, match=r"refused a request \(400 This model's maximum context length is 2048 tokens\.\)"
+        ):
+            EndpointPolicy(url, "tiny").say(asked, 4)
+        sizes.clear()
+        said = EndpointPolicy(url, "tiny", keep_going=True).say(asked, 4)
+        assert sorted(one.text for one in said) == ["", "x", "x"]
+        assert [bool(one.refused) for one in said] == [one.text == "" for one in said]
+
+    def none(body):
+        raise fastapi.HTTPException(400, "no")
+
+    with serving(answering(["tiny"], none)) as url, pytest.raises(Refused, match="400 no"):
+        EndpointPolicy(url, "tiny", keep_going=True).say(asked, 4)

@@ -127,12 +127,8 @@ class GroundedVQA:
         if protocol is not None:
             method_named(protocol)  # before the model is loaded
         policy, trained = load_policy(model, engine, endpoint, thinking), trained_with(model)
-        return cls(
-            policy,
-            protocol_for(policy, protocol, max_turns, min_pixels, max_pixels, coordinates, trained),
-            limits_for(trained, grounding_tokens, answer_tokens),
-            max_image_pixels,
-        )
+        way = protocol_for(policy, protocol, max_turns, min_pixels, max_pixels, coordinates, trained)
+        return cls(policy, way, limits_for(trained, way, grounding_tokens, answer_tokens), max_image_pixels)
 
     def ask(self, image: Any, question: str, choices: Sequence[str] | None = None) -> Answer:
         """Ask one question.

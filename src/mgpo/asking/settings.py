@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from mgpo.method.protocol import Protocol
+from mgpo.method.protocol import Method, Protocol
+from mgpo.policies.client import KEY, refuse_bad_address
 from mgpo.policies.names import resolve
-from mgpo.policies.shipped import SHIPPED
 from mgpo.policies.turn_loop import Policy, TurnLimits
 
 ENGINES = ("transformers", "vllm")
 
 
 def load_policy(
-    model: str, engine: str = "transformers", endpoint: str | None = None, thinking: bool | None = None
+    model: str,
+    engine: str = "transformers",
+    endpoint: str | None = None,
+    thinking: bool | None = None,
+    seconds: float | None = None,
+    keep_going: bool = False,
 ) -> Policy:
     """A policy by name.
 
@@ -22,16 +27,22 @@ def load_policy(
         engine: one of `ENGINES`; not used with an endpoint.
         endpoint: base URL of an OpenAI-compatible server, e.g. http://localhost:8000/v1.
         thinking: `enable_thinking` of the chat template; None leaves it as in the training run, else to the template.
+        seconds, keep_going: of an endpoint, see `mgpo.policies.endpoint.EndpointPolicy`.
 
     Raises:
-        ValueError: the engine is unknown, what it needs is not installed, or a server decides on thinking.
+        ValueError: the engine is unknown, what it needs is not installed, or a server decides on thinking, serves other models or is
+            `mgpo serve`.
+        ConnectionError: the endpoint cannot be reached, or refuses access.
         FileNotFoundError: as in `refuse_unknown_policy`.
     """
     refuse_unknown_policy(model, engine, endpoint, thinking)
     if endpoint:
-        from mgpo.policies.endpoint import EndpointPolicy
+        from mgpo.policies.endpoint import SECONDS, EndpointPolicy
+        from mgpo.policies.endpoint_check import check_model
 
-        return EndpointPolicy(endpoint, model)
+        served = EndpointPolicy(endpoint, model, seconds=seconds or SECONDS, keep_going=keep_going)
+        check_model(served)
+        return served
     if engine == "vllm":
         from mgpo.policies.vllm_policy import VLLMPolicy
 
@@ -48,14 +59,12 @@ def refuse_unknown_policy(model: str, engine: str, endpoint: str | None, thinkin
         ValueError: as there.
         FileNotFoundError: the model is neither a folder with a checkpoint nor a hub id.
     """
-    if endpoint and model in SHIPPED:
-        raise ValueError(
-            f"--endpoint needs --model: the name of the model on that server, and not {model}, which comes with this package."
-        )
     if endpoint and thinking is not None:
         raise ValueError(
             "The server of an endpoint decides whether its model thinks. Set that there, not with --thinking."
         )
+    if endpoint:
+        refuse_bad_address(endpoint, KEY)
     if not endpoint and engine not in ENGINES:
         raise ValueError(f"engine {engine!r} is unknown. Choose one of: {', '.join(ENGINES)}.")
     if not endpoint:
@@ -86,13 +95,26 @@ def protocol_for(
     policy.set_budget(budget)
     given = {"method": method, "max_turns": max_turns, "coordinates": coordinates}
     asked = {name: value for name, value in given.items() if value is not None}
-    return Protocol.from_settings((trained or {}) | asked, budget, policy.box_form)
+    protocol = Protocol.from_settings((trained or {}) | asked, budget, policy.box_form)
+    from mgpo.policies.endpoint import EndpointPolicy
+
+    if isinstance(policy, EndpointPolicy):
+        from mgpo.policies.endpoint_check import check_pixels
+
+        check_pixels(policy, protocol)
+    return protocol
 
 
-def limits_for(trained: dict[str, Any], grounding: int | None = None, answer: int | None = None) -> TurnLimits:
-    """Token limits of the turns: those given, else those of the training run, else the defaults of `TurnLimits`."""
+def limits_for(
+    trained: dict[str, Any], protocol: Protocol, grounding: int | None = None, answer: int | None = None
+) -> TurnLimits:
+    """Token limits of the turns: those given, else those of the training run, else the defaults of `TurnLimits`.
+
+    A model that was trained to box and to answer in two turns may need both limits for both in one.
+    """
     usual = TurnLimits()
-    return TurnLimits(
-        grounding or trained.get("max_grounding_tokens", usual.grounding),
-        answer or trained.get("max_answer_tokens", usual.answer),
-    )
+    grounding = grounding or trained.get("max_grounding_tokens", usual.grounding)
+    own = trained.get("max_answer_tokens", usual.answer)
+    if protocol.method is Method.GRPO and "max_answer_tokens" in trained and trained.get("method") != Method.GRPO:
+        own += grounding
+    return TurnLimits(grounding, answer or own)

@@ -157,6 +157,17 @@ def evaluate_command(
     pictures: Annotated[int, typer.Option(help="Questions per task whose pictures are saved for mgpo view.")] = 24,
     engine: Engine = "transformers",
     endpoint: Endpoint = None,
+    endpoint_seconds: Annotated[float, typer.Option(min=1, help="Time limit of one request to the endpoint.")] = 300.0,
+    refused_is_wrong: Annotated[
+        bool,
+        typer.Option(
+            "--refused-is-wrong",
+            help="Count questions that the endpoint refuses, e.g. as too long, as wrong answers. Default: stop at the first.",
+        ),
+    ] = False,
+    crop_alone: Annotated[
+        bool, typer.Option(help="Also ask each question with the crop alone: a third request per question.")
+    ] = True,
     controls: Annotated[
         str,
         typer.Option(
@@ -185,7 +196,8 @@ def evaluate_command(
         model=model, tasks=names, out=out, data=_data_by_task(names, data or []), split=split, seed=seed, n=n,
         protocol=protocol, max_turns=max_turns, min_pixels=min_pixels, max_pixels=max_pixels, coordinates=coordinates, thinking=thinking, grounding_tokens=grounding_tokens,
         answer_tokens=answer_tokens, batch_size=batch_size, sampled=sampled, megapixels=megapixels,
-        backgrounds=backgrounds, pictures=pictures, engine=engine, endpoint=endpoint, judge=judge, judge_model=judge_model,
+        backgrounds=backgrounds, pictures=pictures, engine=engine, endpoint=endpoint, seconds=endpoint_seconds, refused_is_wrong=refused_is_wrong,
+        crop_alone=crop_alone, judge=judge, judge_model=judge_model,
         controls=tuple(name.strip() for name in controls.split(",") if name.strip()), answers=reading, beside=beside,
     )  # fmt: skip
     run_evaluation(request, console)

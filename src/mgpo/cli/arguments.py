@@ -40,4 +40,9 @@ Thinking = Annotated[
     ),
 ]
 Engine = Annotated[str, typer.Option(help="transformers, or vllm.")]
-Endpoint = Annotated[str | None, typer.Option(help="OpenAI-compatible server that runs the model.")]
+Endpoint = Annotated[
+    str | None,
+    typer.Option(
+        help="OpenAI-compatible server that runs the model, e.g. http://localhost:8000/v1; --model is its name there. A key is read from MGPO_ENDPOINT_KEY."
+    ),
+]

@@ -41,6 +41,7 @@ class Result:
         iou: best overlap with a gold box.
         crop_area: share of the photograph's pixels, for a valid box.
         letters: right letters, empty for an open question.
+        refused: why a server did not let the model speak, if it did not: the answer is wrong then.
         greedy_valid_box, greedy_hit: of the greedy episode, where `valid_box` and `hit` are of a sampled turn.
         controls: whether it was answered correctly under each requested control (`mgpo.evaluation.controls`).
         seconds: the question's share of its batch.
@@ -57,6 +58,7 @@ class Result:
     iou: float | None = None
     crop_area: float | None = None
     letters: str = ""
+    refused: str = ""
     greedy_valid_box: bool | None = None
     greedy_hit: bool | None = None
     controls: dict[str, bool | None] = field(default_factory=dict)
@@ -152,17 +154,20 @@ def evaluate_batch(
     seed: int = 0,
     sampled: bool = True,
     controls: Sequence[Control] = (),
+    crop_alone: bool = True,
 ) -> list[Result]:
     """Evaluate one batch of questions; its results depend on its questions, its `number` and the seed alone.
 
-    Other arguments and the results are as in `evaluate_batches`.
+    With `crop_alone`, each question is also asked with the image alone that the model looked at. Other arguments and the results are
+    as in `evaluate_batches`.
     """
     import torch  # here, since it takes seconds; before the pictures, which it resizes if it is there (`mgpo.images.resizing`)
 
     start = time.perf_counter()
     greedy = [Episode(question, tuple(map(Photograph, question.images)), protocol) for question in batch]
     heard = run_episodes(policy, greedy, limits)
-    alone = _crop_only(policy, greedy, limits)
+    needed = crop_alone or Control.CROP_ONLY in controls
+    alone = _crop_only(policy, greedy, limits) if needed else [None] * len(greedy)
     measured = greedy
     if sampled and protocol.method is not Method.DIRECT:
         torch.manual_seed(seed * 100_003 + number)
@@ -171,6 +176,8 @@ def evaluate_batch(
             episode.opening(done.user_turns[0].images)
         run_episodes(policy, measured, limits, temperature=1.0, turns=1)
     results = [_result(*parts) for parts in zip(greedy, alone, measured)]
+    for result, turns in zip(results, heard):
+        result.refused = next((turn.refused for turn in turns if turn.refused), "")
     for control in controls:
         if control is Control.CROP_ONLY:
             answered = [result.crop_only_correct for result in results]

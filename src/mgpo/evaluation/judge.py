@@ -75,7 +75,7 @@ class Judge:
                 model=self.model, messages=[{"role": "user", "content": text}], temperature=0, max_tokens=16
             )
         except self._failure as error:
-            raise failed("The judge at", self._client, error) from error
+            raise failed("The judge at", self._client, error, KEY) from error
         said = reply.choices[0].message.content or ""
         words = re.findall(r"[a-z]+", said.casefold())
         if not words or words[0] not in ("yes", "no"):

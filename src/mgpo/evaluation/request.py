@@ -35,7 +35,9 @@ class EvaluationRequest:
         sampled: measure boxes in a first turn sampled at temperature 1, not in the greedy episode.
         pictures: number of questions per task whose images are saved for `mgpo view`.
         thinking: `enable_thinking` of the chat template.
-        engine, endpoint: what runs the model: see `mgpo.asking.settings.load_policy`.
+        engine, endpoint, seconds: what runs the model: see `mgpo.asking.settings.load_policy`.
+        refused_is_wrong: count a question that the endpoint refuses as a wrong answer; else it stops the evaluation.
+        crop_alone: also ask each question with the image alone that the model looked at.
         judge, judge_model: endpoint and model that judge open answers.
         controls: names in `mgpo.evaluation.controls.Control`, which every question is also asked under.
         answers: whether the accuracy of answers that are read without a box is shown beside the strict one.
@@ -63,6 +65,9 @@ class EvaluationRequest:
     backgrounds: str | None = None
     engine: str = "transformers"
     endpoint: str | None = None
+    seconds: float | None = None
+    refused_is_wrong: bool = False
+    crop_alone: bool = True
     judge: str | None = None
     judge_model: str = ""
     controls: tuple[str, ...] = ()

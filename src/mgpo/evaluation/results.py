@@ -18,7 +18,8 @@ from mgpo.files import write_whole
 def claim(folder: Path, settings: dict[str, Any], beside: bool = False) -> tuple[Path, str]:
     """Claim a folder for these settings, or resume an evaluation with the same settings.
 
-    Evaluations of different tasks share a folder if all else is equal: `data` says where each task's questions come from.
+    Evaluations of different tasks share a folder if all else is equal: `data` says where each task's questions come from. A served model
+    may have moved to another address.
 
     Args:
         folder: the folder.
@@ -26,7 +27,8 @@ def claim(folder: Path, settings: dict[str, Any], beside: bool = False) -> tuple
         beside: if the folder holds results under other settings, take the first of `folder-2`, `folder-3`, ... that does not.
 
     Returns:
-        The folder that is claimed, and a sentence if it is newly claimed instead of `folder`, else an empty text.
+        The folder that is claimed, and a sentence if it is newly claimed instead of `folder`, or if the model was served elsewhere;
+        else an empty text.
 
     Raises:
         ValueError: the folder holds results under other settings, and `beside` is false; the message names the first of them.
@@ -43,9 +45,15 @@ def claim(folder: Path, settings: dict[str, Any], beside: bool = False) -> tuple
         place = folder.with_name(f"{folder.name}-{number}")
     file = place / "settings.json"
     is_new = not _holds_results(place)
-    data = {} if is_new else json.loads(file.read_text()).get("data") or {}
+    held = {} if is_new else json.loads(file.read_text())
+    data = held.get("data") or {}
     write_whole(file, json.dumps(settings | {"data": data | settings["data"]}, indent=1) + "\n")
     taken = f"{folder} holds results from other settings ({why}), so these go into {place}"
+    if held and held.get("endpoint") != settings.get("endpoint"):
+        return (
+            place,
+            f"{place} holds answers of the same model's name from {held['endpoint']}, and goes on with {settings['endpoint']}",
+        )
     return place, taken if why and is_new else ""
 
 
@@ -63,6 +71,8 @@ def _differences(folder: Path, settings: dict[str, Any]) -> str:
         if key == "data":  # a task that only one of them has is no difference
             shared = (then or {}).keys() & (now or {}).keys()
             then, now = ({task: place[task] for task in sorted(shared)} for place in (then or {}, now or {}))
+        if key == "endpoint" and then and now:  # a server that is started again often has another address
+            continue
         if then != now:
             changed.append("the model's weights" if key == "weights" else f"{key}: {then!r} -> {now!r}")
     return ", ".join(changed[:4])

@@ -30,6 +30,7 @@ from mgpo.method.episode import End
 from mgpo.method.lenient import Answers
 from mgpo.method.protocol import Method, Protocol, method_named
 from mgpo.method.question import Question
+from mgpo.policies.client import Refused
 from mgpo.policies.names import trained_with
 from mgpo.policies.turn_loop import TurnLimits
 from mgpo.runs.folder import only_one
@@ -77,10 +78,10 @@ def _totals(request: EvaluationRequest, console: Console) -> dict[str, int]:
 
 def _evaluate(request: EvaluationRequest, console: Console, team: Processes) -> list[dict[str, Any]]:
     totals = team.from_main(lambda: _totals(request, console))
-    policy, trained = (
-        load_policy(request.model, request.engine, request.endpoint, request.thinking),
-        trained_with(request.model),
+    policy = load_policy(
+        request.model, request.engine, request.endpoint, request.thinking, request.seconds, request.refused_is_wrong
     )
+    trained = trained_with(request.model)
     protocol = protocol_for(
         policy,
         request.protocol,
@@ -90,7 +91,7 @@ def _evaluate(request: EvaluationRequest, console: Console, team: Processes) -> 
         request.coordinates,
         trained,
     )
-    limits = limits_for(trained, request.grounding_tokens, request.answer_tokens)
+    limits = limits_for(trained, protocol, request.grounding_tokens, request.answer_tokens)
     controls = chosen_controls(request.controls, protocol, policy)
     settings = {
         "model": request.model, "weights": weights_of(Path(request.model)), "protocol": str(protocol.method),
@@ -101,6 +102,7 @@ def _evaluate(request: EvaluationRequest, console: Console, team: Processes) -> 
         "controls": [str(control) for control in controls] or None, "engine": request.engine, "endpoint": request.endpoint, "judge": request.judge and f"{request.judge_model} at {request.judge}",
     }  # fmt: skip
     settings |= {k: v for k in ("coordinates", "thinking") if (v := getattr(request, k)) is not None}
+    settings |= {} if request.crop_alone else {"crop_alone": False}
     judge = _judge(request, team)  # refuses a URL that holds a secret, before it is written anywhere
     folder, note = team.from_main(lambda: claim(request.out, settings, request.beside))
     request = replace(request, out=folder)
@@ -141,8 +143,9 @@ class Asker:
     ) -> list[dict[str, Any]]:
         """The records of a batch, with pictures of the first questions of the task."""
         results = evaluate_batch(
-            self.policy, batch, self.protocol, self.limits, number, request.seed, request.sampled, self.controls
-        )
+            self.policy, batch, self.protocol, self.limits, number, request.seed, request.sampled, self.controls,
+            request.crop_alone,
+        )  # fmt: skip
         found = []
         for place, result in enumerate(results, number * request.batch_size):
             record = _judged(result.record(), self.judge)
@@ -177,7 +180,11 @@ def _finish(
         progress.update(bar, completed=len(done.records))
     folder = file.with_suffix(".parts")
     for number, batch in batches_of(request, task, mine):
-        add_part(folder, number, asker.records(request, file.stem, number, batch))
+        try:
+            records = asker.records(request, file.stem, number, batch)
+        except ConnectionError as error:
+            raise ConnectionError(_kept(request, task, number, done, error)) from error
+        add_part(folder, number, records)
         if done is not None:
             done.join()
             progress.update(bar, completed=len(done.records))
@@ -192,6 +199,17 @@ def _finish(
             "start the evaluation again to finish it."
         )
     return done.records
+
+
+def _kept(request: EvaluationRequest, task: str, number: int, done: Batches | None, error: ConnectionError) -> str:
+    """What a server's failure says, at which questions it came, and that the answers until then are kept."""
+    first = number * request.batch_size + 1
+    told = f"{error} It was asked questions {first} to {first + request.batch_size - 1} of {task}."
+    if isinstance(error, Refused):
+        told += " Raise what the server takes (vllm serve --max-model-len) or lower --max-pixels; --refused-is-wrong goes on."
+    if done is not None and done.records:
+        told += f" {len(done.records)} answers are kept in {request.out}."
+    return f"{told} The same command goes on from there."
 
 
 def _judge(request: EvaluationRequest, team: Processes) -> Judge | None:
@@ -227,6 +245,7 @@ def _summary(request: EvaluationRequest, task: str, records: list, protocol: Pro
     row["controls"] = controls_beside(records)
     row["cut_off_answers"] = sum(record["end"] == End.TRUNCATED for record in records)
     row["cut_off_grounding"] = sum(turn["truncated"] for record in records for turn in record["turns"][:-1])
+    row["refused"] = sum(bool(record.get("refused")) for record in records)
     row["judged"] = sum("judged" in record for record in records)
     row["seconds_per_question"] = sum(record["seconds"] for record in records) / len(records)
     return row

@@ -24,5 +24,7 @@ def asked_as(model: str, run: Path | None = None, method: str | None = None) -> 
     policy = LocalPolicy.load(model, dtype="float32")
     trained = trained_with(str(run)) if run else LIMITS | {"method": method}
     if method == "grpo":  # box and answer share a turn
-        trained |= {"max_answer_tokens": LIMITS["max_grounding_tokens"] + LIMITS["max_answer_tokens"] + 4}
-    return policy, protocol_for(policy, method, trained=trained), limits_for(trained)
+        both = LIMITS["max_grounding_tokens"] + LIMITS["max_answer_tokens"] + 4
+        trained |= {"max_answer_tokens": both, "method": method}
+    protocol = protocol_for(policy, method, trained=trained)
+    return policy, protocol, limits_for(trained, protocol)

@@ -69,7 +69,10 @@ class MGPO(lmms):
         if device not in (None, "cuda", "auto"):
             self.policy.model.to(device)
         self.protocol = protocol_for(self.policy, protocol, max_turns, min_pixels, max_pixels, coordinates, trained)
-        self.limits, self._answer_is_set = limits_for(trained, grounding_tokens, answer_tokens), bool(answer_tokens)
+        self.limits, self._answer_is_set = (
+            limits_for(trained, self.protocol, grounding_tokens, answer_tokens),
+            bool(answer_tokens),
+        )
         self.batch_size_per_gpu = int(batch_size) if str(batch_size).isdigit() else 8
 
     @property

@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any
 
 from PIL import Image
 
 from mgpo.images.imaging import PixelBudget
 from mgpo.method.episode import UserTurn
-from mgpo.policies.client import failed, openai_client
+from mgpo.policies.client import KEY, Refused, failed, openai_client
 from mgpo.policies.families import family_of_name
 from mgpo.policies.turn_loop import Said
 
-KEY = "MGPO_ENDPOINT_KEY"
 SECONDS = 300.0
 AT_ONCE = 16
+PATIENCE = 60.0
+"""Seconds after which somebody who waits for the first answer is told so."""
+IS_MGPO_SERVE = (
+    "The server at {} is mgpo serve, which runs all turns of a question itself. An endpoint must serve the bare model, e.g. vllm serve; "
+    "to evaluate the model of this server, name its folder as --model without --endpoint."
+)
 
 
 class EndpointPolicy:
@@ -34,19 +40,35 @@ class EndpointPolicy:
         model: the model's name on the server. If it contains the name of a known family, that decides how boxes are
             written.
         budget: pixel budget of each image; by default the method's, in the units of the model's family.
+        seconds: time limit of one request.
+        keep_going: take a request that the server refuses for an empty turn, with the reason in `Said.refused`, instead of raising
+            `Refused`; but not if it refuses all that are sent at once.
 
     Raises:
-        ValueError: the package `openai` is missing (`pip install "mgpo[endpoint]"`), or the URL holds a secret.
+        ValueError: the package `openai` is missing (`pip install "mgpo[endpoint]"`), or the URL holds a secret or is none.
     """
 
-    def __init__(self, endpoint: str, model: str, budget: PixelBudget | None = None) -> None:
-        self._client = openai_client(endpoint, KEY, SECONDS)
+    def __init__(
+        self,
+        endpoint: str,
+        model: str,
+        budget: PixelBudget | None = None,
+        seconds: float = SECONDS,
+        keep_going: bool = False,
+    ) -> None:
+        self._client = openai_client(endpoint, KEY, seconds)
         import openai
 
         self._failure = openai.OpenAIError
-        family = family_of_name(model)
-        self.model, self.box_form = model, family.form if family else None
-        self.budget = budget or PixelBudget.usual((family and family.factor) or PixelBudget.factor)
+        self.family = family_of_name(model)
+        self.model, self.box_form = model, self.family.form if self.family else None
+        self.budget = budget or PixelBudget.usual((self.family and self.family.factor) or PixelBudget.factor)
+        self._seconds, self._keep_going = seconds, keep_going
+
+    @property
+    def address(self) -> str:
+        """The base URL."""
+        return str(self._client.base_url)
 
     def set_budget(self, budget: PixelBudget) -> None:
         """Set the pixel budget that every image will be within."""
@@ -74,22 +96,55 @@ class EndpointPolicy:
             ConnectionError: the endpoint refused or did not answer in time; the message includes the endpoint's own.
         """
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            return list(pool.map(lambda c: self._one(c, max_new_tokens, temperature), conversations))
+            asked = [pool.submit(self._one, one, max_new_tokens, temperature) for one in conversations]
+            if not wait(asked, PATIENCE, FIRST_COMPLETED).done:
+                warnings.warn(
+                    f"{self._client.base_url} has not answered for {PATIENCE:g} seconds; it is given {self._seconds:g} for each request.",
+                    stacklevel=2,
+                )
+            try:
+                said = [one.result() for one in asked]
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        if len(said) > 1 and all(one.refused for one in said):
+            raise Refused(said[0].refused)
+        return said
 
     def _one(self, conversation: list[dict[str, Any]], limit: int, temperature: float) -> Said:
+        try:
+            reply = self.request(conversation, limit, temperature)
+        except Refused as refused:
+            if not self._keep_going:
+                raise
+            return Said([], "", False, refused=str(refused))
+        choice = reply.choices[0]
+        return Said([], choice.message.content or "", choice.finish_reason == "length")
+
+    def request(self, conversation: list[dict[str, Any]], limit: int, temperature: float = 0.0) -> Any:
+        """The server's whole reply to one conversation; errors are as in `say`."""
         try:
             reply = self._client.chat.completions.create(
                 model=self.model, messages=conversation, max_tokens=limit, temperature=temperature
             )
         except self._failure as error:
-            raise failed("The endpoint", self._client, error) from error
+            raise failed("The endpoint", self._client, error, KEY) from error
         if "mgpo" in (reply.model_extra or {}):
-            raise ValueError(
-                f"The server at {self._client.base_url} is mgpo serve, which runs all turns of a question itself. An endpoint must serve the "
-                "bare model, e.g. vllm serve; to evaluate the model of this server, name its folder as --model without --endpoint."
-            )
-        choice = reply.choices[0]
-        return Said([], choice.message.content or "", choice.finish_reason == "length")
+            raise ValueError(IS_MGPO_SERVE.format(self._client.base_url))
+        return reply
+
+    def served(self) -> list[Any]:
+        """What the server lists as its models; empty if it lists none, as some do not.
+
+        Raises:
+            ConnectionError: it cannot be reached, or refuses access.
+        """
+        try:
+            return list(self._client.with_options(timeout=min(self._seconds, PATIENCE)).models.list())
+        except self._failure as error:
+            if getattr(error, "status_code", None) in (401, 403) or not hasattr(error, "status_code"):
+                raise failed("The endpoint", self._client, error, KEY) from error
+            return []
 
 
 def user_message(turn: UserTurn) -> dict[str, Any]:

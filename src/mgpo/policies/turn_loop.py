@@ -20,11 +20,15 @@ from mgpo.method.protocol import Protocol as TurnProtocol
 
 @dataclass(frozen=True)
 class Said:
-    """One turn of the model: its tokens (`ids`, where they are known), its text, and whether it hit its token limit."""
+    """One turn of the model: its tokens (`ids`, where they are known), its text, and whether it hit its token limit.
+
+    `refused` is why a server did not let the model speak; empty if it did.
+    """
 
     ids: list[int]
     text: str
     truncated: bool
+    refused: str = ""
 
 
 class Writer(Protocol):
