@@ -154,10 +154,17 @@ def test_a_server_that_lists_no_models_is_asked_all_the_same():
             assert load_policy("tiny", endpoint=url).model == "tiny"
 
 
-@pytest.mark.parametrize("limits", [(1, 28_224), (1, 600_000), (500_000, 5_000_000), (1, 900_000)])
-@pytest.mark.parametrize("model", ["tiny", "Qwen2.5-VL-7B"])
-def test_a_server_that_resizes_images_is_refused_where_boxes_are_pixels_of_them(limits, model):
-    """Its limits lie within those of the protocol, 200,704 to 1,003,520 pixels; of a known family a tenth less is seen too."""
+@pytest.mark.parametrize(
+    ("model", "limits"),
+    [
+        (model, limits)
+        for model in ("tiny", "Qwen2.5-VL-7B")
+        for limits in ((1, 28_224), (1, 700_000), (500_000, 5_000_000))
+    ]
+    + [("Qwen2.5-VL-7B", (1, 940_000))],  # where the family is known, a small difference is seen too
+)
+def test_a_server_that_resizes_images_is_refused_where_boxes_are_pixels_of_them(model, limits):
+    """Its limits lie within those of the protocol, 200,704 to 1,003,520 pixels."""
     with serving(answering([model], counted(*limits))) as url:
         policy = load_policy(model, endpoint=url)
         with pytest.raises(
