@@ -65,3 +65,21 @@ def completion(text, reason="stop"):
     """A reply in OpenAI's format."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
     return {"id": "1", "object": "chat.completion", "created": 0, "model": "tiny", "choices": [choice]}
+
+
+def answering(models=(), complete=None, status=200):
+    """An application that lists models and answers chat completions as it is told."""
+    app = fastapi.FastAPI()
+    if models is not None:
+        listed = {
+            "object": "list",
+            "data": [{"id": m, "object": "model", "created": 0, "owned_by": "x"} for m in models],
+        }
+        app.get("/v1/models")(lambda: fastapi.responses.JSONResponse(listed, status))
+    if complete is not None:
+
+        @app.post("/v1/chat/completions")
+        def chat(body: dict):
+            return complete(body)
+
+    return app

@@ -10,7 +10,7 @@ from PIL import Image
 pytest.importorskip("openai")
 pytest.importorskip("fastapi")
 import fastapi  # noqa: E402
-from plain_chat import chat_app, completion, serving  # noqa: E402
+from plain_chat import answering, chat_app, completion, serving  # noqa: E402
 
 from mgpo.asking.grounded import GroundedVQA  # noqa: E402
 from mgpo.asking.settings import load_policy, protocol_for  # noqa: E402
@@ -97,24 +97,6 @@ def test_mgpo_serve_is_no_endpoint(rows):
     with serving(app) as url, pytest.raises(ValueError, match="is mgpo serve, which runs all turns"):
         policy = EndpointPolicy(url, "tiny", BUDGET)
         policy.say([[{"role": "user", "content": "?"}]], 4)
-
-
-def answering(models=(), complete=None, status=200):
-    """An application that lists models and answers chat completions as it is told."""
-    app = fastapi.FastAPI()
-    if models is not None:
-        listed = {
-            "object": "list",
-            "data": [{"id": m, "object": "model", "created": 0, "owned_by": "x"} for m in models],
-        }
-        app.get("/v1/models")(lambda: fastapi.responses.JSONResponse(listed, status))
-    if complete is not None:
-
-        @app.post("/v1/chat/completions")
-        def chat(body: dict):
-            return complete(body)
-
-    return app
 
 
 def pixels_of(body):

@@ -206,7 +206,7 @@ def _kept(request: EvaluationRequest, task: str, number: int, done: Batches | No
     first = number * request.batch_size + 1
     told = f"{error} It was asked questions {first} to {first + request.batch_size - 1} of {task}."
     if isinstance(error, Refused):
-        told += " Raise what the server takes (vllm serve --max-model-len) or lower --max-pixels; --refused-is-wrong goes on."
+        told += " Raise what the server takes (vllm serve --max-model-len) or lower --max-pixels or --answer-tokens; --refused-is-wrong goes on."
     if done is not None and done.records:
         told += f" {len(done.records)} answers are kept in {request.out}."
     return f"{told} The same command goes on from there."

@@ -94,7 +94,8 @@ def _remarks(rows: list[dict[str, Any]]) -> Iterator[str]:
         if 0 < row["hit_n"] < row["n"]:
             yield f"{where}hit and IoU are of the {row['hit_n']} question{'s' * (row['hit_n'] > 1)} with gold boxes"
         if row["refused"]:
-            yield f"{where}{row['refused']} questions were refused by the server and count as wrong; the lines of the results say why"
+            refused = "questions were" if row["refused"] > 1 else "question was"
+            yield f"{where}{row['refused']} {refused} refused by the server and counted as wrong; the lines of the results say why"
         for turns, option in (("answers", "--answer-tokens"), ("grounding", "--grounding-tokens")):
             if cut := row[f"cut_off_{turns}"]:
                 which = "last" if turns == "answers" else "earlier"

@@ -13,6 +13,7 @@ import re
 import sys
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
 
@@ -125,7 +126,9 @@ def _matches(one: Silent, source: str, text: str) -> bool:
 
 
 def _package(filename: str) -> str:
-    """The package of a file: what follows `site-packages`, else the file's own name."""
+    """The package of a file: this one, or what follows `site-packages`, else the file's own name."""
+    if Path(filename).is_relative_to(Path(__file__).parents[1]):
+        return "mgpo"
     parts = filename.replace("\\", "/").split("/")
     return parts[parts.index("site-packages") + 1].removesuffix(".py") if "site-packages" in parts else parts[-1]
 
