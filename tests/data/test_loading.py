@@ -44,7 +44,7 @@ def test_a_row_that_cannot_be_used_is_named_at_once(write, change, says):
 
 
 def test_many_bad_rows_are_counted(write):
-    with pytest.raises(ValueError, match=r"9 of 10 rows(.|\n)*and 4 more"):
+    with pytest.raises(ValueError, match=r"9 of 10 rows(.|\n)*row 2 and 8 more rows: it has no answer"):
         load_questions(write(ROW, *[ROW | {"answer": ""}] * 9))
 
 

@@ -3,7 +3,7 @@
 import pytest
 from miniatures import hrbench, write_parquet, write_tsv
 
-from mgpo.data.reading import BadRow, RawRow, read_rows
+from mgpo.data.reading import BadRow, RawRow, by_reason, read_rows
 
 
 def test_a_bad_line_is_yielded_and_the_next_is_read(tmp_path):
@@ -46,3 +46,10 @@ def test_parquet_rows_are_numbered_through_all_batches(tmp_path):
     file = write_parquet(tmp_path / "a.parquet", [{"n": n} for n in range(20)])
     assert [(row.columns["n"] + 1) for row in read_rows(file)] == list(range(1, 21))
     assert list(read_rows(file))[-1].where.endswith("row 20")
+
+
+def test_rows_with_the_same_fault_take_one_line():
+    bad = [BadRow(f"a.jsonl row {n}", "no question") for n in range(1, 31)] + [BadRow("a.jsonl row 31", "no answer")]
+    assert by_reason(bad, 5) == ["a.jsonl row 1 and 29 more rows: no question", "a.jsonl row 31: no answer"]
+    assert by_reason(bad, 1) == ["a.jsonl row 1 and 29 more rows: no question", "and 1 more"]
+    assert by_reason(bad[:2], 5) == ["a.jsonl row 1 and 1 more row: no question"] and by_reason([], 5) == []

@@ -21,7 +21,7 @@ from rich.text import Text
 from mgpo.data.admitting import Admission, examined, in_order
 from mgpo.data.beyond import beyond, beyond_note
 from mgpo.data.loading import Loaded
-from mgpo.data.reading import BadRow
+from mgpo.data.reading import BadRow, by_reason
 from mgpo.files import write_whole
 from mgpo.images.identity import images_digest
 from mgpo.images.imaging import PixelBudget
@@ -172,10 +172,8 @@ def show(found: Found, name: str, console: Console, most: int = 20) -> None:
         table.add_row("megapixels", f"{pixels[0]:.2f} to {pixels[-1]:.2f}, median {middle:.2f}")
         table.add_row("question", f"up to {max(found.question_lengths)} characters")
     console.print(table)
-    for bad in found.bad[:most]:
-        console.print(Text(f"  {bad}", "red"), soft_wrap=True)
-    if len(found.bad) > most:
-        console.print(f"  and {len(found.bad) - most} more")
+    for line in by_reason(found.bad, most):
+        console.print(Text(f"  {line}", "red"), soft_wrap=True)
     if not total:
         console.print(Text(f"{name} is empty: it has no rows.", "red"), soft_wrap=True)
     for note in found.notes():

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mgpo.data.reading import BadRow, RawRow
+from mgpo.data.reading import BadRow, RawRow, by_reason
 from mgpo.data.repeats import Repeats
 from mgpo.data.schemas import PICTURE_COLUMNS
 from mgpo.data.sources import fetched_dataset, files_of, question_row, read_questions, refuse_typo, undecoded
@@ -163,9 +163,8 @@ def _of_another_kind(rows: Sequence[dict[str, Any]], columns: Iterable[str]) -> 
 
 def refused(bad: Sequence[BadRow], good: int, name: str) -> ValueError:
     """The error that names the first unusable rows and counts all of them."""
-    more = f"\n  and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
-    listed = "\n".join(f"  {row}" for row in bad[:LISTED])
-    return ValueError(f"{len(bad)} of {len(bad) + good} rows of {name} cannot be used:\n{listed}{more}")
+    listed = "\n".join(f"  {line}" for line in by_reason(bad, LISTED))
+    return ValueError(f"{len(bad)} of {len(bad) + good} rows of {name} cannot be used:\n{listed}")
 
 
 def usable(rows: Iterable[dict[str, Any] | BadRow], name: str) -> Iterator[dict[str, Any]]:

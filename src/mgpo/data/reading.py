@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,20 @@ class BadRow:
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}"
+
+
+def by_reason(bad: Sequence[BadRow], most: int) -> list[str]:
+    """A line for each reason, with the first row that has it and how many more; at most so many lines, then how many rows they leave out."""
+    groups: dict[str, list[str]] = {}
+    for row in bad:
+        groups.setdefault(row.reason, []).append(row.where)
+    lines = []
+    for reason, places in list(groups.items())[:most]:
+        more = f" and {len(places) - 1:,} more row{'s' * (len(places) > 2)}" if len(places) > 1 else ""
+        lines.append(f"{places[0]}{more}: {reason}")
+    if left := sum(len(places) for places in list(groups.values())[most:]):
+        lines.append(f"and {left:,} more")
+    return lines
 
 
 def read_rows(file: Path) -> Iterator[RawRow | BadRow]:

@@ -68,7 +68,7 @@ def compare_records(task: str, a: list[dict], b: list[dict], seed: int = 0) -> C
     if len(a) != len(b) or not a:
         raise ValueError(
             f"{task}: the first run answered {len(a)} questions, the second {len(b)}. Both must have answered the same "
-            "questions."
+            "questions: run one of them again, with the --limit of the other."
         )
     for number, (one, other) in enumerate(zip(a, b), 1):
         for key in ("id", "question", "choices", "answer"):
