@@ -11,7 +11,7 @@ from trl import GRPOConfig
 from mgpo.images.imaging import PixelBudget
 from mgpo.images.photograph import DECODED_BYTES
 from mgpo.method.boxes import BoxForm
-from mgpo.method.groups import refuse_small_groups, refuse_split_evaluation, refuse_split_groups
+from mgpo.method.groups import ignore_groups, refuse_small_groups, refuse_split_evaluation, refuse_split_groups
 from mgpo.method.methods import refuse_unknown_method
 from mgpo.method.protocol import CropFrame, Protocol
 from mgpo.method.question import MAX_IMAGES, Question
@@ -196,8 +196,10 @@ class MGPOConfig(GRPOConfig):
             self.vllm_importance_sampling_mode = "token_truncate" if self.rollouts_ahead else "sequence_mask"
         if self.max_completion_length is None:
             self.max_completion_length = 0
-        given = copy.copy(self)  # TRL fills in what is left out
         refuse_small_groups(self)
+        if self.method == "sft":
+            ignore_groups(self)
+        given = copy.copy(self)  # TRL fills in what is left out
         try:
             super().__post_init__()
         except ValueError:

@@ -65,3 +65,20 @@ def test_every_value_that_is_proposed_works(size, accumulated, group, processes)
     for value in map(int, re.findall(r"num_generations to (\d+)", told)):
         assert 2 <= value <= group
         refuse_split_groups(Given(size, accumulated, value), processes)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 6, 8])
+def test_a_training_without_rollouts_takes_batches_of_any_size(batch, tmp_path):
+    """Its batch holds questions: TRL's whole groups of rollouts do not concern it, nor does a batch of its evaluation."""
+    few = {
+        "per_device_train_batch_size": batch,
+        "per_device_eval_batch_size": batch,
+        "use_cpu": True,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+    }
+    config = MGPOConfig(str(tmp_path), method="sft", **few)
+    assert config.per_device_train_batch_size == batch and config.gradient_accumulation_steps == 1
+    if batch != 8:
+        with pytest.raises(ValueError, match="no whole groups of num_generations=8"):
+            MGPOConfig(str(tmp_path), method="mgpo", **few)

@@ -9,6 +9,20 @@ from math import gcd
 from typing import Any
 
 
+def ignore_groups(config: Any) -> None:
+    """Let a training without rollouts have batches of any size: TRL asks for whole groups all the same.
+
+    Args:
+        config: settings of a training by `sft`, as given; batches of rollouts, of which it makes none, become large enough.
+    """
+    group = config.num_generations
+    given = config.generation_batch_size or config.steps_per_generation
+    if not given and config.per_device_train_batch_size * config.gradient_accumulation_steps % group:
+        config.steps_per_generation = config.gradient_accumulation_steps * group
+    if config.per_device_eval_batch_size % (config.num_generations_eval or group):
+        config.num_generations_eval = 1
+
+
 def refuse_small_groups(config: Any) -> None:
     """Refuse groups of fewer than two rollouts, and `num_generations: null`, which the type in TRL allows."""
     if config.num_generations is None or config.num_generations < 2:

@@ -19,7 +19,7 @@ from mgpo.config import DataArguments, MGPOConfig
 from mgpo.data.loading import load_rows, refused
 from mgpo.images.imaging import PixelBudget
 from mgpo.method.boxes import BoxForm
-from mgpo.method.groups import refuse_small_groups, refuse_split_groups
+from mgpo.method.groups import ignore_groups, refuse_small_groups, refuse_split_groups
 from mgpo.method.methods import SFT
 from mgpo.method.protocol import Protocol
 from mgpo.planning.memory import memory_lines
@@ -137,6 +137,8 @@ def _config_on(devices: int) -> type[MGPOConfig]:
 
         def __post_init__(self) -> None:
             refuse_small_groups(self)
+            if self.method == "sft":
+                ignore_groups(self)
             try:
                 refuse_split_groups(self, devices, "device")
             except ValueError as error:
