@@ -157,7 +157,7 @@ def test_a_missing_dataset_is_a_note_and_a_short_one_an_error(recipe, tmp_path):
         validate_recipe(recipe(dataset_name=str(folder)), []), f"note: dataset: {folder} has no train.jsonl"
     )
     (folder / "train.jsonl").write_text('{"question": "?"}\n' * 2)
-    assert "row 1: it has no 'image' and no 'answer'" in refused(recipe(dataset_name=str(folder)))
+    assert "row 1 and 1 more row: it has no 'image' and no 'answer'" in refused(recipe(dataset_name=str(folder)))
     (folder / "a.png").write_bytes(b"")
     row = {"image": "a.png", "question": "?", "choices": ["red", "blue"], "answer": "A"}
     (folder / "train.jsonl").write_text((json.dumps(row) + "\n") * 2)
