@@ -31,13 +31,13 @@ def fetched(hub_id: str, kind: str, use: str, what: str = "") -> Iterator[None]:
             raise
         repo_type = "" if kind == "model" else f" --repo-type {kind}"
         raise ConnectionError(
-            f"{what or f'The {kind} {hub_id}'} is not on this machine, or not all of it, and {reason}. Where there is a "
+            f"{what or f'The {kind} {hub_id}'} {reason}. Where there is a "
             f"connection, download it by: hf download {hub_id}{repo_type} --local-dir FOLDER. Then {use}."
         ) from error
 
 
 def _why_unreached(error: OSError) -> str | None:
-    """Why the hub was not reached; None if it was."""
+    """What is missing and why it was not fetched; None if the hub was reached."""
     from huggingface_hub import constants
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -49,5 +49,8 @@ def _why_unreached(error: OSError) -> str | None:
     said_so = any(isinstance(one, (ConnectionError, LocalEntryNotFoundError)) for one in chain)
     # A download that was broken off ends in errors of many kinds, but not in those of the system, which have numbers.
     if constants.HF_HUB_OFFLINE and (said_so or error.errno is None):
-        return "HF_HUB_OFFLINE keeps it from being fetched" + ("" if said_so else f" ({str(error).splitlines()[0]})")
-    return f"{constants.ENDPOINT} cannot be reached" if said_so else None
+        if said_so:
+            return "is not on this machine, or not all of it, and HF_HUB_OFFLINE keeps it from being fetched"
+        said = (str(error).splitlines() or ["without a reason"])[0]
+        return f"cannot be loaded from what is on this machine ({said}), and HF_HUB_OFFLINE keeps missing files from being fetched"
+    return f"is not on this machine, or not all of it, and {constants.ENDPOINT} cannot be reached" if said_so else None

@@ -118,7 +118,7 @@ def test_without_out_the_same_model_on_other_data_takes_another_folder(random_ti
     for place, limit, out, said in (
         ("one", "4", f"{name}-direct-ownpx", "results:"),
         ("two", "4", f"{name}-direct-ownpx-2", "so these go into"),
-        ("./two", "1", f"{name}-direct-ownpx-2", "summary.json keeps the figures of more questions"),
+        ("./two", "1", f"{name}-direct-ownpx-2", "summary.json keeps its row over more questions"),
     ):
         args = ["eval", "--model", str(random_tiny), "--tasks", f"{place}/{file}", "--protocol", "direct", "--limit", limit,
                 "--answer-tokens", "4"]  # fmt: skip

@@ -111,11 +111,22 @@ def test_a_run_leaves_metrics_and_trajectories(random_tiny, tmp_path, rows, monk
         assert (tmp_path / "trajectories" / row["turns"][0]["shown"]).is_file()
 
 
-def test_rollouts_of_the_first_every_nth_and_the_last_step_are_saved(random_tiny, tmp_path, rows, monkeypatch):
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"trajectories_every": 2}, [1, 3, 5, 6]),
+        ({"trajectories_every": 4, "steps_per_generation": 4}, [1, 5]),  # made before steps 1 and 5
+        ({"trajectories_every": 20, "steps_per_generation": 3, "gradient_accumulation_steps": 2}, [1, 5]),  # 1, 2, 4, 5
+        ({"trajectories_every": 3, "steps_per_generation": 2}, [1, 3, 5]),  # step 4 is due, and learns from those of 3
+    ],
+)
+def test_rollouts_of_the_first_every_nth_and_the_last_step_are_saved(
+    settings, expected, random_tiny, tmp_path, rows, monkeypatch
+):
     Script(MIXED).install(monkeypatch)
-    make_trainer(random_tiny, tmp_path, rows, max_steps=6, trajectories_every=2, trajectories_kept=1).train()
+    make_trainer(random_tiny, tmp_path, rows * 4, max_steps=6, trajectories_kept=1, **settings).train()
     saved = [int(file.stem.removeprefix("step_")) for file in sorted((tmp_path / "trajectories").glob("*.jsonl"))]
-    assert saved == [1, 3, 5, 6]
+    assert saved == expected
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert set(saved) <= {line["step"] for line in lines if "loss" in line}
 

@@ -158,6 +158,10 @@ def evaluate_command(
     engine: Engine = "transformers",
     endpoint: Endpoint = None,
     endpoint_seconds: Annotated[float, typer.Option(min=1, help="Time limit of one request to the endpoint.")] = 300.0,
+    endpoint_moved: Annotated[
+        bool,
+        typer.Option("--endpoint-moved", help="Go on with answers of another address: it served the same model."),
+    ] = False,
     refused_is_wrong: Annotated[
         bool,
         typer.Option(
@@ -196,7 +200,7 @@ def evaluate_command(
         model=model, tasks=names, out=out, data=_data_by_task(names, data or []), split=split, seed=seed, n=n,
         protocol=protocol, max_turns=max_turns, min_pixels=min_pixels, max_pixels=max_pixels, coordinates=coordinates, thinking=thinking, grounding_tokens=grounding_tokens,
         answer_tokens=answer_tokens, batch_size=batch_size, sampled=sampled, megapixels=megapixels,
-        backgrounds=backgrounds, pictures=pictures, engine=engine, endpoint=endpoint, seconds=endpoint_seconds, refused_is_wrong=refused_is_wrong,
+        backgrounds=backgrounds, pictures=pictures, engine=engine, endpoint=endpoint, seconds=endpoint_seconds, moved=endpoint_moved, refused_is_wrong=refused_is_wrong,
         crop_alone=crop_alone, judge=judge, judge_model=judge_model,
         controls=tuple(name.strip() for name in controls.split(",") if name.strip()), answers=reading, beside=beside,
     )  # fmt: skip

@@ -178,6 +178,7 @@ def evaluate_batch(
     results = [_result(*parts) for parts in zip(greedy, alone, measured)]
     for result, turns in zip(results, heard):
         result.refused = next((turn.refused for turn in turns if turn.refused), "")
+        result.correct = result.correct and not result.refused
     for control in controls:
         if control is Control.CROP_ONLY:
             answered = [result.crop_only_correct for result in results]
@@ -287,8 +288,9 @@ def _crop_only(policy: Policy, episodes: list[Episode], limits: TurnLimits) -> l
         single = Episode(question, shown, replace(protocol, method=Method.DIRECT))
         single.opening(shown)
         alone.append(single)
-    run_episodes(policy, alone, limits)
-    return [is_correct(e.model_turns[-1].text, e.question.choices, e.question.answer) for e in alone]
+    heard = run_episodes(policy, alone, limits)
+    right = [is_correct(e.model_turns[-1].text, e.question.choices, e.question.answer) for e in alone]
+    return [None if turns[-1].refused else answer for answer, turns in zip(right, heard)]
 
 
 def _result(episode: Episode, suffices: bool | None, measured: Episode) -> Result:

@@ -75,7 +75,8 @@ class Judge:
                 model=self.model, messages=[{"role": "user", "content": text}], temperature=0, max_tokens=16
             )
         except self._failure as error:
-            raise failed("The judge at", self._client, error, KEY) from error
+            told = failed("The judge at", self._client, error, KEY)
+            raise ConnectionError(*told.args) from error  # not `Refused`: that is about the policy
         said = reply.choices[0].message.content or ""
         words = re.findall(r"[a-z]+", said.casefold())
         if not words or words[0] not in ("yes", "no"):

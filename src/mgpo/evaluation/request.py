@@ -36,6 +36,7 @@ class EvaluationRequest:
         pictures: number of questions per task whose images are saved for `mgpo view`.
         thinking: `enable_thinking` of the chat template.
         engine, endpoint, seconds: what runs the model: see `mgpo.asking.settings.load_policy`.
+        moved: another address of the endpoint than before serves the same model: go on with what is answered.
         refused_is_wrong: count a question that the endpoint refuses as a wrong answer; else it stops the evaluation.
         crop_alone: also ask each question with the image alone that the model looked at.
         judge, judge_model: endpoint and model that judge open answers.
@@ -66,6 +67,7 @@ class EvaluationRequest:
     engine: str = "transformers"
     endpoint: str | None = None
     seconds: float | None = None
+    moved: bool = False
     refused_is_wrong: bool = False
     crop_alone: bool = True
     judge: str | None = None

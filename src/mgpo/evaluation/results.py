@@ -9,73 +9,100 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from mgpo.files import write_whole
+from mgpo.runs.folder import only_one
 
 
-def claim(folder: Path, settings: dict[str, Any], beside: bool = False) -> tuple[Path, str]:
-    """Claim a folder for these settings, or resume an evaluation with the same settings.
+def claim(
+    folder: Path, settings: dict[str, Any], held: ExitStack, beside: bool = False, moved: bool = False
+) -> tuple[Path, str]:
+    """Claim a folder for these settings, or resume an evaluation with the same settings. It is locked before anything is compared.
 
-    Evaluations of different tasks share a folder if all else is equal: `data` says where each task's questions come from. A served model
-    may have moved to another address.
+    Evaluations of different tasks share a folder if all else is equal: `data` says where each task's questions come from.
 
     Args:
         folder: the folder.
         settings: what is evaluated, and how.
-        beside: if the folder holds results under other settings, take the first of `folder-2`, `folder-3`, ... that does not.
+        held: takes the lock of the folder, until it is closed.
+        beside: if another process writes to the folder, or it holds results under other settings, take the first of `folder-2`,
+            `folder-3`, ... that is free.
+        moved: another address of the endpoint is no other setting.
 
     Returns:
-        The folder that is claimed, and a sentence if it is newly claimed instead of `folder`, or if the model was served elsewhere;
-        else an empty text.
+        The folder that is claimed, and a sentence if it is newly claimed instead of `folder`; else an empty text.
 
     Raises:
-        ValueError: the folder holds results under other settings, and `beside` is false; the message names the first of them.
+        ValueError: the folder holds results under other settings or is being written to, and `beside` is false, or its settings
+            cannot be read.
     """
     settings = json.loads(json.dumps(settings))
-    why, place = _differences(folder, settings), folder
-    if why and not beside:
-        raise ValueError(
-            f"{folder} holds results from other settings ({why}). Choose another --out, or delete the folder."
-        )
-    number = 1
-    while _differences(place, settings):
+    place, number, why = folder, 1, ""
+    while taken := _taken(place, settings, held, beside, moved):
+        why = why or taken
         number += 1
         place = folder.with_name(f"{folder.name}-{number}")
-    file = place / "settings.json"
     is_new = not _holds_results(place)
-    held = {} if is_new else json.loads(file.read_text())
-    data = held.get("data") or {}
-    write_whole(file, json.dumps(settings | {"data": data | settings["data"]}, indent=1) + "\n")
-    taken = f"{folder} holds results from other settings ({why}), so these go into {place}"
-    if held and held.get("endpoint") != settings.get("endpoint"):
-        return (
-            place,
-            f"{place} holds answers of the same model's name from {held['endpoint']}, and goes on with {settings['endpoint']}",
+    data = {} if is_new else _data(_read_settings(place))
+    write_whole(place / "settings.json", json.dumps(settings | {"data": data | settings["data"]}, indent=1) + "\n")
+    return place, f"{folder} {why}, so these go into {place}" if why and is_new else ""
+
+
+def _taken(place: Path, settings: dict[str, Any], held: ExitStack, beside: bool, moved: bool) -> str:
+    """Why a folder cannot be used; empty if it can: then it is locked."""
+    place.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as lock:
+        try:
+            lock.enter_context(only_one(place))
+        except ValueError:
+            if not beside:
+                raise
+            return "is being written to by another process"
+        why = _differences(place, settings, moved)
+        if not why:
+            held.push(lock.pop_all())
+            return ""
+    if not beside:
+        raise ValueError(
+            f"{place} holds results from other settings ({why}). Choose another --out, or delete the folder."
+            + (" If the same model is served there now, add --endpoint-moved." if why.startswith("endpoint: ") else "")
         )
-    return place, taken if why and is_new else ""
+    return f"holds results from other settings ({why})"
 
 
-def _differences(folder: Path, settings: dict[str, Any]) -> str:
+def _differences(folder: Path, settings: dict[str, Any], moved: bool) -> str:
     """How the settings of the results in a folder differ; empty if they do not, or if it holds none."""
-    file = folder / "settings.json"
-    if not file.is_file() or not any(
-        folder.rglob("*.jsonl")
-    ):  # a start that answered nothing does not claim the folder
+    if not _holds_results(folder):
         return ""
-    before = json.loads(file.read_text())
+    before = _read_settings(folder)
     changed = []
     for key in settings | before:
         then, now = before.get(key), settings.get(key)
         if key == "data":  # a task that only one of them has is no difference
-            shared = (then or {}).keys() & (now or {}).keys()
-            then, now = ({task: place[task] for task in sorted(shared)} for place in (then or {}, now or {}))
-        if key == "endpoint" and then and now:  # a server that is started again often has another address
+            old, new = _data(before), _data(settings)
+            shared = sorted(old.keys() & new.keys())
+            then, now = ({task: os.path.normpath(place[task]) for task in shared} for place in (old, new))
+        if key == "endpoint" and moved and then and now:
             continue
         if then != now:
             changed.append("the model's weights" if key == "weights" else f"{key}: {then!r} -> {now!r}")
     return ", ".join(changed[:4])
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    file = folder / "settings.json"
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} cannot be read ({error}). Choose another --out, or delete the folder.") from error
+
+
+def _data(settings: dict[str, Any]) -> dict[str, str]:
+    data = settings.get("data")
+    return data if isinstance(data, dict) else {}
 
 
 def _holds_results(folder: Path) -> bool:

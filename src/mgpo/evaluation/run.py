@@ -5,7 +5,7 @@ Example: `mgpo eval --model runs/mine --tasks vstar,hrbench4k --out runs/eval/mi
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from mgpo.errors import RunError
 from mgpo.evaluation.batches import Batches, add_part
 from mgpo.evaluation.controls import Control, chosen_controls, controls_beside, refuse_unknown_controls
 from mgpo.evaluation.evaluate import Result, adaptive_shares, evaluate_batch, lenient_share, summarise
+from mgpo.evaluation.judge import KEY as JUDGE_KEY
 from mgpo.evaluation.judge import Judge
 from mgpo.evaluation.processes import Processes, appears, processes
 from mgpo.evaluation.request import WORLD, EvaluationRequest, batches_of, file_of, refuse_other_data, total_of
@@ -30,10 +31,9 @@ from mgpo.method.episode import End
 from mgpo.method.lenient import Answers
 from mgpo.method.protocol import Method, Protocol, method_named
 from mgpo.method.question import Question
-from mgpo.policies.client import Refused
+from mgpo.policies.client import Refused, refuse_bad_address
 from mgpo.policies.names import trained_with
 from mgpo.policies.turn_loop import TurnLimits
-from mgpo.runs.folder import only_one
 from mgpo.runs.trajectories import with_pictures
 
 
@@ -57,6 +57,8 @@ def run_evaluation(request: EvaluationRequest, console: Console) -> list[dict[st
     refuse_unknown_controls(request.controls)
     if request.protocol is not None:
         method_named(request.protocol)
+    if request.judge:
+        refuse_bad_address(request.judge, JUDGE_KEY)  # before anything is written
     with processes() as team:
         if team.count > 1 and request.engine == "vllm" and not request.endpoint:
             raise ValueError(
@@ -103,25 +105,34 @@ def _evaluate(request: EvaluationRequest, console: Console, team: Processes) -> 
     }  # fmt: skip
     settings |= {k: v for k in ("coordinates", "thinking") if (v := getattr(request, k)) is not None}
     settings |= {} if request.crop_alone else {"crop_alone": False}
-    judge = _judge(request, team)  # refuses a URL that holds a secret, before it is written anywhere
-    folder, note = team.from_main(lambda: claim(request.out, settings, request.beside))
-    request = replace(request, out=folder)
-    if note:
-        console.print(note, markup=False, soft_wrap=True)
-    team.see(request.out / "settings.json")
-    asker = Asker(policy, protocol, limits, controls, judge)
+    with ExitStack() as held:
+        folder, note = team.from_main(lambda: claim(request.out, settings, held, request.beside, request.moved))
+        if note:
+            console.print(note, markup=False, soft_wrap=True)
+        team.see(folder / "settings.json")
+        request = replace(request, out=folder)
+        asker = Asker(policy, protocol, limits, controls, _judge(request, team))
+        return _ask_all(request, totals, asker, trained, console, team)
+
+
+def _ask_all(
+    request: EvaluationRequest,
+    totals: dict[str, int],
+    asker: Asker,
+    trained: dict[str, Any],
+    console: Console,
+    team: Processes,
+) -> list[dict[str, Any]]:
+    """Ask the questions of all tasks, print the tables, and return a row per task."""
     rows = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with (
-        only_one(request.out) if team.is_main else nullcontext(),
-        Progress(*columns, console=console) as progress,
-    ):
+    with Progress(*columns, console=console) as progress:
         for task in request.tasks:
             bar = progress.add_task(task, total=totals[task])
             records = _finish(request, task, totals[task], asker, team, progress, bar)
-            rows.append(team.from_main(partial(_summary, request, task, records, protocol, trained)))
+            rows.append(team.from_main(partial(_summary, request, task, records, asker.protocol, trained)))
             if team.is_main and not add_summary(request.out, rows[-1], file_of(task)):
-                kept = f"{task}: summary.json keeps the figures of more questions, which an earlier start answered"
+                kept = f"{task}: summary.json keeps its row over more questions, from an earlier start"
                 console.print(kept, markup=False, soft_wrap=True)
     console.print(result_tables(rows, request.model))
     console.print(f"results: {request.out}", markup=False, soft_wrap=True)
@@ -183,7 +194,7 @@ def _finish(
         try:
             records = asker.records(request, file.stem, number, batch)
         except ConnectionError as error:
-            raise ConnectionError(_kept(request, task, number, done, error)) from error
+            raise ConnectionError(_kept(request, task, number, total, done, error)) from error
         add_part(folder, number, records)
         if done is not None:
             done.join()
@@ -201,15 +212,20 @@ def _finish(
     return done.records
 
 
-def _kept(request: EvaluationRequest, task: str, number: int, done: Batches | None, error: ConnectionError) -> str:
+def _kept(
+    request: EvaluationRequest, task: str, number: int, total: int, done: Batches | None, error: ConnectionError
+) -> str:
     """What a server's failure says, at which questions it came, and that the answers until then are kept."""
     first = number * request.batch_size + 1
-    told = f"{error} It was asked questions {first} to {first + request.batch_size - 1} of {task}."
-    if isinstance(error, Refused):
-        told += " Raise what the server takes (vllm serve --max-model-len) or lower --max-pixels or --answer-tokens; --refused-is-wrong goes on."
+    told = f"{error} It was asked questions {first} to {min(first + request.batch_size - 1, total)} of {task}."
     if done is not None and done.records:
         told += f" {len(done.records)} answers are kept in {request.out}."
-    return f"{told} The same command goes on from there."
+    if not isinstance(error, Refused):
+        return f"{told} The same command goes on from there."
+    raised = "Let the server take more (vllm serve --max-model-len), or lower --max-pixels or --answer-tokens"
+    return f"{told} {raised}" + (
+        "." if request.refused_is_wrong else "; or count such questions as wrong by --refused-is-wrong."
+    )
 
 
 def _judge(request: EvaluationRequest, team: Processes) -> Judge | None:

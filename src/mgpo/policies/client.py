@@ -70,7 +70,8 @@ def failed(who: str, client: Any, error: Exception, key_variable: str) -> Connec
 
     address = client.base_url
     if isinstance(error, openai.APITimeoutError):
-        return ConnectionError(f"{who} {address} did not answer within {client.timeout:g} seconds.")
+        tries = f", {client.max_retries + 1} times" if client.max_retries else ""
+        return ConnectionError(f"{who} {address} did not answer within {client.timeout:g} seconds{tries}.")
     if isinstance(error, openai.APIConnectionError):
         return ConnectionError(
             f"{who} {address} cannot be reached ({error.__cause__ or error}). Does a server run at this address? One is started "

@@ -23,6 +23,8 @@ from mgpo.policies.turn_loop import Said
 
 SECONDS = 300.0
 AT_ONCE = 16
+MOST_REFUSED = 4
+LIST_SECONDS = 60.0
 PATIENCE = 60.0
 """Seconds after which somebody who waits for the first answer is told so."""
 IS_MGPO_SERVE = (
@@ -42,7 +44,7 @@ class EndpointPolicy:
         budget: pixel budget of each image; by default the method's, in the units of the model's family.
         seconds: time limit of one request.
         keep_going: take a request that the server refuses for an empty turn, with the reason in `Said.refused`, instead of raising
-            `Refused`; but not if it refuses all that are sent at once.
+            `Refused`; but not if it refuses `MOST_REFUSED` before it has answered any.
 
     Raises:
         ValueError: the package `openai` is missing (`pip install "mgpo[endpoint]"`), or the URL holds a secret or is none.
@@ -64,6 +66,9 @@ class EndpointPolicy:
         self.model, self.box_form = model, self.family.form if self.family else None
         self.budget = budget or PixelBudget.usual((self.family and self.family.factor) or PixelBudget.factor)
         self._seconds, self._keep_going = seconds, keep_going
+        self._refused_only = (
+            1  # one more than the requests that were refused before anything was answered; 0 from then on
+        )
 
     @property
     def address(self) -> str:
@@ -95,11 +100,13 @@ class EndpointPolicy:
             ValueError: the endpoint is `mgpo serve`.
             ConnectionError: the endpoint refused or did not answer in time; the message includes the endpoint's own.
         """
+        if not conversations:
+            return []
         with ThreadPoolExecutor(AT_ONCE) as pool:
             asked = [pool.submit(self._one, one, max_new_tokens, temperature) for one in conversations]
             if not wait(asked, PATIENCE, FIRST_COMPLETED).done:
                 warnings.warn(
-                    f"{self._client.base_url} has not answered for {PATIENCE:g} seconds; it is given {self._seconds:g} for each request.",
+                    f"{self._client.base_url} has not answered for {PATIENCE:g} seconds; the time limit of a request is {self._seconds:g} seconds.",
                     stacklevel=2,
                 )
             try:
@@ -107,8 +114,10 @@ class EndpointPolicy:
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        if len(said) > 1 and all(one.refused for one in said):
-            raise Refused(said[0].refused)
+        refused = [one.refused for one in said if one.refused]
+        self._refused_only = 0 if len(refused) < len(said) else self._refused_only and self._refused_only + len(said)
+        if self._refused_only > MOST_REFUSED:  # it has answered nothing yet
+            raise Refused(refused[0])
         return said
 
     def _one(self, conversation: list[dict[str, Any]], limit: int, temperature: float) -> Said:
@@ -129,22 +138,30 @@ class EndpointPolicy:
             )
         except self._failure as error:
             raise failed("The endpoint", self._client, error, KEY) from error
-        if "mgpo" in (reply.model_extra or {}):
+        if "mgpo" in (getattr(reply, "model_extra", None) or {}):
             raise ValueError(IS_MGPO_SERVE.format(self._client.base_url))
+        if not getattr(reply, "choices", None):
+            raise ConnectionError(
+                f"The endpoint {self._client.base_url} sent a reply without an answer. Does it speak OpenAI's protocol? Its address usually ends in /v1."
+            )
         return reply
 
     def served(self) -> list[Any]:
-        """What the server lists as its models; empty if it lists none, as some do not.
+        """What the server lists as its models; empty if it lists none, as some do not, or nothing that can be read.
 
         Raises:
             ConnectionError: it cannot be reached, or refuses access.
         """
+        client = self._client.with_options(timeout=min(self._seconds, LIST_SECONDS), max_retries=0)
         try:
-            return list(self._client.with_options(timeout=min(self._seconds, PATIENCE)).models.list())
+            found = list(client.models.list())
         except self._failure as error:
             if getattr(error, "status_code", None) in (401, 403) or not hasattr(error, "status_code"):
-                raise failed("The endpoint", self._client, error, KEY) from error
+                raise failed("The endpoint", client, error, KEY) from error
             return []
+        except (AttributeError, TypeError, ValueError):  # a web page, or JSON of another form
+            return []
+        return [one for one in found if isinstance(getattr(one, "id", None), str)]
 
 
 def user_message(turn: UserTurn) -> dict[str, Any]:

@@ -18,32 +18,31 @@ from mgpo.method.protocol import Method, Protocol
 from mgpo.policies.client import Refused
 from mgpo.policies.endpoint import IS_MGPO_SERVE, EndpointPolicy
 
-KNOWN, UNKNOWN = 0.05, 0.2
-"""By how much the visual tokens of an image may differ from what its pixels suggest: a grid that is not known rounds otherwise."""
+EXACT, SHARE = 2, 0.2
+"""By how many visual tokens, or by what share, an image may differ from what its pixels suggest: where the family is known, its grid
+is; elsewhere sides are rounded otherwise."""
 
 
 def check_model(policy: EndpointPolicy) -> None:
-    """Refuse a model that the server does not list. A server that lists none is not asked further.
+    """Warn about a model that the server does not list: some serve more names than they list.
 
     Raises:
-        ValueError: it serves other models, or is `mgpo serve`.
+        ValueError: the server is `mgpo serve`.
         ConnectionError: it cannot be reached, or refuses access.
     """
     served = policy.served()
-    if any(one.owned_by == "mgpo" for one in served):
+    if any(getattr(one, "owned_by", None) == "mgpo" for one in served):
         raise ValueError(IS_MGPO_SERVE.format(policy.address))
     names = [one.id for one in served]
     if names and policy.model not in names:
         few = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-        raise ValueError(
-            f"The endpoint {policy.address} does not list {policy.model}. Name one of its models by --model: {few}."
-        )
+        warnings.warn(f"The endpoint {policy.address} does not list {policy.model}; it lists {few}.", stacklevel=2)
 
 
 def check_pixels(policy: EndpointPolicy, protocol: Protocol) -> None:
     """Compare the prompt tokens of a small, a middle and a large image of the budget: they must grow as the pixels do.
 
-    A server that does not count prompt tokens, or refuses so short a request, is warned about.
+    A server that does not count the tokens of images, or refuses so short a request, is warned about.
 
     Raises:
         ValueError: it resizes images, and the model writes boxes in pixels of what it was shown.
@@ -53,13 +52,18 @@ def check_pixels(policy: EndpointPolicy, protocol: Protocol) -> None:
         return  # such families cut images into tiles: their tokens do not grow with the pixels
     images = [Image.new("RGB", size, "grey") for size in sizes_within(protocol.budget)]
     try:
-        usages = [policy.request(policy.open(UserTurn("?", (image,))), 1).usage for image in images]
+        counts = [_prompt_tokens(policy, (image,)) for image in images]
+        text = _prompt_tokens(policy, ())
     except Refused as refused:
-        usages = []
         warnings.warn(f"Whether the server resizes images could not be checked: {refused}", stacklevel=2)
-    if not usages or any(usage is None for usage in usages):
         return
-    tokens = [usage.prompt_tokens for usage in usages]
+    tokens = [count for count in counts if count is not None]
+    if len(tokens) < len(images) or text is None or max(tokens) <= text + EXACT:
+        warnings.warn(
+            f"Whether the server at {policy.address} resizes images could not be checked: it counts no prompt tokens of images.",
+            stacklevel=2,
+        )
+        return
     areas = [image.width * image.height for image in images]
     if grow_alike(tokens, areas, protocol.budget.factor, policy.family is not None):
         return
@@ -71,6 +75,11 @@ def check_pixels(policy: EndpointPolicy, protocol: Protocol) -> None:
     if protocol.box.form.coordinates is Coordinates.ABSOLUTE and protocol.method is not Method.DIRECT:
         raise ValueError(f"{told} Else boxes in pixels of the image that was sent would be read in the wrong place.")
     warnings.warn(told, stacklevel=2)
+
+
+def _prompt_tokens(policy: EndpointPolicy, images: tuple[Image.Image, ...]) -> int | None:
+    usage = policy.request(policy.open(UserTurn("?", images)), 1).usage
+    return getattr(usage, "prompt_tokens", None)
 
 
 def sizes_within(budget: PixelBudget) -> list[tuple[int, int]]:
@@ -97,8 +106,7 @@ def grow_alike(tokens: list[int], areas: list[int], factor: int, known: bool) ->
     grown = [tokens[1] - tokens[0], tokens[2] - tokens[1]]
     if sum(steps) == 0:
         return True
+    if known:
+        return all(abs(g - s) <= EXACT for g, s in zip(grown, steps))
     share = sum(grown) / sum(steps)
-    if known and abs(share - 1) > KNOWN or share < UNKNOWN:
-        return False
-    slack = KNOWN if known else UNKNOWN
-    return all(abs(g - share * s) <= max(1.5, slack * share * s) for g, s in zip(grown, steps))
+    return share >= SHARE and all(abs(g - share * s) <= max(EXACT, SHARE * share * s) for g, s in zip(grown, steps))

@@ -126,5 +126,10 @@ def model_files(folder: Path) -> list[Path]:
     return [file for file in sorted(folder.iterdir()) if file.is_file() and any(fnmatch(file.name, n) for n in MODEL)]
 
 
+def holds_weights(folder: Path) -> bool:
+    """Whether a run folder or checkpoint holds a model's weights, or its adapters."""
+    return any(fnmatch(file.name, pattern) for file in folder.iterdir() for pattern in WEIGHTS)
+
+
 def _is_checkpoint(path: Path) -> bool:
     return path.is_dir() and _NAME.fullmatch(path.name) is not None

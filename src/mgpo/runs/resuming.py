@@ -35,6 +35,7 @@ from mgpo.runs.checkpoints import (
     ASIDE,
     cannot_write,
     flaw,
+    holds_weights,
     is_about_the_disk,
     model_files,
     move_into_place,
@@ -282,7 +283,13 @@ class Resuming:
         self._log_end(checkpoint)
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
         if self.is_deepspeed_enabled:  # it splits and gathers weights only where it trains
+            self.refuse_unfit(best or checkpoint)
             self._finished = Path(best or checkpoint)
+            if not holds_weights(self._finished):
+                raise CheckpointError(
+                    f"{self._finished} holds DeepSpeed's parts of the weights, but no whole model. Join them by its "
+                    "zero_to_fp32.py; for the next run, set zero3_save_16bit_model: true in accelerate's configuration."
+                )
             return
         self._load_from_checkpoint(checkpoint)
         if best:

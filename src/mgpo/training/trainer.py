@@ -336,12 +336,13 @@ class MGPOTrainer(Resuming, GRPOTrainer):
             keep_settings(Path(output_dir), asked)
 
     def _save_trajectories(self) -> None:
-        """Save rollouts of the first step, of every N-th after it and of the last, under the number by which its metrics are logged."""
+        """Save the rollouts of the first step, of every N-th after it and of the last, under the first step that learns from them."""
         every, before = self.args.trajectories_every, self.state.global_step
         if not (every and self.model.training and self.accelerator.is_main_process):
             return
-        updates = self.args.steps_per_generation * self.num_iterations // self.args.gradient_accumulation_steps
-        if before % every and before + max(1, updates) < self.state.max_steps:
+        parts, each = self.args.steps_per_generation * self.num_iterations, self.args.gradient_accumulation_steps
+        steps = max(1, -(-parts // each))  # that learn from these rollouts
+        if -before % every >= steps and before + steps < self.state.max_steps:
             return
         chosen = self._episodes[:: self.num_generations][: self.args.trajectories_kept]
         file = Path(self.args.output_dir) / "trajectories" / f"step_{before + 1:06d}.jsonl"
