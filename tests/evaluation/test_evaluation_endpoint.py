@@ -97,3 +97,15 @@ def test_the_question_with_the_crop_alone_can_be_left_out(request_to, tmp_path):
         assert (row["crop_only_accuracy"] is None) == (not crop_alone)
         counts.append(len(seen) - 4)
     assert counts == [36, 24]
+
+
+def test_a_right_answer_after_a_refused_first_turn_is_wrong(request_to):
+    with serving(answering(["tiny"], refusing(range(2, 13)))) as url:
+        asked = replace(
+            request_to(url), protocol="mgpo", coordinates="relative_1000", batch_size=12, refused_is_wrong=True
+        )
+        [row] = run_evaluation(replace(asked, crop_alone=False), QUIET)
+    records = read_records(asked.out / "needle.jsonl")
+    refused = [record for record in records if record["refused"]]
+    assert len(refused) == row["refused"] == 11 and not any(record["correct"] for record in refused)
+    assert any(record["given"] == record["answer"] for record in refused)
