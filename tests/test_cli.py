@@ -183,6 +183,7 @@ def test_without_a_photograph_a_scene_is_drawn_and_asked_about(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     done = run.invoke(cli.app, ["ask", "--json"])
     found = json.loads(done.stdout.splitlines()[-1])
+    assert found["right_answer"] in "ABCD" and len(found["choices"]) == 4 and found["question"].endswith("?")
     assert found["image"].startswith("needle/test/77/") and found["letter"] in ("A", "B", "C", "D")
     assert found["turns"][0]["status"] == "valid" and Path(found["picture"]).is_file()
     done = run.invoke(cli.app, ["ask", "--save", "mine.png"])

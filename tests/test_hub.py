@@ -84,6 +84,7 @@ def raised(*errors):
 
 def test_without_a_connection_the_reason_is_told(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("mgpo.hub.reachable", lambda endpoint: True)
     with pytest.raises(
         ConnectionError, match=rf"The model a/b is not .* and {constants.ENDPOINT} cannot be reached\. "
     ):
@@ -98,6 +99,7 @@ def test_errors_of_other_kinds_stay_what_they_are(monkeypatch):
         raised(full)
     assert same.value is full
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("mgpo.hub.reachable", lambda endpoint: True)
     wrong = OSError("a/b is not a valid model identifier")
     with pytest.raises(OSError) as same:
         raised(wrong, ValueError("404"))
@@ -140,3 +142,24 @@ for load, name in (load_questions, "someone/no-data"), (load_processor, "someone
     data, model = done.stdout.splitlines()
     assert "'someone/no-data' doesn't exist on the Hub" in data and "not on this machine" not in data
     assert "someone/no-model is not a local folder and is not a valid model identifier" in model
+
+
+def test_without_a_connection_nothing_is_tried_again_and_again(tmp_path):
+    """Nothing listens at this address. The same as `reachable` finds for a name that is not resolved."""
+    place = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    code = """
+from huggingface_hub import constants
+from mgpo.policies.loading import load_processor
+from mgpo.policies.names import trained_with
+assert trained_with("someone/no-model") == {}
+try:
+    load_processor("someone/no-model")
+except ConnectionError as error:
+    print(error)
+assert constants.HF_HUB_OFFLINE is False
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | place, capture_output=True, text=True)
+    assert done.returncode == 0 and "Retrying" not in done.stderr, done.stderr
+    assert done.stdout.startswith(
+        "The model someone/no-model is not on this machine, or not all of it, and http://127.0.0.1:9 cannot"
+    )

@@ -202,7 +202,12 @@ class MGPOConfig(GRPOConfig):
         given = copy.copy(self)  # TRL fills in what is left out
         try:
             super().__post_init__()
-        except ValueError:
+        except ValueError as error:
+            if "use_cpu" in str(error) and "bf16" in str(error):
+                raise ValueError(
+                    "These settings need a GPU (bf16), and none is found here. To try data and settings without one, take a model that a "
+                    "CPU can train, e.g. --config tiny_mgpo, or set use_cpu: true and bf16: false."
+                ) from error
             if "distributed_state" in vars(self):  # the number of processes is known
                 refuse_split_groups(given, self.world_size)
                 refuse_split_evaluation(given, self.world_size)

@@ -64,3 +64,9 @@ def test_questions_about_other_images_are_drawn_apart():
     assert drawn_together(apart[0]) != drawn_together(apart[1])
     assert drawn_together(apart[0]) == drawn_together(apart[0] | {"choices": ["y", "x"]})
     assert drawn_together(record) == drawn_together(record | {"choices": ["y", "x"]}), "results of earlier versions"
+
+
+def test_the_folder_of_a_training_is_named_as_such(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="is the folder of a training. Name two folders that mgpo eval wrote"):
+        compare(tmp_path, tmp_path)

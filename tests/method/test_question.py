@@ -110,3 +110,9 @@ def test_more_images_in_the_forms_of_tables(more, images):
 def test_more_images_that_are_no_list_are_refused(more):
     with pytest.raises(ValueError, match="Row 'r7' has .* in 'more_images'"):
         Question.from_row(ROW | {"more_images": more})
+
+
+@pytest.mark.parametrize(("answer", "letter"), [("47", "B"), ("b", "B"), ("14", "A")])
+def test_an_answer_that_is_the_text_of_a_choice_is_refused_with_its_letter(answer, letter):
+    with pytest.raises(ValueError, match=f"not one of its letters AB. Write '{letter}' if that choice is meant"):
+        Question(b"x", "Which?", ("14", "47"), answer)

@@ -90,7 +90,7 @@ def test_what_was_pushed_is_asked_by_its_name_as_it_was_trained(run, hub, tmp_pa
 def test_a_settings_file_of_another_project_is_not_read_as_a_runs(text, tmp_path, monkeypatch):
     file = tmp_path / "config.yaml"
     file.write_text(text)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_: str(file))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(file))
     assert names.trained_with("someone/model") == {}
 
 

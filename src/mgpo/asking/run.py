@@ -52,21 +52,29 @@ def print_scene(question: Question, answer: Answer, picture: Path | None, as_jso
         console.print(question.question, style="bold", markup=False)
         for letter, choice in zip(LETTERS, question.choices):
             console.print(f"  {letter}. {choice}", markup=False, highlight=False)
-    print_answer(question.id, answer, picture, as_json, console)
+    asked = {"question": question.question, "choices": list(question.choices), "right_answer": question.answer}
+    print_answer(question.id, answer, picture, as_json, console, more=asked)
     if not as_json:
         right = f"{question.answer}. {question.choices[LETTERS.index(question.answer)]}"
         console.print(f"[bold]right answer[/bold] {right}", highlight=False)
 
 
 def print_answer(
-    image: str, answer: Answer, picture: Path | None, as_json: bool, console: Console, named: bool = False
+    image: str,
+    answer: Answer,
+    picture: Path | None,
+    as_json: bool,
+    console: Console,
+    named: bool = False,
+    more: dict[str, Any] | None = None,
 ) -> None:
-    """Print one answer, as text (below the name of its photograph if `named`) or as a JSON line, and save its picture."""
+    """Print one answer, as text (below the name of its photograph if `named`) or as a JSON line with `more`, and save its picture."""
     if picture is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)
         draw_episode(answer.episode).save(picture)
     if as_json:
-        print(json.dumps({"image": image, "picture": picture and str(picture)} | as_plain(answer), ensure_ascii=False))
+        line = {"image": image, "picture": picture and str(picture)} | (more or {}) | as_plain(answer)
+        print(json.dumps(line, ensure_ascii=False))
         return
     if named:
         console.print(image, markup=False, style="bold", soft_wrap=True)

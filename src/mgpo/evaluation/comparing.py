@@ -57,6 +57,8 @@ def compare(a: Path, b: Path, seed: int = 0) -> list[Comparison]:
             raise ValueError(
                 f"{folder} is not a results folder. Name two folders, or two .jsonl files, that mgpo eval wrote."
             )
+        if (folder / "metrics.jsonl").is_file():
+            raise ValueError(f"{folder} is the folder of a training. Name two folders that mgpo eval wrote.")
     shared = [f.name for f in sorted(a.glob("*.jsonl")) if (b / f.name).is_file() and f.name != "judge.jsonl"]
     if not shared:
         raise ValueError(f"{a} and {b} have no task in common. Compare two evaluations of the same task.")

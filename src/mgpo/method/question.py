@@ -57,8 +57,11 @@ class Question:
         if self.choices and not 2 <= len(self.choices) <= len(LETTERS):
             raise ValueError(f"{where} has {len(self.choices)} choices; 2 to {len(LETTERS)} are supported.")
         if self.choices and self.answer and not set(self.answer.split("|")) <= set(LETTERS[: len(self.choices)]):
+            meant = [letter for letter, choice in zip(LETTERS, self.choices) if choice == self.answer]
+            meant = meant or [letter for letter in LETTERS[: len(self.choices)] if letter == self.answer.upper()]
             raise ValueError(
                 f"{where} has the answer {self.answer!r}, which is not one of its letters {LETTERS[: len(self.choices)]}."
+                + (f" Write {meant[0]!r} if that choice is meant." if meant else "")
             )
         if len(self.images) > MAX_IMAGES:
             raise ValueError(f"{where} shows {len(self.images)} images; at most {MAX_IMAGES} are supported.")

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from mgpo.hub import fetched
+from mgpo.hub import fetched, reachable
 from mgpo.policies.shipped import SHIPPED, TINY, folder_of
 
 
@@ -58,10 +58,11 @@ def trained_with(name_or_path: str) -> dict[str, Any]:
 
 def _trained_with_on_the_hub(hub_id: str) -> dict[str, Any]:
     """Settings that `mgpo push` uploaded with a model; empty for other models, and for names that the hub does not know."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
 
+    here = constants.HF_HUB_OFFLINE or not reachable(constants.ENDPOINT)
     try:
-        text = Path(hf_hub_download(hub_id, "config.yaml")).read_text(encoding="utf-8")
+        text = Path(hf_hub_download(hub_id, "config.yaml", local_files_only=here)).read_text(encoding="utf-8")
         settings = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError):
         return {}

@@ -29,7 +29,7 @@ from mgpo.policies.families import form_of
 from mgpo.policies.loading import budget_of, load_processor, model_type_of
 from mgpo.policies.tokens import TurnTokens
 from mgpo.recipes import refuse_unknown_settings, words_apart
-from mgpo.runs.checkpoints import step_of
+from mgpo.runs.checkpoints import last_complete, step_of
 from mgpo.runs.folder import (
     is_finished,
     last_checkpoint,
@@ -78,7 +78,16 @@ def train(data: DataArguments, config: MGPOConfig, resume: bool = True) -> Path:
     take_over()
     refuse_unwritable(folder)
     with only_one(folder) if config.process_index == 0 else nullcontext():
-        return _train(data, config, folder, resume)
+        try:
+            return _train(data, config, folder, resume)
+        except KeyboardInterrupt:
+            if config.process_index == 0:
+                kept = last_complete(folder)[0]
+                goes = f"the same command goes on from {kept}" if kept else "the same command begins anew"
+                print(
+                    f"\nStopped by Ctrl-C in the middle of a step: {goes}. SIGTERM (kill PID) finishes the step and saves first."
+                )
+            raise
 
 
 def _train(data: DataArguments, config: MGPOConfig, folder: Path, resume: bool) -> Path:
