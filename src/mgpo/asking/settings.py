@@ -30,8 +30,7 @@ def load_policy(
         seconds, keep_going: of an endpoint, see `mgpo.policies.endpoint.EndpointPolicy`.
 
     Raises:
-        ValueError: the engine is unknown, what it needs is not installed, or a server decides on thinking, serves other models or is
-            `mgpo serve`.
+        ValueError: the engine is unknown, what it needs is not installed, or a server decides on thinking or is `mgpo serve`.
         ConnectionError: the endpoint cannot be reached, or refuses access.
         FileNotFoundError: as in `refuse_unknown_policy`.
     """
@@ -59,16 +58,16 @@ def refuse_unknown_policy(model: str, engine: str, endpoint: str | None, thinkin
         ValueError: as there.
         FileNotFoundError: the model is neither a folder with a checkpoint nor a hub id.
     """
-    if endpoint and thinking is not None:
-        raise ValueError(
-            "The server of an endpoint decides whether its model thinks. Set that there, not with --thinking."
-        )
     if endpoint:
         refuse_bad_address(endpoint, KEY)
-    if not endpoint and engine not in ENGINES:
+        if thinking is not None:
+            raise ValueError(
+                "The server of an endpoint decides whether its model thinks. Set that there, not with --thinking."
+            )
+        return
+    if engine not in ENGINES:
         raise ValueError(f"engine {engine!r} is unknown. Choose one of: {', '.join(ENGINES)}.")
-    if not endpoint:
-        resolve(model)
+    resolve(model)
 
 
 def protocol_for(

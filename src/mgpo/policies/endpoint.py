@@ -66,9 +66,7 @@ class EndpointPolicy:
         self.model, self.box_form = model, self.family.form if self.family else None
         self.budget = budget or PixelBudget.usual((self.family and self.family.factor) or PixelBudget.factor)
         self._seconds, self._keep_going = seconds, keep_going
-        self._refused_only = (
-            1  # one more than the requests that were refused before anything was answered; 0 from then on
-        )
+        self._has_answered, self._refused = False, 0
 
     @property
     def address(self) -> str:
@@ -106,7 +104,7 @@ class EndpointPolicy:
             asked = [pool.submit(self._one, one, max_new_tokens, temperature) for one in conversations]
             if not wait(asked, PATIENCE, FIRST_COMPLETED).done:
                 warnings.warn(
-                    f"{self._client.base_url} has not answered for {PATIENCE:g} seconds; the time limit of a request is {self._seconds:g} seconds.",
+                    f"{self.address} has not answered for {PATIENCE:g} seconds; the time limit of a request is {self._seconds:g} seconds.",
                     stacklevel=2,
                 )
             try:
@@ -115,8 +113,9 @@ class EndpointPolicy:
                 pool.shutdown(cancel_futures=True)
                 raise
         refused = [one.refused for one in said if one.refused]
-        self._refused_only = 0 if len(refused) < len(said) else self._refused_only and self._refused_only + len(said)
-        if self._refused_only > MOST_REFUSED:  # it has answered nothing yet
+        self._has_answered |= len(refused) < len(said)
+        self._refused += len(refused)
+        if not self._has_answered and self._refused >= MOST_REFUSED:
             raise Refused(refused[0])
         return said
 
@@ -139,10 +138,10 @@ class EndpointPolicy:
         except self._failure as error:
             raise failed("The endpoint", self._client, error, KEY) from error
         if "mgpo" in (getattr(reply, "model_extra", None) or {}):
-            raise ValueError(IS_MGPO_SERVE.format(self._client.base_url))
+            raise ValueError(IS_MGPO_SERVE.format(self.address))
         if not getattr(reply, "choices", None):
             raise ConnectionError(
-                f"The endpoint {self._client.base_url} sent a reply without an answer. Does it speak OpenAI's protocol? Its address usually ends in /v1."
+                f"The endpoint {self.address} sent a reply without an answer. Does it speak OpenAI's protocol? Its address usually ends in /v1."
             )
         return reply
 
